@@ -1,0 +1,157 @@
+"""Pillar I, meta-learning: the bi-level objective, and four ways to differentiate it.
+
+What is solved (the learner) stands apart from how it is differentiated (the hypergradient), so MAML,
+FOMAML, Reptile and iMAML are one learner under four hypergradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mtlib.core import Batch, Episode, Learner, Loss, Params, risk
+from mtlib.objective import Objective, Task, over_tasks
+
+Hypergradient = Callable[[Learner, Loss], Task]
+"""Turns a learner into `task(phi, episode)`: a scalar with value L^Q(adapt(φ, S)) and the gradient it claims."""
+
+
+def bilevel(
+    learner: Learner, loss: Loss, hypergradient: Hypergradient | None = None, chunk: int | None = None
+) -> Objective:
+    """min_φ (1/T) Σ_i L_i^Q( adapt(φ, S_i) ): choose φ so that what it adapts to does well on new data.
+
+    `hypergradient` is `unrolled` where none is given; `chunk` is how many tasks run as one program
+    (`mtlib.objective.over_tasks`). The data are episodes with a leading axis T.
+    """
+    task = (hypergradient or unrolled)(learner, loss)
+
+    def checked(phi: Params, episode: Episode) -> Tensor:
+        if not isinstance(episode, Episode):
+            raise TypeError(
+                f"bilevel expects episodes (support, query), got {type(episode).__name__}; "
+                "a stream of batches goes with `joint`"
+            )
+        return task(phi, episode)
+
+    return over_tasks(checked, chunk=chunk, vmap=learner.vmap)
+
+
+def unrolled(learner: Learner, loss: Loss) -> Task:
+    """The exact gradient of L^Q(θ_k(φ)), through every inner step.
+
+    dL^Q/dφ = (I − αH_0) ⋯ (I − αH_{k−1}) ∇L^Q(θ_k),  H_j = ∇²L^S(θ_j). {cite}`finn2017maml`
+    """
+
+    def task(phi: Params, episode: Episode) -> Tensor:
+        return at(learner, loss, learner.adapt(phi, episode.support), episode.query)
+
+    return task
+
+
+def first_order(learner: Learner, loss: Loss) -> Task:
+    """FOMAML: the inner steps count as constants, dL^Q/dφ ≈ ∇L^Q(θ_k); no graph of them is kept.
+
+    For learners whose θ has φ's entries; raises ValueError for others. {cite}`finn2017maml,nichol2018reptile`
+    """
+
+    def task(phi: Params, episode: Episode) -> Tensor:
+        theta = _adapted(learner, phi, episode, "first_order")
+        return at(learner, loss, {k: phi[k] + (theta[k] - phi[k]).detach() for k in theta}, episode.query)
+
+    return task
+
+
+def secant(learner: Learner, loss: Loss) -> Task:
+    """Reptile: the way the learner went, φ − θ_k, stands in for a gradient. {cite}`nichol2018reptile`
+
+    It uses the support set alone; the query set only reports the value. With one inner step of rate α it
+    is α∇L^S(φ), joint training.
+    """
+
+    def task(phi: Params, episode: Episode) -> Tensor:
+        theta = _adapted(learner, phi, episode, "secant")
+        value = at(learner, loss, theta, episode.query)
+        return _with_gradient(value, phi, {k: phi[k] - theta[k] for k in theta})
+
+    return task
+
+
+def implicit(strength: float, iterations: int = 5) -> Hypergradient:
+    """iMAML: differentiate the inner problem's solution, not the way to it.
+
+    θ* = argmin L^S(θ) + ½λ‖θ − φ‖²  ⇒  dL^Q/dφ = (I + ∇²L^S(θ*)/λ)⁻¹ ∇L^Q(θ*), by `iterations` steps of
+    conjugate gradient. λ = `strength`, the one the learner descends with: maml(..., strength=λ). Exact where
+    the learner has reached θ*, and it moves every entry of φ. {cite}`rajeswaran2019imaml`
+    """
+    if strength <= 0 or iterations < 1:
+        raise ValueError(f"expected strength > 0 and iterations ≥ 1, got {strength} and {iterations}")
+
+    def hypergradient(learner: Learner, loss: Loss) -> Task:
+        def task(phi: Params, episode: Episode) -> Tensor:
+            theta = _adapted(learner, phi, episode, "implicit")
+            still = [k for k in theta if theta[k] is phi[k]]
+            if still:
+                raise ValueError(f"implicit expects a learner that moves every entry of φ; {still[:3]} stay")
+            outer, value = torch.func.grad_and_value(lambda th: at(learner, loss, th, episode.query))(theta)
+            inner = torch.func.grad(lambda th: at(learner, loss, th, episode.support))
+            hvp = torch.func.vjp(inner, theta)[1]  # v -> ∇²L^S(θ*) v
+
+            def matrix(v: Params) -> Params:
+                hv = hvp(v)[0]
+                return {k: v[k] + hv[k] / strength for k in v}
+
+            return _with_gradient(value, phi, conjugate_gradient(matrix, outer, iterations))
+
+        return task
+
+    return hypergradient
+
+
+def at(learner: Learner, loss: Loss, theta: Params, batch: Batch) -> Tensor:
+    """L(θ) on a batch, predicted as the learner predicts."""
+    return risk(loss, learner.predict(theta, batch.x), batch.y)
+
+
+def conjugate_gradient(matrix: Callable[[Params], Params], b: Params, iterations: int) -> Params:
+    """Solve `matrix`(x) = b for a symmetric positive definite map on dicts of tensors, from x = 0."""
+    x = {k: torch.zeros_like(v) for k, v in b.items()}
+    r, p = b, b
+    rr = _dot(r, r)
+    for _ in range(iterations):
+        ap = matrix(p)
+        alpha = _ratio(rr, _dot(p, ap))
+        x = {k: x[k] + alpha * p[k] for k in x}
+        r = {k: r[k] - alpha * ap[k] for k in r}
+        rr, before = _dot(r, r), rr
+        beta = _ratio(rr, before)
+        p = {k: r[k] + beta * p[k] for k in p}
+    return x
+
+
+def _adapted(learner: Learner, phi: Params, episode: Episode, who: str) -> Params:
+    """θ as a constant: adapted from a detached φ, so that no graph of the inner steps is kept."""
+    fixed = {k: v.detach() for k, v in phi.items()}
+    theta = learner.adapt(fixed, episode.support)
+    extra = [k for k in theta if k not in phi]
+    if extra:
+        raise ValueError(
+            f"{who} expects a learner whose θ has the entries of φ; this one adds {extra[:3]}. Use unrolled."
+        )
+    return {k: phi[k] if v is fixed[k] else v.detach() for k, v in theta.items()}
+
+
+def _with_gradient(value: Tensor, phi: Params, g: Params) -> Tensor:
+    """A scalar equal to `value`, whose gradient with respect to φ is g."""
+    return value.detach() + sum(((phi[k] - phi[k].detach()) * g[k].detach()).sum() for k in g)
+
+
+def _dot(a: Params, b: Params) -> Tensor:
+    return sum((a[k] * b[k]).sum() for k in a)  # type: ignore[return-value]
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0: the solution has been reached."""
+    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))

@@ -1,0 +1,210 @@
+"""Tasks, learners, and a network as a function of its parameters.
+
+Axis letters, here and everywhere: T tasks · N support · Q query · B batch · W ways (outputs) ·
+D features · C classes.  `phi` is what tasks share, `theta` what one task adapted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Params = dict[str, Tensor]
+"""Names as in `net.named_parameters()`; a method's own entries travel along under their own prefix."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""`loss(prediction, y)` -> scalar, the mean over the batch; torch's own losses fit."""
+
+Rate = float | Tensor | Params
+
+
+class Batch(NamedTuple):
+    x: Tensor  # (B, *item)
+    y: Tensor  # (B, W), one-hot or real
+
+
+class Episode(NamedTuple):
+    support: Batch  # what a task shows
+    query: Batch  # what it asks
+
+
+Stream = Callable[[int], Any]
+"""`stream(step)` -> Episode or Batch with a leading axis T; the same step gives the same draw, always."""
+
+
+class Learner(NamedTuple):
+    """What happens inside one task: three pure functions.
+
+    `init() -> phi`, `adapt(phi, support) -> theta`, `predict(theta, x) -> (B, W)`.
+    `x` is the whole query batch: a transductive learner may use all of it, and says so.
+    """
+
+    init: Callable[[], Params]
+    adapt: Callable[[Params, Batch], Params]
+    predict: Callable[[Params, Tensor], Tensor]
+    vmap: bool = True  # False where only a loop over tasks runs (L-BFGS, for one)
+
+
+def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
+    """f on each tensor of a Batch or Episode: moving it to a device, taking one task of it, ..."""
+    return f(data) if isinstance(data, Tensor) else type(data)(*(over(f, d) for d in data))
+
+
+# A network as a function of its parameters ---------------------------------------------------
+
+
+def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
+    """f(θ, x): the network with its parameters as an argument; entries of θ it does not know stay out."""
+
+    def f(theta: Params, x: Tensor) -> Tensor:
+        state = _state(net, theta)
+        try:
+            return functional_call(net, state, (x,))
+        except RuntimeError as error:
+            if any(word in str(error) for word in ("shape", "size", "channels", "dtype")):
+                raise ValueError(
+                    f"{type(net).__name__} cannot read x of shape {tuple(x.shape)}, {x.dtype}: {error}"
+                ) from error
+            raise
+
+    return f
+
+
+def features(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
+    """z(θ, x) of shape (B, D): the network's `body` alone."""
+    body = half(net, "body")
+    f = apply(body)
+
+    def z(theta: Params, x: Tensor) -> Tensor:
+        return f(below("body.", theta), x)
+
+    return z
+
+
+def classify(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
+    """The network's `head` alone: (θ, z) -> (B, W)."""
+    f = apply(half(net, "head"))
+
+    def h(theta: Params, z: Tensor) -> Tensor:
+        return f(below("head.", theta), z)
+
+    return h
+
+
+def half(net: nn.Module, name: str) -> nn.Module:
+    """The submodule `body` or `head`, or an error that says what the network must have."""
+    module = getattr(net, name, None)
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no "
+            f"`{name}`. Give it one, e.g. nn.Sequential(OrderedDict(body=..., head=...))."
+        )
+    return module
+
+
+def below(prefix: str, params: Params) -> Params:
+    """The entries under a prefix, with the prefix taken off."""
+    return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+
+
+def parameters(net: nn.Module) -> Params:
+    """φ of a plain module: detached copies of its parameters and floating-point buffers."""
+    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    return {k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}
+
+
+def net_state(net: nn.Module, params: Params) -> Params:
+    """The entries of `params` that belong to `net`: what `net.load_state_dict` takes."""
+    return {k: params[k].detach() for k in net.state_dict() if k in params}
+
+
+def load(net: nn.Module, params: Params) -> nn.Module:
+    """Write trained parameters back into the plain module, and return it. Raises if one is missing."""
+    missing = [k for k, _ in net.named_parameters() if k not in params]
+    if missing:
+        raise ValueError(
+            f"expected parameters for {type(net).__name__}; {missing[:5]} are not among {list(params)[:5]}..."
+        )
+    net.load_state_dict(net_state(net, params), strict=False)
+    return net
+
+
+def _state(net: nn.Module, theta: Params) -> Params:
+    """θ's entries for `net`; buffers as constant copies, so that a forward pass writes to nothing of ours."""
+    names = [k for k, _ in net.named_parameters()]
+    missing = [k for k in names if k not in theta]
+    if missing:
+        raise ValueError(
+            f"expected the parameters of {type(net).__name__}; {missing[:5]} are missing. "
+            f"Were these parameters trained for another network? `start(learner, trained)` carries them over."
+        )
+    device = theta[names[0]].device if names else torch.device("cpu")
+    state = {k: theta[k] for k in names}
+    for k, buffer in net.named_buffers():
+        state[k] = theta.get(k, buffer).detach().to(device, copy=True)
+    return state
+
+
+def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
+    """loss(ŷ, y), once the two are known to have one shape (torch would broadcast, or fail far from here)."""
+    if prediction.shape != y.shape:
+        raise ValueError(
+            f"expected predictions and targets of one shape (N, W); the learner predicts {tuple(prediction.shape)}, "
+            f"y is {tuple(y.shape)}. Does the head have one output for each class, and is y one-hot or (N, 1)?"
+        )
+    return loss(prediction, y)
+
+
+# Two pieces most methods are made of ---------------------------------------------------------
+
+
+def descend(loss: Callable[[Params], Tensor], theta: Params, lr: Rate, steps: int) -> Params:
+    """Gradient descent, differentiable in everything: θ ← θ − α ∇L(θ), `steps` times.
+
+    `lr` is one rate, or a rate per entry of θ (a dict: discriminative rates, Meta-SGD).
+    """
+    for _ in range(steps):
+        g = torch.func.grad(loss)(theta)
+        theta = {k: theta[k] - (lr[k] if isinstance(lr, dict) else lr) * g[k] for k in theta}
+    return theta
+
+
+def proximity(theta: Params, anchor: Params) -> Tensor:
+    """½ Σ ‖θ − anchor‖², over the entries of θ: L2-SP, iMAML and Reptile share it."""
+    return 0.5 * sum(((theta[k] - anchor[k]) ** 2).sum() for k in theta)  # type: ignore[return-value]
+
+
+def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
+    """Share of rows whose largest output is the labelled class; (B, W) and one-hot (B, W) -> scalar."""
+    return (prediction.argmax(-1) == y.argmax(-1)).to(prediction.dtype).mean()
+
+
+# Carrying parameters from one learner to another ---------------------------------------------
+
+
+class Start(NamedTuple):
+    params: Params  # φ for the new learner
+    copied: tuple[str, ...]  # entries taken from the trained parameters
+    fresh: tuple[str, ...]  # entries the new learner drew itself: absent, or of another shape
+    left: tuple[str, ...]  # trained entries that the new learner has no place for
+
+
+def start(learner: Learner, trained: Params) -> Start:
+    """Carry trained parameters under another learner: what fits is copied, the rest is fresh, all reported.
+
+    Raises ValueError when nothing fits.
+    """
+    phi = learner.init()
+    copied = tuple(k for k in phi if k in trained and trained[k].shape == phi[k].shape)
+    if not copied:
+        raise ValueError(
+            f"expected trained parameters that fit this learner, with entries such as {list(phi)[:3]}; "
+            f"got {list(trained)[:3]}. Was another network trained?"
+        )
+    params = {k: trained[k].detach().clone() if k in copied else v for k, v in phi.items()}
+    fresh = tuple(k for k in phi if k not in copied)
+    return Start(params, copied, fresh, tuple(k for k in trained if k not in copied))

@@ -1,0 +1,58 @@
+"""Linear-regression tasks, on which every objective of this package has a closed form."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlib.core import Batch, Episode, Stream
+
+
+class LinearTasks(NamedTuple):
+    """Task t has the population loss ½ (w − w_t)ᵀ Σ_t (w − w_t)."""
+
+    weights: Tensor  # (T, D) the w_t
+    covariances: Tensor  # (T, D, D) the Σ_t
+
+
+def linear_tasks(tasks: int = 20, dims: int = 5, seed: int = 0, alike: bool = False) -> LinearTasks:
+    """Tasks whose optimum w_t goes with their covariance Σ_t (float64); `alike` gives all one Σ.
+
+    Σ_t = Q_t diag(s) Q_tᵀ with s ~ U(0.2, 2); w_t = s-weighted normal draws, so that hard directions matter.
+    """
+    rng = np.random.default_rng([seed, 41])
+    q, _ = np.linalg.qr(rng.normal(size=(tasks, dims, dims)))
+    s = rng.uniform(0.2, 2.0, (tasks, dims))
+    if alike:
+        q, s = q[:1].repeat(tasks, 0), s[:1].repeat(tasks, 0)
+    sigma = q @ (s[:, :, None] * q.transpose(0, 2, 1))
+    w = rng.normal(size=(tasks, dims)) + np.einsum("tij,tj->ti", sigma, np.ones((tasks, dims)))
+    return LinearTasks(torch.from_numpy(w), torch.from_numpy(sigma))
+
+
+def exact_stream(tasks: LinearTasks) -> Stream:
+    """Episodes whose mean squared error over D rows is exactly the population loss: X = √D Σ_t^½, y = X w_t.
+
+    ½ · mean((X w − y)²) = ½ (w − w_t)ᵀ Σ_t (w − w_t). Support and query are the same rows.
+    """
+    values, vectors = torch.linalg.eigh(tasks.covariances)
+    root = vectors @ (values.sqrt()[:, :, None] * vectors.mT)  # (T, D, D)
+    x = root * root.shape[-1] ** 0.5
+    batch = Batch(x, x @ tasks.weights[:, :, None])  # (T, D, D), (T, D, 1)
+
+    def stream(step: int) -> Episode:
+        return Episode(batch, batch)
+
+    return stream
+
+
+def samples(rows: int, dims: int = 10, tasks: int = 4, noise: float = 0.1, spread: float = 1.0, seed: int = 0) -> Batch:
+    """Data for the seed's model, linear 10 → 1: y = xᵀ w_t + noise, w_t = w₀ + spread · δ_t. x: (T, rows, dims)."""
+    rng = np.random.default_rng([seed, 43])
+    w = rng.normal(size=(1, dims, 1)) + spread * rng.normal(size=(tasks, dims, 1))
+    x = rng.normal(size=(tasks, rows, dims))
+    y = x @ w + noise * rng.normal(size=(tasks, rows, 1))
+    return Batch(torch.from_numpy(x).float(), torch.from_numpy(y).float())

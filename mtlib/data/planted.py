@@ -1,0 +1,38 @@
+"""Classes planted in a few of many dimensions: a few-shot problem whose best answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mtlib.tasks import ClassSet
+
+
+def planted(
+    classes: int = 64,
+    items: int = 100,
+    informative: int = 5,
+    nuisance: int = 25,
+    noise: float = 2.0,
+    seed: int = 0,
+    world: int = 0,
+) -> ClassSet:
+    """Gaussian classes that differ in `informative` rotated dimensions, under `nuisance` loud ones.
+
+    x = R [μ_c + ε, noise · η],  μ_c ~ N(0, 2² I),  ε, η ~ N(0, I). The rotation R follows `world`; classes and items
+    follow `seed`: sets of one world and several seeds share what is to be learnt and no class.
+    """
+    if min(classes, items, informative) < 1 or nuisance < 0:
+        raise ValueError(f"expected positive sizes, got {classes=} {items=} {informative=} {nuisance=}")
+    d = informative + nuisance
+    rotation, _ = np.linalg.qr(np.random.default_rng([world, 17]).normal(size=(d, d)))
+    rng = np.random.default_rng([world, seed, 29])
+    means = np.zeros((classes, 1, d))
+    means[:, 0, :informative] = 2 * rng.normal(size=(classes, informative))
+    spread = np.concatenate([np.ones(informative), np.full(nuisance, noise)])
+    x = (means + spread * rng.normal(size=(classes, items, d))) @ rotation.T
+    return ClassSet(
+        torch.from_numpy(x).float(),
+        [f"planted{seed}/class{c:03d}" for c in range(classes)],
+        f"planted classes drawn from seed {seed}",
+    )

@@ -1,0 +1,67 @@
+"""Pillar II, transfer learning: one set of parameters for every source and target, trained jointly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtlib.core import Batch, Loss, Params, apply, classify, features, proximity, risk
+from mtlib.objective import Objective, over_tasks, whole
+
+Penalty = Callable[[Params, Tensor, Tensor], Tensor]
+"""`penalty(theta, z, logits)` -> scalar; z: (T, B, D) features, logits: (T, B, W), T the data sets."""
+
+
+def joint(
+    net: nn.Module,
+    loss: Loss,
+    weights: Sequence[float] | None = None,
+    penalties: Sequence[Penalty] = (),
+    chunk: int | None = None,
+) -> Objective:
+    """min_θ Σ_t w_t L_t(f_θ) + Σ_r R_r(θ): sources and targets are the entries t of one batch.
+
+    `weights` is 1/T each where None is given; weights (1, 0) leave the target's labels unused, which with an
+    alignment penalty is domain adaptation. Each data set is a batch of its own: statistics are taken per t.
+    The data are batches with a leading axis T (`mtlib.tasks.mixture`).
+    """
+    w = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+    f = apply(net)
+
+    def term(theta: Params, batch: Batch) -> Tensor:
+        return risk(loss, f(theta, _batch(batch).x), batch.y)
+
+    if not penalties:
+        return over_tasks(term, w, chunk)
+    z, head = features(net), classify(net)
+
+    def value(theta: Params, batch: Batch) -> Tensor:
+        zs = torch.stack([z(theta, x) for x in _batch(batch).x])  # (T, B, D)
+        logits = torch.stack([head(theta, zt) for zt in zs])  # (T, B, W)
+        terms = torch.stack([risk(loss, a, y) for a, y in zip(logits, batch.y, strict=True)])  # (T,)
+        v = torch.full_like(terms, 1 / len(terms)) if w is None else w.to(terms)
+        if len(v) != len(terms):
+            raise ValueError(f"expected one weight a data set: {len(v)} weights, {len(terms)} data sets")
+        return v @ terms + sum(penalty(theta, zs, logits) for penalty in penalties)
+
+    return whole(value)
+
+
+def toward(anchor: Params, strength: float) -> Penalty:
+    """L2-SP: λ · ½‖θ − anchor‖² over the anchor's entries, λ = `strength`. {cite}`li2018l2sp`"""
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        return strength * proximity({k: theta[k] for k in anchor}, anchor)
+
+    return penalty
+
+
+def _batch(batch: Batch) -> Batch:
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"joint expects batches (x, y), got {type(batch).__name__}; a stream of episodes goes with "
+            "`bilevel`, or through `mtlib.tasks.quiz`"
+        )
+    return batch

@@ -1,0 +1,1 @@
+"""Learners: what happens inside one task. Each is a function that returns a `mtlib.core.Learner`."""

@@ -1,0 +1,81 @@
+"""Figures from runs and scores. The only module that imports matplotlib."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+from matplotlib.animation import FuncAnimation
+from matplotlib.axes import Axes
+
+from mtlib.evaluate import Score
+from mtlib.train import Run
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+"""Okabe and Ito's, told apart by colour-blind readers; a method keeps its colour within a page."""
+
+
+@contextmanager
+def figure(width: float = 6.4, height: float = 3.2, **subplots) -> Iterator:
+    """`with figure() as (fig, axes):` one figure in the book's style, laid out and closed at the end."""
+    style = {
+        "axes.prop_cycle": plt.cycler(color=COLOURS),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "figure.dpi": 110,
+        "font.size": 10,
+        "legend.frameon": False,
+    }
+    with plt.rc_context(style):
+        fig, axes = plt.subplots(figsize=(width, height), layout="constrained", **subplots)
+        yield fig, axes
+        plt.show()
+
+
+def losses(axes: Axes, runs: Mapping[str, Run], window: int = 100, ylabel: str = "objective") -> None:
+    """The objective over the steps of each run, averaged over `window` steps."""
+    for name, run in runs.items():
+        w = max(1, min(window, len(run.losses) // 5))
+        smooth = np.convolve(run.losses, np.ones(w) / w, mode="valid")
+        axes.plot(np.arange(len(smooth)) + w, smooth, label=name)
+    axes.set(xlabel="outer step", ylabel=ylabel)
+    axes.legend()
+
+
+def scores(axes: Axes, results: Mapping[str, Score], xlabel: str, percent: bool = True) -> None:
+    """One row a method: the mean and its 95 % interval, the best at the top."""
+    ranked = sorted(results.items(), key=lambda item: item[1].mean)
+    unit = 100 if percent else 1
+    for row, (_, s) in enumerate(ranked):
+        axes.errorbar(unit * s.mean, row, xerr=unit * s.interval, fmt="o", color=COLOURS[0], capsize=3)
+    axes.set_yticks(range(len(ranked)), [name for name, _ in ranked])
+    axes.set(xlabel=xlabel, ylim=(-0.6, len(ranked) - 0.4))
+
+
+def against(
+    axes: Axes, x: Sequence[float], results: Mapping[str, Sequence[Score]], xlabel: str, ylabel: str
+) -> None:
+    """Scores against a number (steps, shots): a line a method, its 95 % interval as a band."""
+    for name, row in results.items():
+        mean, half = (np.array([getattr(s, k) for s in row]) for k in ("mean", "interval"))
+        (line,) = axes.plot(x, mean, marker="o", markersize=3, label=name)
+        axes.fill_between(x, mean - half, mean + half, alpha=0.2, color=line.get_color())
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend()
+
+
+def player(animation: FuncAnimation, alt: str, mode: str = "once") -> HTML:
+    """A frame player that needs no server and no network, with a text alternative and a named slider."""
+    text = html.escape(alt, quote=True)
+    page = animation.to_jshtml(default_mode=mode)
+    plt.close(animation._fig)  # type: ignore[attr-defined]
+    page = re.sub(r'<link rel="stylesheet"\s+href="https?://[^>]*>', "", page)
+    page = page.replace('<img id="_anim_img', f'<img alt="{text}" id="_anim_img')
+    return HTML(page.replace('<input id="_anim_slider', f'<input aria-label="{text}: frame" id="_anim_slider'))

@@ -1,0 +1,200 @@
+"""Data in, streams of tasks out. A stream is pure: `stream(step)` is the same draw on every call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlib.core import Batch, Episode, Stream
+
+
+class ClassSet(NamedTuple):
+    """Labelled items, sorted by class."""
+
+    items: Tensor  # (C, n, *item): n items of each of C classes
+    names: list[str]  # C names
+    source: str  # one line that says what these data are
+
+    def select(self, keep: list[int] | Tensor) -> ClassSet:
+        """The classes with these indices."""
+        index = torch.as_tensor(keep)
+        return ClassSet(self.items[index], [self.names[i] for i in index.tolist()], self.source)
+
+
+def episodes(
+    data: ClassSet,
+    ways: int,
+    shots: int,
+    queries: int,
+    tasks: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Stream:
+    """N-way K-shot episodes: `stream(step)` -> Episode with a leading axis T = `tasks`.
+
+    Each task draws `ways` classes and, of each, `shots` support and `queries` other query items, all
+    without replacement. Support x: (T, ways·shots, *item), y: (T, ways·shots, ways) one-hot; rows are
+    sorted by class. Raises ValueError where the data cannot give such a task.
+    """
+    _positive(ways=ways, shots=shots, queries=queries, tasks=tasks)
+    classes, items = check_classes(data)
+    if ways > classes:
+        raise ValueError(f"expected at most {classes} ways, the classes in {data.source!r}; got {ways}")
+    if shots + queries > items:
+        raise ValueError(
+            f"expected shots + queries ≤ {items}, the items a class has in {data.source!r}; "
+            f"got {shots} + {queries} = {shots + queries}"
+        )
+    flat = data.items.to(device).flatten(0, 1)  # (C·n, *item)
+
+    def stream(step: int) -> Episode:
+        rng = np.random.default_rng([seed, step])
+        chosen = _without_replacement(rng, (tasks,), classes, ways)  # (T, W)
+        picked = _without_replacement(rng, (tasks, ways), items, shots + queries)  # (T, W, K+Q)
+        rows = torch.from_numpy(chosen[..., None] * items + picked).to(device)
+        return Episode(
+            _labelled(flat, rows[:, :, :shots], ways), _labelled(flat, rows[:, :, shots:], ways)
+        )
+
+    return stream
+
+
+def mixture(
+    *datasets: Batch, batch: int, seed: int, device: torch.device | str = "cpu"
+) -> Stream:
+    """Batches drawn from several data sets at once: `stream(step)` -> Batch of x (T, B, *item).
+
+    T is the number of data sets, B = `batch` items drawn from each, with replacement. `y` holds either
+    targets (n, W), or class numbers (n,) that become one-hot rows of width max + 1 over all data sets.
+    """
+    _positive(batch=batch)
+    if not datasets:
+        raise ValueError("expected at least one data set, got none")
+    for i, d in enumerate(datasets):
+        check_rows(d, f"data set {i}")
+        if d.x.shape[1:] != datasets[0].x.shape[1:]:
+            raise ValueError(
+                f"expected items of one shape; data set 0 has {tuple(datasets[0].x.shape[1:])}, "
+                f"data set {i} has {tuple(d.x.shape[1:])}"
+            )
+    sets = [Batch(d.x.to(device), d.y.to(device)) for d in datasets]
+    numbered = [d.y.ndim == 1 for d in sets]
+    if any(numbered) and not all(numbered):
+        raise ValueError("expected y of one form: class numbers (n,) or targets (n, W); got both")
+    ways = max(int(d.y.max()) + 1 for d in sets) if all(numbered) else 0
+
+    def stream(step: int) -> Batch:
+        rng = np.random.default_rng([seed, step])
+        rows = [torch.from_numpy(rng.integers(len(d.x), size=batch)).to(device) for d in sets]
+        x = torch.stack([d.x[r] for d, r in zip(sets, rows, strict=True)])  # (T, B, *item)
+        y = torch.stack([d.y[r] for d, r in zip(sets, rows, strict=True)])  # (T, B) or (T, B, W)
+        return Batch(x, one_hot(y, ways, x.dtype) if ways else y)
+
+    return stream
+
+
+def pool(data: ClassSet) -> Batch:
+    """Every item with the number of its class: x (C·n, *item), y (C·n,) of integers."""
+    classes, items = check_classes(data)
+    y = torch.arange(classes, device=data.items.device).repeat_interleave(items)
+    return Batch(data.items.flatten(0, 1), y)
+
+
+def one_hot(y: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Class numbers (...,) -> one-hot rows (..., ways)."""
+    return torch.nn.functional.one_hot(y, ways).to(dtype)
+
+
+def quiz(stream: Stream) -> Stream:
+    """The query sets of a stream of episodes, as batches: what joint training on the same tasks sees."""
+
+    def queries(step: int) -> Batch:
+        return stream(step).query
+
+    return queries
+
+
+# Checks --------------------------------------------------------------------------------------
+
+
+def check_classes(data: ClassSet) -> tuple[int, int]:
+    """(C, n) of a ClassSet, or an error that says what is wrong with it."""
+    items = data.items
+    if not isinstance(items, Tensor) or items.ndim < 3:
+        shape = tuple(items.shape) if isinstance(items, Tensor) else type(items).__name__
+        raise ValueError(f"expected items of shape (classes, items per class, ...), got {shape}")
+    if not items.is_floating_point():
+        raise ValueError(f"expected floating-point items, got {items.dtype}; convert with .float()")
+    if len(data.names) != len(items):
+        raise ValueError(f"expected one name a class: {len(items)} classes, {len(data.names)} names")
+    finite(items, f"items of {data.source!r}")
+    return items.shape[0], items.shape[1]
+
+
+def check_rows(data: Batch, what: str) -> None:
+    """Raise unless x: (n, *item) and y: (n, W) or class numbers (n,) belong together and are finite."""
+    if len(data.x) != len(data.y) or len(data.x) == 0:
+        raise ValueError(f"expected as many labels as items in {what}, got {len(data.x)} items, {len(data.y)} labels")
+    if data.y.ndim == 1 and (data.y.dtype != torch.int64 or int(data.y.min()) < 0):
+        raise ValueError(
+            f"expected y of {what} as targets (n, W) or class numbers (n,) of dtype int64 from 0; "
+            f"got {tuple(data.y.shape)} of {data.y.dtype}. For regression write y[:, None]."
+        )
+    if data.y.ndim > 2:
+        raise ValueError(f"expected y of {what} with one or two axes, got {tuple(data.y.shape)}")
+    finite(data.x, f"x of {what}")
+    finite(data.y, f"y of {what}")
+
+
+def check_draw(data: object) -> None:
+    """Raise unless a stream's draw is an Episode or Batch of (T, rows, ...) tensors that belong together."""
+    if isinstance(data, Episode):
+        parts = {"the support set": data.support, "the query set": data.query}
+    elif isinstance(data, Batch):
+        parts = {"the batch": data}
+    else:
+        raise TypeError(f"expected a stream that gives an Episode or a Batch, got {type(data).__name__}")
+    for what, part in parts.items():
+        if not (isinstance(part, Batch) and isinstance(part.x, Tensor) and isinstance(part.y, Tensor)):
+            raise TypeError(f"expected {what} to be a Batch of two tensors, got {type(part).__name__}")
+        if part.x.ndim < 3 or part.y.ndim != 3 or part.x.shape[:2] != part.y.shape[:2] or 0 in part.x.shape:
+            raise ValueError(
+                f"expected x (T, rows, *item) and y (T, rows, W) in {what}, got {tuple(part.x.shape)} and "
+                f"{tuple(part.y.shape)}. Labels are one-hot rows, regression targets have an axis W = 1."
+            )
+        if not part.y.is_floating_point():
+            raise ValueError(f"expected floating-point y in {what}, got {part.y.dtype}: one-hot, not class numbers")
+        finite(part.x, f"x of {what}")
+        finite(part.y, f"y of {what}")
+
+
+def finite(x: Tensor, what: str) -> None:
+    """Raise where x holds NaN or infinity, saying how many and where the first is."""
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        bad = (~torch.isfinite(x)).nonzero()
+        raise ValueError(
+            f"expected finite numbers in {what}; {len(bad)} are NaN or infinite, the first at {bad[0].tolist()}. "
+            "Drop or impute them first."
+        )
+
+
+def _positive(**sizes: int) -> None:
+    for name, n in sizes.items():
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ValueError(f"expected {name} to be a whole number of at least 1, got {n!r}")
+
+
+def _without_replacement(
+    rng: np.random.Generator, shape: tuple[int, ...], n: int, k: int
+) -> np.ndarray:
+    """k different numbers below n, for each cell of `shape`: (*shape, k)."""
+    return np.argsort(rng.random((*shape, n)), axis=-1)[..., :k]
+
+
+def _labelled(flat: Tensor, rows: Tensor, ways: int) -> Batch:
+    tasks, _, k = rows.shape  # (T, W, k)
+    y = torch.arange(ways, device=rows.device).repeat_interleave(k).expand(tasks, -1)
+    return Batch(flat[rows.flatten(1)], one_hot(y, ways, flat.dtype))
