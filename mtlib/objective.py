@@ -141,7 +141,7 @@ def batched(task: Callable[[Params, Any], Tensor], vmap: bool = True) -> Callabl
                 exact = False
                 warnings.warn(
                     f"{norm} has an inexact second-order gradient under vmap: tasks run in a loop. "
-                    "mtlib.nets.Norm, group norm and RMS norm are exact.",
+                    "mtlib.norm.Norm, group norm and RMS norm are exact.",
                     stacklevel=3,
                 )
         return loop(phi, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -153,14 +154,12 @@ class _Trainee(NamedTuple):
                 else:
                     numbers.setdefault(str(i), {})[k] = v
         tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
-        plan = self.plan.state_dict() if self.plan else None
         facts = {
             **self._identity(),
             "step": step,
             "seconds": seconds,
             "groups": state["param_groups"],
             "numbers": numbers,
-            "plan": plan and {k: v for k, v in plan.items() if not k.startswith("_get_lr_called")},
         }
         write(path, Checkpoint(tensors, facts))
 
@@ -178,9 +177,12 @@ class _Trainee(NamedTuple):
             if name.startswith("optimizer/"):
                 _, i, k = name.split("/", 2)
                 state.setdefault(int(i), {})[k] = v
+        if self.plan:  # a schedule is a function of its steps: replay them (its state may hold functions)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "step() before optimizer.step()": those were steps of old
+                for _ in range(facts["step"]):
+                    self.plan.step()
         self.rule.load_state_dict({"state": state, "param_groups": facts["groups"]})
-        if self.plan:
-            self.plan.load_state_dict(facts["plan"])
         return facts["step"], tensors["losses"].tolist(), facts["seconds"]
 
     def _identity(self) -> dict[str, Any]:
