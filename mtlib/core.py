@@ -6,7 +6,7 @@ D features · C classes.  `phi` is what tasks share, `theta` what one task adapt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -124,24 +124,25 @@ def net_state(net: nn.Module, params: Params) -> Params:
 
 def load(net: nn.Module, params: Params) -> nn.Module:
     """Write trained parameters back into the plain module, and return it. Raises if one is missing."""
-    missing = [k for k, _ in net.named_parameters() if k not in params]
-    if missing:
-        raise ValueError(
-            f"expected parameters for {type(net).__name__}; {missing[:5]} are not among {list(params)[:5]}..."
-        )
+    require(params, (k for k, _ in net.named_parameters()))
     net.load_state_dict(net_state(net, params), strict=False)
     return net
+
+
+def require(theta: Params, names: Iterable[str]) -> None:
+    """Raise ValueError where `theta` lacks one of the names."""
+    missing = [k for k in names if k not in theta]
+    if missing:
+        raise ValueError(
+            f"expected parameters named {missing[:5]}; got {list(theta)[:5]}. Were they trained for another network? "
+            "`start(learner, trained)` carries them over."
+        )
 
 
 def _state(net: nn.Module, theta: Params) -> Params:
     """θ's entries for `net`; buffers as constant copies, so that a forward pass writes to nothing of ours."""
     names = [k for k, _ in net.named_parameters()]
-    missing = [k for k in names if k not in theta]
-    if missing:
-        raise ValueError(
-            f"expected the parameters of {type(net).__name__}; {missing[:5]} are missing. "
-            f"Were these parameters trained for another network? `start(learner, trained)` carries them over."
-        )
+    require(theta, names)
     device = theta[names[0]].device if names else torch.device("cpu")
     state = {k: theta[k] for k in names}
     for k, buffer in net.named_buffers():

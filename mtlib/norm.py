@@ -123,8 +123,10 @@ class _Backward(Function):
         g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = [True, True, True]
+        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        g = g.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         return torch.ops.aten.native_batch_norm_backward(
-            g.contiguous(), x, weight, None, None, mean, rstd, True, eps, wanted
+            g, x, weight, None, None, mean, rstd, True, eps, wanted
         )
 
     @staticmethod

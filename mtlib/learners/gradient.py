@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, Rate, apply, descend, parameters, proximity, risk
+from mtlib.core import Batch, Learner, Loss, Params, Rate, apply, descend, parameters, proximity, require, risk
 
 
 def maml(net: nn.Module, loss: Loss, lr: Rate, steps: int, strength: float = 0.0) -> Learner:
@@ -39,6 +39,7 @@ def descent(
         raise ValueError(f"expected a network with parameters named {adapted}*, got {[k for k, _ in net.named_parameters()][:5]}")
 
     def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, moving)
         anchor = {k: phi[k] for k in moving}
 
         def inner(theta: Params) -> Tensor:

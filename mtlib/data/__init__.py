@@ -1,0 +1,1 @@
+"""Data: small worlds drawn from a seed, and the real sets, one file each."""

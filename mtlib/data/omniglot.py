@@ -1,0 +1,164 @@
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings each {cite}`lake2015human`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mtlib.download import Remote, cache, fetch, members
+from mtlib.tasks import ClassSet
+
+_LAKE = "https://raw.githubusercontent.com/brendenlake/omniglot/057f034baf2ecb8530bc5710e5a23584d2a519cc/python"
+_SNELL = (
+    "https://raw.githubusercontent.com/jakesnell/prototypical-networks/"
+    "8fdc675e33f630999fe39c1465647a859ad69621/data/omniglot/splits/vinyals"
+)
+
+IMAGES = {
+    "background": Remote(
+        "omniglot/images_background.zip",
+        f"{_LAKE}/images_background.zip",
+        (
+            "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+            "12f28f39d6d0baaa9b94998e145067e51cc8bdac385d5b3c8994ade9a99f11a2",
+        ),
+        ("images_background.repacked.zip",),
+    ),
+    "evaluation": Remote(
+        "omniglot/images_evaluation.zip",
+        f"{_LAKE}/images_evaluation.zip",
+        (
+            "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
+            "7fd4f63de21cc4a4e0abb7d2f4b8d5491637b42651c1817c538392ae00186206",
+        ),
+        ("images_evaluation.repacked.zip",),
+    ),
+}
+"""Lake's two archives; the second digest of each is that of the same images zipped again."""
+
+CONTENT = {
+    "background": "7c563fb7d98dbd312c5e0ccb87230ca9d7e8a13d672e5de6186245e7905ed43e",
+    "evaluation": "e5a69b751aa33f555bdc92febd48220b69a811b2ff01de32bf4d1bca47bd1809",
+}
+"""`content_digest` of each archive, however it was zipped."""
+
+SPLITS = {
+    "train": Remote(
+        "omniglot/splits_vinyals/train.txt",
+        f"{_SNELL}/train.txt",
+        ("984522c194c30fb678ce53304a160a42faf5403ad4f9a67010f32dd3a35738e0",),
+    ),
+    "val": Remote(
+        "omniglot/splits_vinyals/val.txt",
+        f"{_SNELL}/val.txt",
+        ("11f99e54faee3e26f53d3231c1cceac5bf7b8730e9be31cb6dab256551dc0c1a",),
+    ),
+    "test": Remote(
+        "omniglot/splits_vinyals/test.txt",
+        f"{_SNELL}/test.txt",
+        ("845264cc5c156180828ccf17915668b17ee21424d0170df6e7d81676aa5d1204",),
+    ),
+}
+
+PARTS = {
+    "lake": ("background", "train", "val", "test"),
+    "vinyals": ("train", "val", "test"),
+}
+
+ROTATIONS = (0, 90, 180, 270)
+
+
+def omniglot(split: str = "lake", part: str = "train", rotations: bool = False, size: int = 28) -> ClassSet:
+    """One part of Omniglot: items (C, 20, 1, size, size), ink 1 on paper 0.
+
+    split "lake": "background" is Lake's 964 characters, "test" his 659 evaluation characters; "val" are the
+    background's alphabets number 0, 6, 12, 18, 24 in alphabetical order, whole, and "train" the others.
+    split "vinyals": 1028 "train", 172 "val", 423 "test" characters {cite}`vinyals2016matching`. It mixes Lake's two
+    halves: parameters trained under one split are never tested on the other.
+
+    `rotations` makes each character four classes, turned by 0, 90, 180, 270 degrees. The 105×105 drawings are
+    reduced to `size` by averaging areas (papers differ here, and in what they turn).
+    """
+    if split not in PARTS or part not in PARTS[split]:
+        raise ValueError(f"expected a split and part of {PARTS}, got {split!r} and {part!r}")
+    if not 1 <= size <= 105:
+        raise ValueError(f"expected a size from 1 to 105 pixels, got {size}")
+    halves = ("background",) if split == "lake" and part != "test" else ("background", "evaluation")
+    halves = ("evaluation",) if (split, part) == ("lake", "test") else halves
+    drawn = {k: v for half in halves for k, v in _drawings(half, size).items()}
+    names = sorted(_chosen(split, part, drawn))
+    items = torch.from_numpy(np.stack([drawn[k] for k in names])).float().div_(255)[:, :, None]
+    source = f"Omniglot, {split} split, {part} characters (real)"
+    data = ClassSet(items, names, source)
+    return turned(data) if rotations else data
+
+
+def turned(data: ClassSet) -> ClassSet:
+    """Each class four times, its images turned by 0, 90, 180 and 270 degrees."""
+    items = torch.stack([torch.rot90(data.items, k, (-2, -1)) for k in range(4)], 1).flatten(0, 1)
+    names = [f"{name}/rot{degrees:03d}" for name in data.names for degrees in ROTATIONS]
+    return ClassSet(items, names, f"{data.source}, four rotations as classes")
+
+
+def _chosen(split: str, part: str, drawn: dict[str, np.ndarray]) -> set[str]:
+    if split == "vinyals":
+        lines = fetch(SPLITS[part]).read_text().split()
+        return {line.rsplit("/", 1)[0] for line in lines}  # without the rotation
+    if part in ("background", "test"):
+        return set(drawn)
+    held = sorted({name.split("/")[0] for name in drawn})[::6]
+    return {name for name in drawn if (name.split("/")[0] in held) == (part == "val")}
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 over the members sorted by path, each as path, NUL, hex SHA-256 of its bytes, newline."""
+    total = hashlib.sha256()
+    with zipfile.ZipFile(path) as archive:
+        for m in members(path):
+            digest = hashlib.sha256(archive.read(m)).hexdigest()
+            total.update(f"{m.filename}\0{digest}\n".encode())
+    return total.hexdigest()
+
+
+def _drawings(half: str, size: int) -> dict[str, np.ndarray]:
+    """Character -> (20, size, size) of uint8, ink 255; decoded once and kept beside the cache."""
+    path = fetch(IMAGES[half])
+    kept = cache() / "omniglot" / f"{half}-{size}-v1.npz"
+    try:
+        with open(kept, "rb") as raw, np.load(raw) as file:
+            return dict(zip(file["names"].tolist(), file["items"], strict=True))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        drawn = _decode(path, size)  # not there, or damaged: made again
+        _keep(kept, drawn)
+        return drawn
+
+
+def _decode(path: Path, size: int) -> dict[str, np.ndarray]:
+    drawn: dict[str, list[np.ndarray]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for m in members(path):
+            if m.filename.endswith(".png"):
+                _, alphabet, character, _ = m.filename.split("/")
+                image = Image.open(io.BytesIO(archive.read(m))).convert("L")
+                small = image.resize((size, size), Image.Resampling.BOX)
+                drawn.setdefault(f"{alphabet}/{character}", []).append(255 - np.asarray(small))
+    return {k: np.stack(v) for k, v in drawn.items()}
+
+
+def _keep(path: Path, drawn: dict[str, np.ndarray]) -> None:
+    """A help only: where the cache cannot be written, the next call decodes again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+            np.savez(file, names=np.array(list(drawn)), items=np.stack(list(drawn.values())))
+        os.replace(file.name, path)
+    except OSError:
+        return

@@ -1,0 +1,174 @@
+"""Files of real data: found in a folder, in the cache, or downloaded; verified always."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import stat
+import tempfile
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import platformdirs
+import pooch
+import requests
+
+from mtlib.progress import bar
+
+
+class Remote(NamedTuple):
+    """One file, pinned."""
+
+    name: str  # "omniglot/images_background.zip": folder and file, in MTLIB_DATA and in the cache
+    url: str  # an address with a commit in it
+    sha256: tuple[str, ...]  # the digests that are accepted; the first is the one at `url`
+    aliases: tuple[str, ...] = ()  # other file names under which the folder MTLIB_DATA may hold it
+
+
+class Unreachable(OSError):
+    """The file is not on this machine and its address cannot be reached."""
+
+
+class Altered(ValueError):
+    """The file is there, and is not the one its digest names."""
+
+
+def fetch(remote: Remote, timeout: float = 10.0) -> Path:
+    """The path of a verified file: from the folder MTLIB_DATA, the user's cache, or `remote.url`, in this order.
+
+    A download goes to a temporary file beside its place, is verified, and moves there in one step.
+    Raises `Altered` where a file's digest is wrong, wherever it lies; `Unreachable` where there is neither file nor
+    network (MTLIB_OFFLINE=1 does not try); NotADirectoryError where MTLIB_DATA is set and no absolute folder.
+    """
+    found = _in_data_folder(remote)
+    if found:
+        return verified(found, remote)
+    target = cache() / remote.name
+    if target.exists():
+        return verified(target, remote)
+    if os.environ.get("MTLIB_OFFLINE") == "1":
+        raise _unreachable(remote, target, "MTLIB_OFFLINE=1 is set")
+    return _download(remote, target, timeout)
+
+
+def cache() -> Path:
+    """The user's cache folder, where the platform keeps such things."""
+    return Path(platformdirs.user_cache_dir("mtlib-book", appauthor=False))
+
+
+def verified(path: Path, remote: Remote) -> Path:
+    """`path`, once its SHA-256 is one of the accepted ones."""
+    status = path.stat()
+    digest = _sha256(path, status.st_size, status.st_mtime_ns)
+    if digest not in remote.sha256:
+        raise Altered(
+            f"{path} is not the file {remote.name} should be: SHA-256 {digest}, expected "
+            f"{' or '.join(remote.sha256)}. It is truncated or altered; delete it, or fetch it again from {remote.url}"
+        )
+    return path
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """The digest of a file, taken once for each state of it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _in_data_folder(remote: Remote) -> Path | None:
+    folder = os.environ.get("MTLIB_DATA")
+    if not folder:
+        return None
+    if not (os.path.isabs(folder) and os.path.isdir(folder)):
+        raise NotADirectoryError(
+            f"MTLIB_DATA is set to {folder!r}: expected an absolute path of a folder that exists "
+            f"(it holds {remote.name} and the like). Correct it or unset it."
+        )
+    place = Path(folder) / remote.name
+    candidates = [place, *(place.with_name(a) for a in remote.aliases)]
+    return next((p for p in candidates if p.exists()), None)
+
+
+def _download(remote: Remote, target: Path, timeout: float) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the cache folder {target.parent}: {error}. Make it writable, or put {remote.name} "
+            "(see its address below) into a folder of your own and set MTLIB_DATA to that folder: " + remote.url
+        ) from error
+    os.close(handle)
+    part = Path(name)
+    try:
+        with bar(None, target.name, unit="B", unit_scale=True) as shown:
+            loader = pooch.HTTPDownloader(progressbar=_Shown(shown), timeout=timeout)
+            loader(remote.url, str(part), None)
+        verified(part, remote)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except Altered as error:
+        raise Altered(f"the download of {remote.name} is truncated or altered: {error}") from error
+    except requests.exceptions.RequestException as error:
+        raise _unreachable(remote, target, str(error)) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+class _Shown:
+    """A tqdm bar in the form pooch asks for."""
+
+    def __init__(self, shown):  # type: ignore[no-untyped-def]
+        self._bar = shown
+
+    @property
+    def total(self) -> int | None:
+        return self._bar.total
+
+    @total.setter
+    def total(self, value: int) -> None:
+        self._bar.total = value
+
+    def update(self, n: int) -> None:
+        self._bar.update(n)
+
+    def reset(self) -> None:
+        self._bar.reset()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _unreachable(remote: Remote, target: Path, why: str) -> Unreachable:
+    return Unreachable(
+        f"{remote.name} is not on this machine, and its address cannot be reached ({why}). "
+        f"Fetch {remote.url} where there is a network and put the file at {target}, "
+        f"or into a folder <data>/{remote.name} and set MTLIB_DATA=<data>."
+    )
+
+
+# Archives ------------------------------------------------------------------------------------
+
+
+def members(path: Path) -> list[zipfile.ZipInfo]:
+    """The files in a zip archive, sorted by name. Raises ValueError for one that is damaged or reaches outside."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = sorted(archive.infolist(), key=lambda m: m.filename)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is damaged or no zip archive ({error}); delete it and fetch it again") from error
+    for m in entries:
+        name = m.filename
+        leaves = (
+            name.startswith("/") or "\\" in name or ":" in name or posixpath.normpath(name).startswith("..")
+        )
+        if leaves or ".." in name.split("/") or stat.S_ISLNK(m.external_attr >> 16):
+            raise ValueError(
+                f"{path} holds the member {name!r}, which points outside its folder; nothing was read from it"
+            )
+    return [m for m in entries if not m.is_dir()]
