@@ -1,0 +1,69 @@
+# `make book` and `make test` are all a reader needs; they make the environment themselves.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+STAMP := _build/.executed
+NOTEBOOKS := $(wildcard book/*.ipynb)
+SOURCES := $(shell find mtlib -name '*.py') $(NOTEBOOKS) constraints.txt
+# Tests that need the built book, or a fresh environment for each page: they have targets of their own.
+APART := tests/test_book_built.py tests/test_notebooks_alone.py
+# One core a worker. Two workers; `make test JOBS=8` uses more.
+JOBS ?= 2
+
+export MTLIB_PROGRESS := 0
+
+.PHONY: help book test test-book test-alone lint format address serve clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "this book needs Python 3.11 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test]"
+	@touch $@
+
+# The cache of executed pages knows their code alone: drop it when the package, a version or the data's place changed.
+book: $(READY)  ## the book at its full scale -> _build/html/index.html
+	@mkdir -p _build
+	@now="data=$${MTLIB_DATA:-} offline=$${MTLIB_OFFLINE:-}"; \
+	if [ "$$(cat $(STAMP) 2>&1)" != "$$now" ] || [ -n "$$(find $(SOURCES) -newer $(STAMP))" ]; then \
+	  rm -rf _build/.jupyter_cache; echo "$$now" > $(STAMP); \
+	fi
+	MTLIB_SCALE=full $(BIN)/jupyter-book build . -W -n --keep-going
+
+test: $(READY)  ## the package's tests, then every notebook at the small scale
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile tests $(APART:%=--ignore=%)
+	OMP_NUM_THREADS=1 MTLIB_SCALE=small $(BIN)/pytest -n $(JOBS) --dist loadfile \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
+
+test-book: $(READY)  ## the built book in a browser without a network
+	$(BIN)/pytest tests/test_book_built.py
+
+test-alone: $(READY)  ## each notebook alone, in an empty folder with a fresh environment
+	$(BIN)/pytest tests/test_notebooks_alone.py
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy mtlib
+
+format: $(READY)  ## write the style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+address:  ## make address ADDRESS=https://github.com/you/mtlib-book: write the repository's address everywhere
+	$(PYTHON) tools/address.py $(ADDRESS)
+
+serve:  ## the built book at http://localhost:8000
+	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+clean:  ## remove what was built, the caches and the environment
+	rm -rf .venv _build build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find book -name .ipynb_checkpoints -prune -exec rm -rf {} +

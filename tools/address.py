@@ -1,0 +1,113 @@
+"""The repository's address: one source, pyproject.toml's [project.urls], and its copies.
+
+python tools/address.py ADDRESS    set it and write every copy
+python tools/address.py            write every copy
+python tools/address.py --check    list the copies that differ; the exit status is then 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ("pyproject.toml", r'(?m)^Repository = "(.+)"$')
+COPIES = [  # file, and where in it the address stands
+    ("_config.yml", r"(?m)^repository:\n(?:[ \t]+.*\n)*?[ \t]+url: *(\S+)$"),
+    ("README.md", r"git clone (\S+) mtlib-book"),
+    ("README.md", r"mtlib-book @ git\+(\S+)@main"),
+    ("README.md", r"url += \{(.+)\}"),
+    ("CITATION.cff", r'(?m)^repository-code: "(.+)"$'),
+]
+INSTALL = """\
+# On Colab or a fresh machine this installs the book's package; where it is installed it does nothing.
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    version("mtlib-book")
+except PackageNotFoundError:
+    %pip install -q "mtlib-book @ git+{address}@main\""""
+
+
+def address(root: Path) -> str:
+    return tomllib.loads((root / "pyproject.toml").read_text("utf8"))["project"]["urls"][
+        "Repository"
+    ]
+
+
+def replace(text: str, pattern: str, new: str) -> str:
+    """`text` with `new` for group 1 of the pattern's matches; ValueError where there is none."""
+    if not re.search(pattern, text):
+        raise ValueError(f"expected a place for the address, {pattern!r}")
+    return re.sub(pattern, lambda m: m[0].replace(m[1], new), text)
+
+
+def with_first_cell(notebook: str, new: str) -> str:
+    """The notebook's text with the installing cell as its first code cell; unchanged where it is."""
+    book = json.loads(notebook)
+    source = INSTALL.format(address=new).splitlines(keepends=True)
+    first = next((c for c in book["cells"] if c["cell_type"] == "code"), None)
+    if first and "mtlib-book @ git+" in "".join(first["source"]):
+        same = "".join(first["source"]) == "".join(source)
+        if same and "remove-cell" in first["metadata"].get("tags", []):
+            return notebook
+        first["source"] = source
+        first["metadata"]["tags"] = ["remove-cell"]
+    else:
+        cell = {
+            "cell_type": "code",
+            "execution_count": None,
+            "id": "install",
+            "metadata": {"tags": ["remove-cell"]},
+            "outputs": [],
+            "source": source,
+        }
+        book["cells"].insert(0, cell)
+    return json.dumps(book, indent=1, ensure_ascii=False) + "\n"
+
+
+def stamped(root: Path, new: str) -> tuple[dict[Path, str], list[str]]:
+    """The files that change when the address is `new`, with their new text, and what cannot be stamped."""
+    before: dict[Path, str] = {}
+    after: dict[Path, str] = {}
+    wrong = []
+    for name, pattern in [SOURCE, *COPIES]:
+        path = root / name
+        if not path.exists():
+            wrong.append(f"{name}: expected a file")
+            continue
+        before.setdefault(path, path.read_text("utf8"))
+        try:
+            after[path] = replace(after.get(path, before[path]), pattern, new)
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
+    for path in sorted((root / "book").glob("*.ipynb")):
+        before[path] = path.read_text("utf8")
+        after[path] = with_first_cell(before[path], new)
+    return {path: text for path, text in after.items() if text != before[path]}, wrong
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("address", nargs="?", help="https://github.com/OWNER/NAME")
+    parser.add_argument("--check", action="store_true", help="write nothing, list what differs")
+    options = parser.parse_args(arguments)
+    new = (options.address or address(root)).removesuffix("/").removesuffix(".git")
+    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", new):
+        parser.error(f"expected an address such as https://github.com/OWNER/NAME, got {new!r}")
+    changed, wrong = stamped(root, new)
+    for path, text in changed.items():
+        print(f"{path.relative_to(root)}: {'differs from' if options.check else 'now has'} {new}")
+        if not options.check:
+            path.write_text(text, "utf8")
+    for line in wrong:
+        print(line)
+    return int(bool(wrong or (options.check and changed)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
