@@ -19,7 +19,9 @@ def coral(strength: float = 1.0) -> Penalty:
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         if z.ndim != 3 or len(z) < 2 or z.shape[1] < 2:
-            raise ValueError(f"CORAL expects features (T, B, D) of T ≥ 2 domains and B ≥ 2 items, got {tuple(z.shape)}")
+            raise ValueError(
+                f"CORAL expects features (T, B, D) of T ≥ 2 domains and B ≥ 2 items, got {tuple(z.shape)}"
+            )
         c = [covariance(zt) for zt in z]
         gaps = torch.stack([((a - b) ** 2).sum() for a, b in combinations(c, 2)])
         return strength * gaps.mean() / (4 * z.shape[-1] ** 2)

@@ -19,7 +19,10 @@ Hypergradient = Callable[[Learner, Loss], Task]
 
 
 def bilevel(
-    learner: Learner, loss: Loss, hypergradient: Hypergradient | None = None, chunk: int | None = None
+    learner: Learner,
+    loss: Loss,
+    hypergradient: Hypergradient | None = None,
+    chunk: int | None = None,
 ) -> Objective:
     """min_φ (1/T) Σ_i L_i^Q( adapt(φ, S_i) ): choose φ so that what it adapts to does well on new data.
 
@@ -59,7 +62,9 @@ def first_order(learner: Learner, loss: Loss) -> Task:
 
     def task(phi: Params, episode: Episode) -> Tensor:
         theta = _adapted(learner, phi, episode, "first_order")
-        return at(learner, loss, {k: phi[k] + (theta[k] - phi[k]).detach() for k in theta}, episode.query)
+        return at(
+            learner, loss, {k: phi[k] + (theta[k] - phi[k]).detach() for k in theta}, episode.query
+        )
 
     return task
 
@@ -87,15 +92,21 @@ def implicit(strength: float, iterations: int = 5) -> Hypergradient:
     the learner has reached θ*, and it moves every entry of φ. {cite}`rajeswaran2019imaml`
     """
     if strength <= 0 or iterations < 1:
-        raise ValueError(f"expected strength > 0 and iterations ≥ 1, got {strength} and {iterations}")
+        raise ValueError(
+            f"expected strength > 0 and iterations ≥ 1, got {strength} and {iterations}"
+        )
 
     def hypergradient(learner: Learner, loss: Loss) -> Task:
         def task(phi: Params, episode: Episode) -> Tensor:
             theta = _adapted(learner, phi, episode, "implicit")
             still = [k for k in theta if theta[k] is phi[k]]
             if still:
-                raise ValueError(f"implicit expects a learner that moves every entry of φ; {still[:3]} stay")
-            outer, value = torch.func.grad_and_value(lambda th: at(learner, loss, th, episode.query))(theta)
+                raise ValueError(
+                    f"implicit expects a learner that moves every entry of φ; {still[:3]} stay"
+                )
+            outer, value = torch.func.grad_and_value(
+                lambda th: at(learner, loss, th, episode.query)
+            )(theta)
             inner = torch.func.grad(lambda th: at(learner, loss, th, episode.support))
             hvp = torch.func.vjp(inner, theta)[1]  # v -> ∇²L^S(θ*) v
 

@@ -34,7 +34,9 @@ def write(path: Path | str, checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise OSError(f"cannot write the checkpoint {path}: {error}. Is the folder writable, the disk full?") from error
+        raise OSError(
+            f"cannot write the checkpoint {path}: {error}. Is the folder writable, the disk full?"
+        ) from error
 
 
 def read(path: Path | str) -> Checkpoint:
@@ -47,7 +49,9 @@ def read(path: Path | str) -> Checkpoint:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
             facts = (file.metadata() or {}).get("mtlib")
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}. Delete it to start afresh.") from error
+        raise ValueError(
+            f"{path} is damaged or no safetensors file: {error}. Delete it to start afresh."
+        ) from error
     if facts is None:
         raise ValueError(f"{path} is a safetensors file, but not a checkpoint of mtlib")
     return Checkpoint(tensors, json.loads(facts))

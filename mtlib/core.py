@@ -50,8 +50,18 @@ class Learner(NamedTuple):
 
 
 def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
-    """f on each tensor of a Batch or Episode: moving it to a device, taking one task of it, ..."""
+    """f on each tensor of a Batch or Episode."""
     return f(data) if isinstance(data, Tensor) else type(data)(*(over(f, d) for d in data))
+
+
+def take(data: Any, tasks: int | slice) -> Any:
+    """One task of a draw (an index), or a run of them (a slice)."""
+    return over(lambda d: d[tasks], data)
+
+
+def move(data: Any, device: torch.device | str) -> Any:
+    """A Batch or Episode on another device."""
+    return over(lambda d: d.to(device), data)
 
 
 # A network as a function of its parameters ---------------------------------------------------

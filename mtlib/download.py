@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import posixpath
 import stat
+import sys
 import tempfile
+import time
 import zipfile
+import zlib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,14 +44,15 @@ def fetch(remote: Remote, timeout: float = 10.0) -> Path:
     """The path of a verified file: from the folder MTLIB_DATA, the user's cache, or `remote.url`, in this order.
 
     A download goes to a temporary file beside its place, is verified, and moves there in one step.
-    Raises `Altered` where a file's digest is wrong, wherever it lies; `Unreachable` where there is neither file nor
-    network (MTLIB_OFFLINE=1 does not try); NotADirectoryError where MTLIB_DATA is set and no absolute folder.
+    Raises `Altered` where a file's digest is wrong, wherever it lies, and where a download breaks off; `Unreachable`
+    where there is neither file nor network (MTLIB_OFFLINE=1 does not try); NotADirectoryError where MTLIB_DATA is set
+    and no absolute folder (empty counts as not set); OSError where the cache cannot be written.
     """
     found = _in_data_folder(remote)
     if found:
         return verified(found, remote)
     target = cache() / remote.name
-    if target.exists():
+    if os.path.exists(target):
         return verified(target, remote)
     if os.environ.get("MTLIB_OFFLINE") == "1":
         raise _unreachable(remote, target, "MTLIB_OFFLINE=1 is set")
@@ -61,14 +66,18 @@ def cache() -> Path:
 
 def verified(path: Path, remote: Remote) -> Path:
     """`path`, once its SHA-256 is one of the accepted ones."""
-    status = path.stat()
-    digest = _sha256(path, status.st_size, status.st_mtime_ns)
+    digest = _digest(path)
     if digest not in remote.sha256:
         raise Altered(
             f"{path} is not the file {remote.name} should be: SHA-256 {digest}, expected "
-            f"{' or '.join(remote.sha256)}. It is truncated or altered; delete it, or fetch it again from {remote.url}"
+            f"{' or '.join(remote.sha256)}. It is truncated or altered; delete it and fetch it again from {remote.url}"
         )
     return path
+
+
+def _digest(path: Path) -> str:
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
@@ -95,29 +104,39 @@ def _in_data_folder(remote: Remote) -> Path | None:
 def _download(remote: Remote, target: Path, timeout: float) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
     except OSError as error:
-        raise OSError(
-            f"cannot write to the cache folder {target.parent}: {error}. Make it writable, or put {remote.name} "
-            "(see its address below) into a folder of your own and set MTLIB_DATA to that folder: " + remote.url
-        ) from error
+        raise _unwritable(remote, target, error) from error
     os.close(handle)
     part = Path(name)
     try:
-        with bar(None, target.name, unit="B", unit_scale=True) as shown:
+        with bar(None, target.name, sys.stderr.isatty(), unit="B", unit_scale=True) as shown:
             loader = pooch.HTTPDownloader(progressbar=_Shown(shown), timeout=timeout)
             loader(remote.url, str(part), None)
-        verified(part, remote)
+        digest = _digest(part)
+        if digest not in remote.sha256:
+            raise _broken(remote, part, f"SHA-256 {digest}, expected {' or '.join(remote.sha256)}")
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
-    except Altered as error:
-        raise Altered(f"the download of {remote.name} is truncated or altered: {error}") from error
     except requests.exceptions.RequestException as error:
+        if part.stat().st_size:  # the address answered, and then broke off
+            raise _broken(remote, part, str(error)) from error
         raise _unreachable(remote, target, str(error)) from error
+    except OSError as error:
+        raise _unwritable(remote, target, error) from error
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def _sweep(target: Path) -> None:
+    """Remove what downloads killed more than a day ago left beside the target."""
+    for part in target.parent.glob(f"{target.name}*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+            if time.time() - part.stat().st_mtime > 86400:
+                part.unlink()
 
 
 class _Shown:
@@ -148,8 +167,30 @@ def _unreachable(remote: Remote, target: Path, why: str) -> Unreachable:
     return Unreachable(
         f"{remote.name} is not on this machine, and its address cannot be reached ({why}). "
         f"Fetch {remote.url} where there is a network and put the file at {target}, "
-        f"or into a folder <data>/{remote.name} and set MTLIB_DATA=<data>."
+        f"or {_by_hand(remote)}"
     )
+
+
+def _broken(remote: Remote, part: Path, why: str) -> Altered:
+    return Altered(
+        f"the download of {remote.name} is truncated or altered: {part.stat().st_size} bytes from {remote.url}, {why}. "
+        f"Nothing was kept. Try again; if it stays so, get the file elsewhere and put it "
+        f"{_by_hand(remote)}"
+    )
+
+
+def _unwritable(remote: Remote, target: Path, error: OSError) -> OSError:
+    return OSError(
+        f"cannot write to the cache folder {target.parent}: {error}. Make it writable, "
+        f"or fetch {remote.url} and put it {_by_hand(remote)}"
+    )
+
+
+def _by_hand(remote: Remote) -> str:
+    folder = os.environ.get("MTLIB_DATA")
+    if folder:
+        return f"into your MTLIB_DATA, as {Path(folder) / remote.name}."
+    return f"into a folder of yours as <data>/{remote.name}, and set MTLIB_DATA=<data> (an absolute path)."
 
 
 # Archives ------------------------------------------------------------------------------------
@@ -161,14 +202,30 @@ def members(path: Path) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(path) as archive:
             entries = sorted(archive.infolist(), key=lambda m: m.filename)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is damaged or no zip archive ({error}); delete it and fetch it again") from error
+        raise _damaged(path, error) from error
     for m in entries:
         name = m.filename
-        leaves = (
-            name.startswith("/") or "\\" in name or ":" in name or posixpath.normpath(name).startswith("..")
-        )
-        if leaves or ".." in name.split("/") or stat.S_ISLNK(m.external_attr >> 16):
+        leaves = name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/")
+        if leaves or stat.S_ISLNK(m.external_attr >> 16):
             raise ValueError(
                 f"{path} holds the member {name!r}, which points outside its folder; nothing was read from it"
             )
     return [m for m in entries if not m.is_dir()]
+
+
+def contents(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each of `members(path)`, read in place; nothing is unpacked."""
+    entries = members(path)
+    with zipfile.ZipFile(path) as archive:
+        for m in entries:
+            try:
+                data = archive.read(m)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise _damaged(path, error) from error
+            yield m.filename, data
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is damaged or no zip archive ({error}); delete it and fetch it again"
+    )

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from mtlib.core import Episode, Learner, Params, Stream, accuracy, over
+from mtlib.core import Episode, Learner, Params, Stream, accuracy, move, take
 from mtlib.objective import batched, count, default_chunk
 from mtlib.progress import bar
 from mtlib.tasks import check_draw
@@ -70,10 +70,10 @@ def evaluate(
             if step == 0:
                 check_draw(data)
                 draw = data.query.x.double().sum().item()
-            data = over(lambda d: d.to(device), data)
+            data = move(data, device)
             size = chunk or default_chunk(params, count(data))
             for a in range(0, count(data), size):
-                part = over(lambda d, a=a: d[a : a + size], data)
+                part = take(data, slice(a, a + size))
                 values.append(run(params, part, size).cpu())
                 shown.update(len(values[-1]))
             step += 1
@@ -86,7 +86,9 @@ def interval(values: Tensor, draw: float | None = None) -> Score:
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"expected at least 2 numbers in one row, got shape {tuple(values.shape)}")
     if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"expected finite scores; {int((~torch.isfinite(values)).sum())} of {len(values)} are not")
+        raise ValueError(
+            f"expected finite scores; {int((~torch.isfinite(values)).sum())} of {len(values)} are not"
+        )
     half = float(stats.t.ppf(0.975, len(values) - 1)) * values.std().item() / math.sqrt(len(values))
     return Score(values.mean().item(), half, values, draw)
 

@@ -40,10 +40,14 @@ def joint(
     def value(theta: Params, batch: Batch) -> Tensor:
         zs = torch.stack([z(theta, x) for x in _batch(batch).x])  # (T, B, D)
         logits = torch.stack([head(theta, zt) for zt in zs])  # (T, B, W)
-        terms = torch.stack([risk(loss, a, y) for a, y in zip(logits, batch.y, strict=True)])  # (T,)
+        terms = torch.stack(
+            [risk(loss, a, y) for a, y in zip(logits, batch.y, strict=True)]
+        )  # (T,)
         v = torch.full_like(terms, 1 / len(terms)) if w is None else w.to(terms)
         if len(v) != len(terms):
-            raise ValueError(f"expected one weight a data set: {len(v)} weights, {len(terms)} data sets")
+            raise ValueError(
+                f"expected one weight a data set: {len(v)} weights, {len(terms)} data sets"
+            )
         return v @ terms + sum(penalty(theta, zs, logits) for penalty in penalties)
 
     return whole(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.autograd import Function
 
 from mtlib.norm import Norm, Statistics
 
+
 def _two_halves(body: nn.Module, head: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(body=body, head=head))
 
@@ -23,9 +24,7 @@ def _two_halves(body: nn.Module, head: nn.Module) -> nn.Sequential:
 def mlp(inputs: int, hidden: Iterable[int], outputs: int) -> nn.Sequential:
     """Fully connected ReLU network; the last linear layer is the head. (B, inputs) -> (B, outputs)."""
     sizes = [inputs, *hidden]
-    layers = [
-        m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())
-    ]
+    layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
     return _two_halves(nn.Sequential(*layers), nn.Linear(sizes[-1], outputs))
 
 
@@ -43,7 +42,9 @@ def conv4(
     gradients as before it; a bias before the norm would have no effect and is left out.
     """
     if size < 16:
-        raise ValueError(f"expected images of at least 16 pixels for four 2×2 pools, got size={size}")
+        raise ValueError(
+            f"expected images of at least 16 pixels for four 2×2 pools, got size={size}"
+        )
 
     def block(inputs: int) -> nn.Sequential:
         conv = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
@@ -71,7 +72,9 @@ class _Relaid(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         _, c, h, w = x.shape
-        return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, (c * h * w, 1, c * w, c))
+        return x.contiguous(memory_format=torch.channels_last).as_strided(
+            x.shape, (c * h * w, 1, c * w, c)
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

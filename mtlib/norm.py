@@ -27,6 +27,9 @@ class Norm(nn.Module):
     `statistics="stored"` reads them from the buffers `mean` and `var`, which only `calibrate` writes.
     """
 
+    mean: Tensor
+    var: Tensor
+
     def __init__(self, channels: int, statistics: Statistics = "batch", eps: float = 1e-5):
         super().__init__()
         if statistics not in ("batch", "stored"):
@@ -69,7 +72,9 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
     phi = {**parameters(net), **phi}
     for name, norm in stored:
         seen: list[tuple[Tensor, Tensor]] = []
-        hook = norm.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(moments(args[0])))
+        hook = norm.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(moments(args[0]))
+        )
         try:
             for x in batches:
                 apply(net)(phi, x)
@@ -97,7 +102,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 class _Normalise(Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
 
     @staticmethod
@@ -148,7 +155,14 @@ class _Twice(Function):
 
     @staticmethod
     def forward(
-        v: Tensor, vw: Tensor, vb: Tensor, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+        v: Tensor,
+        vw: Tensor,
+        vb: Tensor,
+        g: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         axes, n = _all_but_channels(x), x.numel() // x.shape[1]
 

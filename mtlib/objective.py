@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mtlib.core import Params, over
+from mtlib.core import Params, over, take
 
 Task = Callable[[Params, Any], Tensor]
 """`task(phi, data of one task)` -> a scalar whose value and whose gradient with respect to φ count."""
@@ -56,7 +56,7 @@ def over_tasks(
         return weights.to(like)
 
     def value(phi: Params, data: Any) -> Tensor:
-        values = torch.stack([task(phi, over(lambda d, t=t: d[t], data)) for t in range(count(data))])
+        values = torch.stack([task(phi, take(data, t)) for t in range(count(data))])
         return weigh(data, len(values), values) @ values
 
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
@@ -65,7 +65,7 @@ def over_tasks(
         size = chunk or default_chunk(phi, tasks)
         for a in range(0, tasks, size):
             with torch.enable_grad():
-                values = run(leaves, over(lambda d, a=a: d[a : a + size], data), size)
+                values = run(leaves, take(data, slice(a, a + size)), size)
                 part = weigh(data, tasks, values)[a : a + size] @ values
             total = part.detach() if total is None else total + part.detach()
             add_gradient(grads, part, leaves)
@@ -104,11 +104,18 @@ def add_gradient(grads: Params, value: Tensor, leaves: Params) -> Params:
 
 def count(data: Any) -> int:
     """T: the leading axis every tensor of a Batch or Episode shares."""
-    sizes: set[int] = set()
-    over(lambda d: sizes.add(len(d)) or d, data)
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"expected tensors with one leading axis of tasks, at least one long; got lengths {sorted(sizes)}")
-    return sizes.pop()
+    sizes: list[int] = []
+
+    def measure(d: Tensor) -> Tensor:
+        sizes.append(len(d))
+        return d
+
+    over(measure, data)
+    if len(set(sizes)) != 1 or 0 in sizes:
+        raise ValueError(
+            f"expected tensors with one leading axis of tasks, at least one long; got lengths {sizes}"
+        )
+    return sizes[0]
 
 
 def default_chunk(phi: Params, tasks: int) -> int:
@@ -126,7 +133,7 @@ def batched(task: Callable[[Params, Any], Tensor], vmap: bool = True) -> Callabl
     exact, first = vmap, True
 
     def loop(phi: Params, data: Any) -> Tensor:
-        return torch.stack([task(phi, over(lambda d, t=t: d[t], data)) for t in range(count(data))])
+        return torch.stack([task(phi, take(data, t)) for t in range(count(data))])
 
     def run(phi: Params, data: Any, size: int) -> Tensor:
         nonlocal exact, first

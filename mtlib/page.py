@@ -11,7 +11,7 @@ from IPython.display import display
 T = TypeVar("T")
 
 
-def full() -> bool:
+def is_full() -> bool:
     """True unless MTLIB_SCALE=small: the tests run every page small, the book and a reader run it full."""
     chosen = os.environ.get("MTLIB_SCALE", "full")
     if chosen not in ("small", "full"):
@@ -19,9 +19,9 @@ def full() -> bool:
     return chosen == "full"
 
 
-def scale(small: T, full: T) -> T:  # noqa: F811
+def scale(small: T, full: T) -> T:
     """One setting of a page at its two scales. With a GPU, raise `full` in the page: that is the switch."""
-    return full if _full() else small
+    return full if is_full() else small
 
 
 def device() -> torch.device:
@@ -31,7 +31,7 @@ def device() -> torch.device:
 
 def claim(text: str, holds: bool) -> None:
     """State a claim; at the full scale a claim that does not hold stops the page."""
-    if not _full():
+    if not is_full():
         print(f"not judged at the small scale: {text}")
         return
     if not bool(holds):
@@ -47,6 +47,3 @@ def glue(name: str, value: Any, form: str = "") -> None:
     text = format(value, form)
     meta = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
     display({"application/papermill.record/text/plain": text}, metadata=meta, raw=True)
-
-
-_full = full

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,9 +22,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 
 
 @contextmanager
-def figure(width: float = 6.4, height: float = 3.2, **subplots) -> Iterator:
+def figure(width: float = 6.4, height: float = 3.2, **subplots: Any) -> Iterator[tuple[Any, Any]]:
     """`with figure() as (fig, axes):` one figure in the book's style, laid out and closed at the end."""
-    style = {
+    style: dict[str, Any] = {
         "axes.prop_cycle": plt.cycler(color=COLOURS),
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -33,13 +34,15 @@ def figure(width: float = 6.4, height: float = 3.2, **subplots) -> Iterator:
         "font.size": 10,
         "legend.frameon": False,
     }
-    with plt.rc_context(style):
+    with plt.rc_context(style):  # type: ignore[arg-type]
         fig, axes = plt.subplots(figsize=(width, height), layout="constrained", **subplots)
         yield fig, axes
         plt.show()
 
 
-def losses(axes: Axes, runs: Mapping[str, Run], window: int = 100, ylabel: str = "objective") -> None:
+def losses(
+    axes: Axes, runs: Mapping[str, Run], window: int = 100, ylabel: str = "objective"
+) -> None:
     """The objective over the steps of each run, averaged over `window` steps."""
     for name, run in runs.items():
         w = max(1, min(window, len(run.losses) // 5))
@@ -54,7 +57,9 @@ def scores(axes: Axes, results: Mapping[str, Score], xlabel: str, percent: bool 
     ranked = sorted(results.items(), key=lambda item: item[1].mean)
     unit = 100 if percent else 1
     for row, (_, s) in enumerate(ranked):
-        axes.errorbar(unit * s.mean, row, xerr=unit * s.interval, fmt="o", color=COLOURS[0], capsize=3)
+        axes.errorbar(
+            unit * s.mean, row, xerr=unit * s.interval, fmt="o", color=COLOURS[0], capsize=3
+        )
     axes.set_yticks(range(len(ranked)), [name for name, _ in ranked])
     axes.set(xlabel=xlabel, ylim=(-0.6, len(ranked) - 0.4))
 
@@ -78,4 +83,8 @@ def player(animation: FuncAnimation, alt: str, mode: str = "once") -> HTML:
     plt.close(animation._fig)  # type: ignore[attr-defined]
     page = re.sub(r'<link rel="stylesheet"\s+href="https?://[^>]*>', "", page)
     page = page.replace('<img id="_anim_img', f'<img alt="{text}" id="_anim_img')
-    return HTML(page.replace('<input id="_anim_slider', f'<input aria-label="{text}: frame" id="_anim_slider'))
+    return HTML(
+        page.replace(
+            '<input id="_anim_slider', f'<input aria-label="{text}: frame" id="_anim_slider'
+        )
+    )

@@ -42,7 +42,9 @@ def episodes(
     _positive(ways=ways, shots=shots, queries=queries, tasks=tasks)
     classes, items = check_classes(data)
     if ways > classes:
-        raise ValueError(f"expected at most {classes} ways, the classes in {data.source!r}; got {ways}")
+        raise ValueError(
+            f"expected at most {classes} ways, the classes in {data.source!r}; got {ways}"
+        )
     if shots + queries > items:
         raise ValueError(
             f"expected shots + queries ≤ {items}, the items a class has in {data.source!r}; "
@@ -62,9 +64,7 @@ def episodes(
     return stream
 
 
-def mixture(
-    *datasets: Batch, batch: int, seed: int, device: torch.device | str = "cpu"
-) -> Stream:
+def mixture(*datasets: Batch, batch: int, seed: int, device: torch.device | str = "cpu") -> Stream:
     """Batches drawn from several data sets at once: `stream(step)` -> Batch of x (T, B, *item).
 
     T is the number of data sets, B = `batch` items drawn from each, with replacement. `y` holds either
@@ -129,7 +129,9 @@ def check_classes(data: ClassSet) -> tuple[int, int]:
     if not items.is_floating_point():
         raise ValueError(f"expected floating-point items, got {items.dtype}; convert with .float()")
     if len(data.names) != len(items):
-        raise ValueError(f"expected one name a class: {len(items)} classes, {len(data.names)} names")
+        raise ValueError(
+            f"expected one name a class: {len(items)} classes, {len(data.names)} names"
+        )
     finite(items, f"items of {data.source!r}")
     return items.shape[0], items.shape[1]
 
@@ -137,7 +139,9 @@ def check_classes(data: ClassSet) -> tuple[int, int]:
 def check_rows(data: Batch, what: str) -> None:
     """Raise unless x: (n, *item) and y: (n, W) or class numbers (n,) belong together and are finite."""
     if len(data.x) != len(data.y) or len(data.x) == 0:
-        raise ValueError(f"expected as many labels as items in {what}, got {len(data.x)} items, {len(data.y)} labels")
+        raise ValueError(
+            f"expected as many labels as items in {what}, got {len(data.x)} items, {len(data.y)} labels"
+        )
     if data.y.ndim == 1 and (data.y.dtype != torch.int64 or int(data.y.min()) < 0):
         raise ValueError(
             f"expected y of {what} as targets (n, W) or class numbers (n,) of dtype int64 from 0; "
@@ -156,17 +160,30 @@ def check_draw(data: object) -> None:
     elif isinstance(data, Batch):
         parts = {"the batch": data}
     else:
-        raise TypeError(f"expected a stream that gives an Episode or a Batch, got {type(data).__name__}")
+        raise TypeError(
+            f"expected a stream that gives an Episode or a Batch, got {type(data).__name__}"
+        )
     for what, part in parts.items():
-        if not (isinstance(part, Batch) and isinstance(part.x, Tensor) and isinstance(part.y, Tensor)):
-            raise TypeError(f"expected {what} to be a Batch of two tensors, got {type(part).__name__}")
-        if part.x.ndim < 3 or part.y.ndim != 3 or part.x.shape[:2] != part.y.shape[:2] or 0 in part.x.shape:
+        if not (
+            isinstance(part, Batch) and isinstance(part.x, Tensor) and isinstance(part.y, Tensor)
+        ):
+            raise TypeError(
+                f"expected {what} to be a Batch of two tensors, got {type(part).__name__}"
+            )
+        if (
+            part.x.ndim < 3
+            or part.y.ndim != 3
+            or part.x.shape[:2] != part.y.shape[:2]
+            or 0 in part.x.shape
+        ):
             raise ValueError(
                 f"expected x (T, rows, *item) and y (T, rows, W) in {what}, got {tuple(part.x.shape)} and "
                 f"{tuple(part.y.shape)}. Labels are one-hot rows, regression targets have an axis W = 1."
             )
         if not part.y.is_floating_point():
-            raise ValueError(f"expected floating-point y in {what}, got {part.y.dtype}: one-hot, not class numbers")
+            raise ValueError(
+                f"expected floating-point y in {what}, got {part.y.dtype}: one-hot, not class numbers"
+            )
         finite(part.x, f"x of {what}")
         finite(part.y, f"y of {what}")
 

@@ -15,13 +15,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mtlib.checkpoint import Checkpoint, read, write
-from mtlib.core import Params, Stream, over
+from mtlib.core import Params, Stream, move, over, take
 from mtlib.objective import Objective, count
 from mtlib.progress import bar
 from mtlib.tasks import check_draw
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 MakeSchedule = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
 class Run(NamedTuple):
@@ -43,7 +46,7 @@ def fit(
     params: Params,
     stream: Stream,
     steps: int,
-    optimizer: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3),
+    optimizer: MakeOptimizer = ADAM,
     schedule: MakeSchedule | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -77,7 +80,7 @@ def fit(
     began = time.perf_counter() - seconds
     with bar(steps, "fit", progress, initial=min(done, steps)) as shown:
         for step in range(done, steps):
-            data = over(lambda d: d.to(leaves[0].device), stream(step))
+            data = move(stream(step), leaves[0].device)
             value, grads = _step(objective, phi, data, seed, step)
             losses.append(value.item())
             if not (math.isfinite(losses[-1]) and _finite(grads)):
@@ -112,22 +115,27 @@ def _finite(grads: Params) -> bool:
 
 
 def _diagnosis(
-    objective: Objective, phi: Params, data: Any, step: int, value: Tensor, checkpoint: Path | str | None
+    objective: Objective,
+    phi: Params,
+    data: Any,
+    step: int,
+    value: Tensor,
+    checkpoint: Path | str | None,
 ) -> str:
     """What went wrong, and in which tasks: each task's own value decides."""
     bad = []
     for t in range(count(data)):
         try:
-            one, grads = objective.value_and_grad(phi, over(lambda d, t=t: d[t : t + 1], data))
+            one, grads = objective.value_and_grad(phi, take(data, slice(t, t + 1)))
             if not (math.isfinite(one.item()) and _finite(grads)):
                 bad.append(t)
         except ValueError:  # weighted or coupled tasks have no value of their own
             bad = []
             break
     kept = f"The checkpoint {checkpoint} holds the last good state written." if checkpoint else ""
+    what = "its gradient" if math.isfinite(value.item()) else "the objective"
     return (
-        f"the objective is {value.item()} with {'a' if math.isfinite(value.item()) else 'no'} finite value at step "
-        f"{step}, tasks {bad or 'unknown'} of stream({step}); a gradient or value is NaN or infinite. "
+        f"{what} is NaN or infinite at step {step}, tasks {bad or 'unknown'} of stream({step}). "
         f"Lower the learning rates, or look at stream({step}). {kept}"
     ).rstrip()
 
@@ -177,9 +185,13 @@ class _Trainee(NamedTuple):
             if name.startswith("optimizer/"):
                 _, i, k = name.split("/", 2)
                 state.setdefault(int(i), {})[k] = v
-        if self.plan:  # a schedule is a function of its steps: replay them (its state may hold functions)
+        if (
+            self.plan
+        ):  # a schedule is a function of its steps: replay them (its state may hold functions)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "step() before optimizer.step()": those were steps of old
+                warnings.simplefilter(
+                    "ignore"
+                )  # "step() before optimizer.step()": those were steps of old
                 for _ in range(facts["step"]):
                     self.plan.step()
         self.rule.load_state_dict({"state": state, "param_groups": facts["groups"]})
@@ -193,7 +205,9 @@ class _Trainee(NamedTuple):
         }
 
     def _check(self, path: Path, tensors: Params, facts: dict[str, Any]) -> None:
-        saved = {k.removeprefix("params/"): v for k, v in tensors.items() if k.startswith("params/")}
+        saved = {
+            k.removeprefix("params/"): v for k, v in tensors.items() if k.startswith("params/")
+        }
         shapes = {k: (tuple(v.shape), v.dtype) for k, v in saved.items()}
         expected = {k: (tuple(v.shape), v.dtype) for k, v in self.phi.items()}
         if shapes != expected:
@@ -205,7 +219,10 @@ class _Trainee(NamedTuple):
             )
         for k, here in self._identity().items():
             there = facts.get(k)
-            same = math.isclose(here, there, rel_tol=1e-6, abs_tol=1e-6) if isinstance(here, float) else here == there
+            if isinstance(here, float) and isinstance(there, float):
+                same = math.isclose(here, there, rel_tol=1e-6, abs_tol=1e-6)
+            else:
+                same = here == there
             if not same:
                 raise ValueError(
                     f"{path} was written by another run: {k} is {there} there, {here} here. "

@@ -21,7 +21,7 @@ from mtlib.learners.gradient import anil, maml
 from mtlib.learners.metric import protonet
 from mtlib.nets import conv4, mlp
 from mtlib.norm import Norm, calibrate
-from mtlib.page import full
+from mtlib.page import is_full
 from mtlib.tasks import ClassSet, episodes, mixture, quiz
 from mtlib.train import fit
 
@@ -42,7 +42,11 @@ def changed(**parts):
 
     def stream(step):
         draw = STREAM(step)
-        return draw._replace(support=draw.support._replace(**{k: f(getattr(draw.support, k)) for k, f in parts.items()}))
+        return draw._replace(
+            support=draw.support._replace(
+                **{k: f(getattr(draw.support, k)) for k, f in parts.items()}
+            )
+        )
 
     return stream
 
@@ -54,11 +58,23 @@ def with_nan():
 
 
 BAD = {
-    "too few items for the shots": (lambda: episodes(DATA, 5, 4, 3, 2, 0), r"expected shots \+ queries ≤ 6"),
+    "too few items for the shots": (
+        lambda: episodes(DATA, 5, 4, 3, 2, 0),
+        r"expected shots \+ queries ≤ 6",
+    ),
     "more ways than classes": (lambda: episodes(DATA, 9, 1, 1, 2, 0), "expected at most 8 ways"),
-    "no shots": (lambda: episodes(DATA, 5, 0, 1, 2, 0), "expected shots to be a whole number of at least 1"),
-    "a fraction of a way": (lambda: episodes(DATA, 2.5, 1, 1, 2, 0), "expected ways to be a whole number"),
-    "NaN in the data": (lambda: episodes(with_nan(), 5, 1, 1, 2, 0), r"1 are NaN or infinite, the first at \[3, 2, 1\]"),
+    "no shots": (
+        lambda: episodes(DATA, 5, 0, 1, 2, 0),
+        "expected shots to be a whole number of at least 1",
+    ),
+    "a fraction of a way": (
+        lambda: episodes(DATA, 2.5, 1, 1, 2, 0),
+        "expected ways to be a whole number",
+    ),
+    "NaN in the data": (
+        lambda: episodes(with_nan(), 5, 1, 1, 2, 0),
+        r"1 are NaN or infinite, the first at \[3, 2, 1\]",
+    ),
     "images of bytes": (
         lambda: episodes(DATA._replace(items=DATA.items.byte()), 5, 1, 1, 2, 0),
         "expected floating-point items",
@@ -67,9 +83,17 @@ BAD = {
         lambda: episodes(ClassSet(torch.zeros(9, 4), ["a"] * 9, "flat"), 5, 1, 1, 2, 0),
         "expected items of shape",
     ),
-    "names that do not fit": (lambda: episodes(DATA._replace(names=["a"]), 5, 1, 1, 2, 0), "one name a class"),
+    "names that do not fit": (
+        lambda: episodes(DATA._replace(names=["a"]), 5, 1, 1, 2, 0),
+        "one name a class",
+    ),
     "mixed shapes of items": (
-        lambda: mixture(Batch(torch.zeros(4, 3), torch.zeros(4, 1)), Batch(torch.zeros(4, 2), torch.zeros(4, 1)), batch=2, seed=0),
+        lambda: mixture(
+            Batch(torch.zeros(4, 3), torch.zeros(4, 1)),
+            Batch(torch.zeros(4, 2), torch.zeros(4, 1)),
+            batch=2,
+            seed=0,
+        ),
         "expected items of one shape",
     ),
     "labels and items of two lengths": (
@@ -81,7 +105,12 @@ BAD = {
         r"write y\[:, None\]",
     ),
     "class numbers mixed with targets": (
-        lambda: mixture(Batch(torch.zeros(4, 3), torch.zeros(4, 1)), Batch(torch.zeros(4, 3), torch.zeros(4).long()), batch=2, seed=0),
+        lambda: mixture(
+            Batch(torch.zeros(4, 3), torch.zeros(4, 1)),
+            Batch(torch.zeros(4, 3), torch.zeros(4).long()),
+            batch=2,
+            seed=0,
+        ),
         "y of one form",
     ),
     "class numbers where one-hot is meant": (
@@ -89,9 +118,18 @@ BAD = {
         r"Labels are one-hot rows",
     ),
     "one-hot of integers": (lambda: fitted(changed(y=lambda y: y.long())), "not class numbers"),
-    "NaN in an episode": (lambda: fitted(changed(x=lambda x: x * float("nan"))), "finite numbers in x of the support set"),
-    "an episode with rows missing": (lambda: fitted(changed(x=lambda x: x[:, 1:])), r"expected x \(T, rows"),
-    "a stream of something else": (lambda: fitted(lambda step: [1, 2]), "gives an Episode or a Batch"),
+    "NaN in an episode": (
+        lambda: fitted(changed(x=lambda x: x * float("nan"))),
+        "finite numbers in x of the support set",
+    ),
+    "an episode with rows missing": (
+        lambda: fitted(changed(x=lambda x: x[:, 1:])),
+        r"expected x \(T, rows",
+    ),
+    "a stream of something else": (
+        lambda: fitted(lambda step: [1, 2]),
+        "gives an Episode or a Batch",
+    ),
     "the wrong number of classes": (
         lambda: fitted(episodes(DATA, 3, 1, 2, 2, 0)),
         "one output for each class",
@@ -110,43 +148,76 @@ BAD = {
         "float64",
     ),
     "batches for bilevel": (lambda: fitted(quiz(STREAM)), "goes with `joint`"),
-    "episodes for joint": (lambda: fitted(STREAM, joint(NET, cross_entropy)), "goes with `bilevel`"),
+    "episodes for joint": (
+        lambda: fitted(STREAM, joint(NET, cross_entropy)),
+        "goes with `bilevel`",
+    ),
     "two weights for three sets": (
-        lambda: fitted(mixture(*[Batch(torch.zeros(4, 30), torch.zeros(4, 5))] * 3, batch=2, seed=0), joint(NET, mse_loss, (1, 0))),
+        lambda: fitted(
+            mixture(*[Batch(torch.zeros(4, 30), torch.zeros(4, 5))] * 3, batch=2, seed=0),
+            joint(NET, mse_loss, (1, 0)),
+        ),
         "2 weights, 3 tasks",
     ),
-    "CORAL with one domain": (lambda: coral()(PHI, torch.zeros(1, 4, 3), torch.zeros(1)), "T ≥ 2 domains"),
+    "CORAL with one domain": (
+        lambda: coral()(PHI, torch.zeros(1, 4, 3), torch.zeros(1)),
+        "T ≥ 2 domains",
+    ),
     "parameters of another network": (
         lambda: fitted(STREAM, phi=parameters(nn.Linear(3, 2))),
         r"start\(learner, trained\)",
     ),
-    "nothing to carry over": (lambda: start(as_is(NET), parameters(nn.Linear(3, 2))), "Was another network trained"),
-    "loading with parameters missing": (lambda: load(NET, {"head.bias": torch.zeros(5)}), r"expected parameters named"),
+    "nothing to carry over": (
+        lambda: start(as_is(NET), parameters(nn.Linear(3, 2))),
+        "Was another network trained",
+    ),
+    "loading with parameters missing": (
+        lambda: load(NET, {"head.bias": torch.zeros(5)}),
+        r"expected parameters named",
+    ),
     "a network without halves": (lambda: protonet(nn.Linear(3, 2)), "two named halves"),
-    "ANIL without a head": (lambda: anil(nn.Linear(3, 2), mse_loss, 0.1, 1), r"parameters named head\.\*"),
+    "ANIL without a head": (
+        lambda: anil(nn.Linear(3, 2), mse_loss, 0.1, 1),
+        r"parameters named head\.\*",
+    ),
     "a negative number of steps": (lambda: maml(NET, mse_loss, 0.1, -1), "at least 0"),
     "first order where θ is something else": (
         lambda: bilevel(protonet(NET), cross_entropy, first_order)(protonet(NET).init(), STREAM(0)),
         "Use unrolled",
     ),
     "implicit with part of φ at rest": (
-        lambda: bilevel(anil(NET, cross_entropy, 0.1, 1), cross_entropy, implicit(1.0))(PHI, STREAM(0)),
+        lambda: bilevel(anil(NET, cross_entropy, 0.1, 1), cross_entropy, implicit(1.0))(
+            PHI, STREAM(0)
+        ),
         "moves every entry",
     ),
     "implicit without a pull": (lambda: implicit(0.0), "strength > 0"),
-    "a probe without regularisation": (lambda: linear_probe(NET, cross_entropy, 0.0), "strength > 0"),
+    "a probe without regularisation": (
+        lambda: linear_probe(NET, cross_entropy, 0.0),
+        "strength > 0",
+    ),
     "a chunk of no task": (lambda: bilevel(LEARNER, cross_entropy, chunk=0), "at least 1 task"),
-    "an unknown kind of statistics": (lambda: Norm(3, "running"), 'expected statistics "batch" or "stored"'),
-    "calibrating what stores nothing": (lambda: calibrate(conv4(), parameters(conv4()), [torch.zeros(1)]), "found none"),
+    "an unknown kind of statistics": (
+        lambda: Norm(3, "running"),
+        'expected statistics "batch" or "stored"',
+    ),
+    "calibrating what stores nothing": (
+        lambda: calibrate(conv4(), parameters(conv4()), [torch.zeros(1)]),
+        "found none",
+    ),
     "evaluating a head of another width": (
-        lambda: evaluate(as_is(mlp(30, (8,), 3)), parameters(mlp(30, (8,), 3)), STREAM, 4, progress=False),
+        lambda: evaluate(
+            as_is(mlp(30, (8,), 3)), parameters(mlp(30, (8,), 3)), STREAM, 4, progress=False
+        ),
         "the head has 3 outputs",
     ),
     "one episode": (lambda: evaluate(LEARNER, PHI, STREAM, 1), "at least 2 episodes"),
     "scores that are NaN": (lambda: interval(torch.tensor([1.0, float("nan")])), "1 of 2 are not"),
     "no sinusoids": (lambda: sinusoids(shots=0), "expected shots to be at least 1"),
     "tasks of several counts": (
-        lambda: OBJECTIVE(PHI, Episode(STREAM(0).support, Batch(*(d[:1] for d in STREAM(0).query)))),
+        lambda: OBJECTIVE(
+            PHI, Episode(STREAM(0).support, Batch(*(d[:1] for d in STREAM(0).query)))
+        ),
         "one leading axis of tasks",
     ),
 }
@@ -164,4 +235,4 @@ def test_bad_input_is_named_by_our_own_code(kind):
 def test_an_unknown_scale_is_named(monkeypatch):
     monkeypatch.setenv("MTLIB_SCALE", "medium")
     with pytest.raises(ValueError, match="medium"):
-        full()
+        is_full()

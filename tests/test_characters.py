@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,12 +17,12 @@ from mtlib.data.characters import characters
 from mtlib.data.glyphs import glyphs
 from mtlib.data.omniglot import CONTENT, IMAGES, content_digest, omniglot
 from mtlib.download import Altered, Unreachable, fetch
-from mtlib.learners.metric import class_means, squared_distances
 from mtlib.tasks import episodes
 
 FOLDER = os.environ.get("MTLIB_DATA", "")
 real = pytest.mark.skipif(
-    not os.path.isdir(os.path.join(FOLDER, "omniglot")), reason="MTLIB_DATA names no folder with omniglot"
+    not os.path.isdir(os.path.join(FOLDER, "omniglot")),
+    reason="MTLIB_DATA names no folder with omniglot",
 )
 
 
@@ -49,8 +51,12 @@ SIZES = {
 @pytest.mark.parametrize(("split", "part"), SIZES)
 def test_counts_shapes_and_ink(split, part):
     data = omniglot(split, part)
-    assert data.items.shape == (SIZES[split, part], 20, 1, 28, 28) and len(set(data.names)) == len(data.names)
-    assert data.items.dtype == torch.float32 and data.items.min() == 0 and 0.9 < data.items.max() <= 1
+    assert data.items.shape == (SIZES[split, part], 20, 1, 28, 28) and len(set(data.names)) == len(
+        data.names
+    )
+    assert (
+        data.items.dtype == torch.float32 and data.items.min() == 0 and 0.9 < data.items.max() <= 1
+    )
     assert 0.05 < data.items.mean() < 0.1 and data.source.endswith("(real)")
 
 
@@ -99,21 +105,87 @@ def test_a_truncated_archive_is_refused_and_never_replaced_by_the_stand_in(tmp_p
     for path in (tmp_path / "omniglot").glob("images_background*"):
         path.write_bytes(path.read_bytes()[:-1])
     monkeypatch.setenv("MTLIB_DATA", str(tmp_path))
-    with pytest.raises(Altered):
+    for offline in ("0", "1"):
+        monkeypatch.setenv("MTLIB_OFFLINE", offline)
+        with pytest.raises(Altered):
+            characters("train")
+
+
+def test_a_download_that_breaks_off_is_never_replaced_by_the_stand_in(empty, monkeypatch):
+    def broken(*args, **kwargs):
+        def load(url, path, _):
+            Path(path).write_bytes(b"the first bytes")
+            raise download.requests.exceptions.ChunkedEncodingError("broken off")
+
+        return load
+
+    monkeypatch.delenv("MTLIB_OFFLINE")
+    monkeypatch.setattr(download.pooch, "HTTPDownloader", broken)
+    with pytest.raises(Altered, match="truncated"):
+        characters("train")
+
+
+def test_a_data_folder_that_is_none_is_never_replaced_by_the_stand_in(empty, monkeypatch):
+    monkeypatch.setenv("MTLIB_DATA", "data")
+    with pytest.raises(NotADirectoryError):
         characters("train")
 
 
 @real
 def test_a_damaged_decoded_copy_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "cache", lambda: tmp_path)
-    before = omniglot("lake", "val", size=14).items
+    path = fetch(IMAGES["background"])
+    monkeypatch.setattr(module, "_decode", lambda path, size: made.append(path) or fresh)
+    made, fresh = [], {"Greek/character01": np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4)}
+
+    def read():
+        drawn = module._drawings("background", 4)
+        assert drawn.keys() == fresh.keys() and np.array_equal(
+            drawn["Greek/character01"], fresh["Greek/character01"]
+        )
+
+    read()
+    read()
+    assert made == [path], "decoded once"
     (kept,) = (tmp_path / "omniglot").iterdir()
-    kept.write_bytes(kept.read_bytes()[:1000])
-    assert torch.equal(omniglot("lake", "val", size=14).items, before)
+    whole = kept.read_bytes()
+    for n, damage in enumerate(
+        [b"", whole[:10], whole[:-100], whole[:200] + b"x" * 9 + whole[209:], b"x" * 999]
+    ):
+        kept.write_bytes(damage)
+        read()
+        assert len(made) == n + 2 and kept.read_bytes() == whole
+    with open(kept, "wb") as file:
+        np.save(file, np.zeros(3))  # another kind of file
+    read()
+    with open(kept, "wb") as file:
+        np.savez(
+            file, names=np.array(["Greek/character01"]), items=np.zeros((1, 20, 5, 5), np.uint8)
+        )  # another size
+    read()
+    assert len(made) == 8
+
+
+@real
+def test_a_cache_that_cannot_be_written_does_not_matter_to_decoded_copies(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(module, "cache", lambda: tmp_path / "file")
+    monkeypatch.setattr(
+        module, "_decode", lambda path, size: {"a/b": np.zeros((20, 4, 4), np.uint8)}
+    )
+    assert list(module._drawings("background", 4)) == ["a/b"]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"split": "ravi"}, {"part": "holdout"}, {"split": "vinyals", "part": "background"}, {"size": 0}, {"size": 200}]
+    "wrong",
+    [
+        {"split": "ravi"},
+        {"part": "holdout"},
+        {"split": "vinyals", "part": "background"},
+        {"size": 0},
+        {"size": 200},
+        {"size": 28.0},
+    ],
 )
 def test_unknown_parts_and_sizes_are_named(wrong):
     with pytest.raises(ValueError, match="expected a s"):
@@ -132,7 +204,9 @@ def test_without_data_and_network_omniglot_says_so_and_characters_stand_in(empty
         assert data.items.shape[1:] == (20, 1, 28, 28)
     assert [len(d.names) for d in parts.values()] == [816, 192, 336]
     alphabets = [{n.split("/")[0] for n in d.names} for d in parts.values()]
-    assert not (alphabets[0] & alphabets[1] or alphabets[0] & alphabets[2] or alphabets[1] & alphabets[2])
+    assert not (
+        alphabets[0] & alphabets[1] or alphabets[0] & alphabets[2] or alphabets[1] & alphabets[2]
+    )
     assert len(characters("val", rotations=True).names) == 4 * 192
 
 
@@ -144,22 +218,40 @@ def test_where_the_data_are_there_they_are_used():
 def test_glyphs_are_a_function_of_the_seed():
     a = glyphs(30, 3)
     torch.manual_seed(5)
-    assert torch.equal(a.items, glyphs(30, 3).items) and not torch.equal(a.items, glyphs(30, 3, seed=1).items)
+    assert torch.equal(a.items, glyphs(30, 3).items) and not torch.equal(
+        a.items, glyphs(30, 3, seed=1).items
+    )
     assert torch.equal(a.items[:24], glyphs(24, 3).items)
     assert a.items.shape == (30, 3, 1, 28, 28) and a.items.min() == 0 and a.items.max() == 1
 
 
 def test_there_are_a_thousand_glyphs_and_they_can_be_told_apart():
     data = glyphs(1008, 8)
-    assert len(set(data.names)) == 1008
+    assert len(set(data.names)) == 1008 and data.names == sorted(data.names)
     means = data.items.mean(1).flatten(1)
     gaps = torch.cdist(means, means).fill_diagonal_(9)
-    assert gaps.min() > 0  # no class twice
-    draw = episodes(data, 5, 1, 5, 200, seed=0)(0)
-    right = []
-    for t in range(200):
-        (xs, ys), (xq, yq) = (Batch(p.x[t].flatten(1), p.y[t]) for p in draw)
-        nearest = squared_distances(xq, class_means(xs, ys)).argmin(1)
-        right.append((nearest == yq.argmax(1)).float().mean())
-    accuracy = torch.stack(right).mean()
-    assert 0.45 < accuracy < 0.7, "as hard in pixel space as Omniglot, and no harder"
+    assert gaps.min() > 0.5, "no class twice"
+    items = data.items.flatten(2)
+    within = torch.cdist(items, items).sum((1, 2)).mean() / (8 * 7)
+    between = torch.cdist(items[:, 0], items[:, 1])
+    between = (between.sum() - between.trace()) / (1008 * 1007)
+    assert within < 0.9 * between
+
+
+def nearest_mean(data, shots):
+    """Accuracy of the nearest class mean of raw pixels, 5 ways, 400 tasks."""
+    draw = episodes(data, 5, shots, 5, 400, seed=0)(0)
+    (xs, ys), (xq, yq) = (Batch(p.x.flatten(2), p.y) for p in draw)
+    means = ys.mT @ xs / shots
+    return (torch.cdist(xq, means).argmin(2) == yq.argmax(2)).float().mean().item()
+
+
+def test_glyphs_are_as_hard_in_pixel_space_as_omniglot():
+    data = glyphs(480)
+    assert 0.39 < nearest_mean(data, 1) < 0.49 and 0.66 < nearest_mean(data, 5) < 0.78
+
+
+@real
+def test_omniglot_is_as_hard_in_pixel_space_as_glyphs():
+    data = omniglot("lake", "train")
+    assert 0.39 < nearest_mean(data, 1) < 0.49 and 0.66 < nearest_mean(data, 5) < 0.78

@@ -144,7 +144,9 @@ def test_a_learner_that_adapts_uses_the_support_labels(row, learner, episode):
     phi = learner.init()
     support, query = one(episode)
     other = Batch(support.x, support.y.roll(1, dims=1))
-    gap = (answer(learner, phi, support, query.x) - answer(learner, phi, other, query.x)).abs().max()
+    gap = (
+        (answer(learner, phi, support, query.x) - answer(learner, phi, other, query.x)).abs().max()
+    )
     assert gap == 0 if row.make is as_is else gap > 1e-3
 
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
+import time
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from mtlib import download
-from mtlib.download import Altered, Remote, Unreachable, fetch, members
+from mtlib.download import Altered, Remote, Unreachable, contents, fetch, members
 
 DATA = b"sixteen bytes ok" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    body, length, requests = DATA, None, 0
+    body, length, requests, hold = DATA, None, 0, None
 
     def do_GET(self):
         type(self).requests += 1
@@ -27,6 +33,9 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.path == "/file":
             self.wfile.write(self.body)
+            if self.hold:  # the connection stays open, with no more data
+                self.wfile.flush()
+                self.hold.wait(20)
 
     def log_message(self, *args):
         pass
@@ -36,7 +45,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server():
     handler = type("Handler", (Server,), {})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as s:
-        thread = threading.Thread(target=s.serve_forever)
+        thread = threading.Thread(target=s.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         handler.url = f"http://127.0.0.1:{s.server_port}/file"
         yield handler
@@ -49,6 +58,8 @@ def home(tmp_path, monkeypatch):
     """A cache and a data folder of the test's own."""
     monkeypatch.delenv("MTLIB_DATA", raising=False)
     monkeypatch.delenv("MTLIB_OFFLINE", raising=False)
+    monkeypatch.setenv("MTLIB_PROGRESS", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(download, "cache", lambda: tmp_path / "cache")
     return tmp_path
 
@@ -123,13 +134,63 @@ def test_an_altered_cache_is_an_error(server, home):
 @pytest.mark.parametrize(
     ("body", "length"), [(DATA[:-7], None), (DATA[:-1] + b"x", None), (DATA[:100], len(DATA))]
 )
-def test_a_truncated_or_altered_download_leaves_nothing(server, home, body, length):
+def test_a_truncated_or_altered_download_is_an_error_and_leaves_nothing(server, home, body, length):
     server.body, server.length = body, length
-    with pytest.raises((Altered, Unreachable), match=r"file\.bin"):
+    with pytest.raises(
+        Altered, match=r"download of set/file\.bin is truncated or altered.*Try again"
+    ):
         fetch(remote(server.url))
     assert left(home) == []
     server.body, server.length = DATA, None  # and the next try starts cleanly
     assert fetch(remote(server.url)).read_bytes() == DATA
+
+
+def test_a_download_that_stalls_ends_with_an_error(server, home):
+    server.body, server.length, server.hold = DATA[:1500], len(DATA), threading.Event()
+    try:
+        with pytest.raises(Altered, match="truncated"):
+            fetch(remote(server.url), timeout=0.3)
+    finally:
+        server.hold.set()
+    assert left(home) == []
+
+
+def test_a_killed_download_is_never_taken_for_the_file(server, home):
+    server.body, server.length, server.hold = DATA[:1500], len(DATA), threading.Event()
+    code = (
+        "import sys, pathlib; from mtlib import download as d\n"
+        "d.cache = lambda: pathlib.Path(sys.argv[1])\n"
+        "d.fetch(d.Remote('set/file.bin', sys.argv[2], (sys.argv[3],)))"
+    )
+    command = [sys.executable, "-c", code, str(home / "cache"), server.url, DIGEST]
+    root = str(Path(download.__file__).parent.parent)
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root}) as process:
+        until = time.monotonic() + 60
+        while not left(home) and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    server.hold.set()
+    (part,) = left(home)
+    assert part.endswith(".part")
+    server.body, server.hold = DATA, None
+    path = fetch(remote(server.url))
+    assert path.read_bytes() == DATA and left(home) == ["file.bin", part]
+    old = path.with_name(part)
+    os.utime(old, (time.time() - 100_000,) * 2)
+    path.unlink()
+    fetch(remote(server.url))
+    assert left(home) == ["file.bin"], "what a killed download left is removed a day later"
+
+
+@pytest.mark.parametrize(("setting", "terminal"), [("0", True), ("1", False), ("1", True)])
+def test_the_progress_bar_shows_on_a_terminal_only_and_can_be_switched_off(
+    server, monkeypatch, capsys, setting, terminal
+):
+    monkeypatch.setenv("MTLIB_PROGRESS", setting)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    fetch(remote(server.url))
+    shown = capsys.readouterr()
+    assert ("file.bin" in shown.err) == (setting == "1" and terminal) and shown.out == ""
 
 
 def test_an_interrupted_download_leaves_nothing(server, home, monkeypatch):
@@ -150,6 +211,16 @@ def test_offline_says_where_to_put_the_file(home):
     assert "MTLIB_DATA=" in text
 
 
+def test_offline_with_a_data_folder_names_that_folder(home, monkeypatch):
+    (home / "data").mkdir()
+    monkeypatch.setenv("MTLIB_DATA", str(home / "data"))
+    with pytest.raises(Unreachable) as error:
+        fetch(remote())
+    assert isinstance(error.value, OSError) and str(home / "data" / "set" / "file.bin") in str(
+        error.value
+    )
+
+
 def test_a_missing_address_is_unreachable(server):
     with pytest.raises(Unreachable, match="404"):
         fetch(remote(server.url.replace("/file", "/gone")))
@@ -168,6 +239,16 @@ def test_a_cache_that_cannot_be_written_says_so(server, home):
         fetch(remote(server.url))
 
 
+def test_a_full_disk_says_so_and_leaves_nothing(server, home, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(download.os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write to the cache folder .*No space left") as error:
+        fetch(remote(server.url))
+    assert not isinstance(error.value, Unreachable) and left(home) == []
+
+
 # Archives ------------------------------------------------------------------------------------
 
 
@@ -183,10 +264,16 @@ def archive(home, *names, link=False):
 
 
 def test_members_are_the_files_sorted(home):
-    assert [m.filename for m in members(archive(home, "b/2.txt", "b/", "a/1.txt"))] == ["a/1.txt", "b/2.txt"]
+    assert [m.filename for m in members(archive(home, "b/2.txt", "b/", "a/1.txt"))] == [
+        "a/1.txt",
+        "b/2.txt",
+    ]
 
 
-@pytest.mark.parametrize("name", ["../out.txt", "a/../../out.txt", "a/../b.txt", "/etc/out.txt", "C:/out.txt", "a\\..\\b"])
+@pytest.mark.parametrize(
+    "name",
+    ["../out.txt", "a/../../out.txt", "a/../b.txt", "/etc/out.txt", "C:/out.txt", "a\\..\\b"],
+)
 def test_a_member_that_points_outside_is_refused(home, name):
     with pytest.raises(ValueError, match="outside its folder"):
         members(archive(home, "fine.txt", name))
@@ -202,3 +289,23 @@ def test_a_damaged_archive_is_an_error(home):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="damaged"):
         members(path)
+
+
+def test_contents_are_read_in_place(home):
+    assert list(contents(archive(home, "b.txt", "a.txt"))) == [
+        ("a.txt", b"content"),
+        ("b.txt", b"content"),
+    ]
+    assert [p.name for p in home.iterdir()] == ["a.zip"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_is_an_error(home, method):
+    path = home / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as z:
+        z.writestr("a.txt", bytes(range(256)) * 20)
+    data = bytearray(path.read_bytes())
+    data[60:70] = b"0123456789"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        list(contents(path))

@@ -63,7 +63,10 @@ def test_evaluate_scores_each_episode_by_hand(scored):
 
 def test_compare_pairs_the_same_episodes_and_refuses_others(scored):
     learner, phi, stream = scored
-    worse = {k: v + 0.3 * torch.randn(v.shape, generator=torch.Generator().manual_seed(1)) for k, v in phi.items()}
+    worse = {
+        k: v + 0.3 * torch.randn(v.shape, generator=torch.Generator().manual_seed(1))
+        for k, v in phi.items()
+    }
     a, b = (evaluate(learner, p, stream, 200, progress=False) for p in (phi, worse))
     gap = compare(a, b)
     assert gap.mean == pytest.approx(a.mean - b.mean)
@@ -75,7 +78,9 @@ def test_compare_pairs_the_same_episodes_and_refuses_others(scored):
 
 def test_over_seeds_is_an_interval_over_runs():
     runs = over_seeds(lambda seed: [0.1, 0.3, 0.5][seed], range(3))
-    assert runs.mean == pytest.approx(0.3) and runs.interval == pytest.approx(4.3027 * 0.2 / math.sqrt(3), rel=1e-4)
+    assert runs.mean == pytest.approx(0.3) and runs.interval == pytest.approx(
+        4.3027 * 0.2 / math.sqrt(3), rel=1e-4
+    )
 
 
 def test_memory_does_not_grow_with_the_number_of_episodes():
@@ -98,7 +103,11 @@ evaluate(learner, learner.init(), stream, int(sys.argv[1]), progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     few, many = (
-        int(subprocess.run([sys.executable, "-c", program, n], capture_output=True, text=True, check=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", program, n], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for n in ("200", "5000")
     )
     assert many < few + 12_000, f"{few} KB at 200 episodes, {many} KB at 5,000"

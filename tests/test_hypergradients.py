@@ -162,10 +162,30 @@ def directional(objective, phi, data, seed=0, eps=1e-5):
 
 
 CASES = {
-    "maml, mlp": (lambda: seeded(lambda: mlp(3, (8, 8), 2)), partial(maml, loss=mse_loss, lr=0.1, steps=3), mse_loss, vectors),
-    "anil, mlp": (lambda: seeded(lambda: mlp(3, (8, 8), 2)), partial(anil, loss=mse_loss, lr=0.1, steps=3), mse_loss, vectors),
-    "maml, conv4": (lambda: seeded(lambda: conv4(3, width=4, size=16)), partial(maml, loss=cross_entropy, lr=0.1, steps=2), cross_entropy, images),
-    "protonet, conv4": (lambda: seeded(lambda: conv4(3, width=4, size=16)), protonet, cross_entropy, images),
+    "maml, mlp": (
+        lambda: seeded(lambda: mlp(3, (8, 8), 2)),
+        partial(maml, loss=mse_loss, lr=0.1, steps=3),
+        mse_loss,
+        vectors,
+    ),
+    "anil, mlp": (
+        lambda: seeded(lambda: mlp(3, (8, 8), 2)),
+        partial(anil, loss=mse_loss, lr=0.1, steps=3),
+        mse_loss,
+        vectors,
+    ),
+    "maml, conv4": (
+        lambda: seeded(lambda: conv4(3, width=4, size=16)),
+        partial(maml, loss=cross_entropy, lr=0.1, steps=2),
+        cross_entropy,
+        images,
+    ),
+    "protonet, conv4": (
+        lambda: seeded(lambda: conv4(3, width=4, size=16)),
+        protonet,
+        cross_entropy,
+        images,
+    ),
 }
 
 
@@ -183,8 +203,13 @@ def test_unrolled_agrees_with_finite_differences(case):
 def test_first_order_differs_from_the_exact_gradient():
     net = seeded(lambda: mlp(3, (8, 8), 2))
     learner, episode = maml(net, mse_loss, 0.1, 3), vectors()
-    exact, short = (bilevel(learner, mse_loss, h).value_and_grad(learner.init(), episode) for h in (unrolled, first_order))
-    assert exact[0] == pytest.approx(float(short[0]), abs=1e-12) and largest(exact[1], short[1]) > 1e-3
+    exact, short = (
+        bilevel(learner, mse_loss, h).value_and_grad(learner.init(), episode)
+        for h in (unrolled, first_order)
+    )
+    assert (
+        exact[0] == pytest.approx(float(short[0]), abs=1e-12) and largest(exact[1], short[1]) > 1e-3
+    )
 
 
 def test_first_order_keeps_no_graph_of_the_inner_steps():
@@ -201,7 +226,11 @@ def test_first_order_keeps_no_graph_of_the_inner_steps():
 
     net, episode = seeded(lambda: mlp(3, (8,), 2)), over(lambda d: d[0], vectors())
     phi = {k: v.detach().requires_grad_() for k, v in net.named_parameters()}
-    sizes = [nodes(h(maml(net, mse_loss, 0.1, n), mse_loss)(phi, episode)) for h in (first_order, unrolled) for n in (1, 8)]
+    sizes = [
+        nodes(h(maml(net, mse_loss, 0.1, n), mse_loss)(phi, episode))
+        for h in (first_order, unrolled)
+        for n in (1, 8)
+    ]
     assert sizes[0] == sizes[1] and sizes[3] > 3 * sizes[2]
 
 
@@ -213,8 +242,12 @@ def test_first_order_keeps_no_graph_of_the_inner_steps():
 def test_vmap_equals_the_loop_on_conv4(name, chunk):
     net = seeded(lambda: conv4(3, width=8, size=16))
     learner, episode = maml(net, cross_entropy, 0.2, 3, strength=0.5), images(tasks=3)
-    one = bilevel(learner, cross_entropy, HYPERGRADIENTS[name], chunk=1).value_and_grad(learner.init(), episode)
-    many = bilevel(learner, cross_entropy, HYPERGRADIENTS[name], chunk=chunk).value_and_grad(learner.init(), episode)
+    one = bilevel(learner, cross_entropy, HYPERGRADIENTS[name], chunk=1).value_and_grad(
+        learner.init(), episode
+    )
+    many = bilevel(learner, cross_entropy, HYPERGRADIENTS[name], chunk=chunk).value_and_grad(
+        learner.init(), episode
+    )
     assert abs(one[0] - many[0]) <= 1e-10 and largest(one[1], many[1]) <= 1e-10
 
 
@@ -297,11 +330,16 @@ def test_a_norm_switched_over_after_the_first_call_is_noticed():
     assert largest(switched, loop.value_and_grad(learner.init(), episode)[1]) <= 1e-10
 
 
-@pytest.mark.parametrize("norm", [lambda: nn.GroupNorm(2, 8), lambda: nn.RMSNorm(8)], ids=["group", "rms"])
+@pytest.mark.parametrize(
+    "norm", [lambda: nn.GroupNorm(2, 8), lambda: nn.RMSNorm(8)], ids=["group", "rms"]
+)
 def test_norms_that_are_exact_run_under_vmap(norm):
     net = seeded(lambda: halves(nn.Sequential(nn.Linear(3, 8), norm(), nn.Tanh()), 8))
     learner, episode = maml(net, mse_loss, 0.1, 2), vectors()
-    a, b = (bilevel(learner, mse_loss, chunk=c).value_and_grad(learner.init(), episode)[1] for c in (1, 4))
+    a, b = (
+        bilevel(learner, mse_loss, chunk=c).value_and_grad(learner.init(), episode)[1]
+        for c in (1, 4)
+    )
     assert largest(a, b) <= 1e-10
 
 
@@ -330,14 +368,18 @@ def test_higher_gives_the_same_meta_gradient(kind, order):
     else:
         net, loss, episode = seeded(lambda: conv4(3, width=8, size=16)), cross_entropy, images()
     learner = maml(net, loss, 0.1, 3)
-    ours = bilevel(learner, loss, unrolled if order == "second" else first_order).value_and_grad(learner.init(), episode)[1]
+    ours = bilevel(learner, loss, unrolled if order == "second" else first_order).value_and_grad(
+        learner.init(), episode
+    )[1]
 
     theirs = {k: torch.zeros_like(p) for k, p in net.named_parameters()}
     tasks = len(episode.query.y)
     for t in range(tasks):
         (xs, ys), (xq, yq) = over(lambda d, t=t: d[t], episode)
         sgd = torch.optim.SGD(net.parameters(), lr=0.1)
-        with higher.innerloop_ctx(net, sgd, copy_initial_weights=False, track_higher_grads=order == "second") as (f, opt):
+        with higher.innerloop_ctx(
+            net, sgd, copy_initial_weights=False, track_higher_grads=order == "second"
+        ) as (f, opt):
             for _ in range(3):
                 opt.step(loss(f(xs), ys))
             outer = loss(f(xq), yq)

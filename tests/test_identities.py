@@ -52,7 +52,10 @@ def episode():
 def test_anil_is_maml_where_the_body_has_no_parameters(episode):
     net = nn.Sequential()
     net.body, net.head = nn.Identity(), seeded(lambda: nn.Linear(3, 2))
-    a, b = (bilevel(m(net, mse_loss, 0.1, 3), mse_loss).value_and_grad(parameters(net), episode) for m in (anil, maml))
+    a, b = (
+        bilevel(m(net, mse_loss, 0.1, 3), mse_loss).value_and_grad(parameters(net), episode)
+        for m in (anil, maml)
+    )
     assert a[0] == b[0] and largest(a[1], b[1]) == 0
 
 
@@ -66,7 +69,10 @@ def test_reptile_with_one_step_is_joint_training(net, episode):
 def test_a_constant_rate_for_each_entry_is_maml(net, episode):
     """Meta-SGD's inner loop with equal rates."""
     rates = {k: torch.full_like(v, 0.1) for k, v in parameters(net).items()}
-    a, b = (bilevel(maml(net, mse_loss, lr, 3), mse_loss).value_and_grad(parameters(net), episode)[1] for lr in (rates, 0.1))
+    a, b = (
+        bilevel(maml(net, mse_loss, lr, 3), mse_loss).value_and_grad(parameters(net), episode)[1]
+        for lr in (rates, 0.1)
+    )
     assert largest(a, b) <= 1e-12
 
 
@@ -95,7 +101,9 @@ def test_the_proximal_learner_solves_ridge_regression():
     x, y = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((9, 4), (9, 1)))
     net = nn.Linear(4, 1, bias=False).double()
     phi, strength = parameters(net), 0.7
-    theta = maml(net, lambda p, t: 0.5 * mse_loss(p, t), 0.3, 2000, strength).adapt(phi, Batch(x, y))
+    theta = maml(net, lambda p, t: 0.5 * mse_loss(p, t), 0.3, 2000, strength).adapt(
+        phi, Batch(x, y)
+    )
     a = x.T @ x / 9 + strength * torch.eye(4).double()
     exact = torch.linalg.solve(a, x.T @ y / 9 + strength * phi["weight"].T)
     assert (theta["weight"].T - exact).abs().max() <= 1e-10
@@ -143,7 +151,9 @@ def test_the_linear_probe_is_scikit_learns_logistic_regression():
     learner = linear_probe(net, cross_entropy, strength=0.1, iterations=500)
     theta = learner.adapt(learner.init(), Batch(x, one_hot(labels, 3, torch.float64)))
     z = features(net)(theta, x).numpy()
-    reference = LogisticRegression(C=1 / (0.1 * 24), tol=1e-12, max_iter=5000).fit(z, labels.numpy())
+    reference = LogisticRegression(C=1 / (0.1 * 24), tol=1e-12, max_iter=5000).fit(
+        z, labels.numpy()
+    )
     ours = learner.predict(theta, x).softmax(1).numpy()
     assert np.abs(ours - reference.predict_proba(z)).max() <= 1e-5
 
@@ -160,7 +170,9 @@ def test_joint_is_the_weighted_sum_of_its_parts(net, episode):
     for chunk in (1, 3, None):
         value, grads = joint(net, mse_loss, weights, chunk=chunk).value_and_grad(phi, batch)
         assert value == pytest.approx(expected.item())
-        reference = joint(net, mse_loss, weights, penalties=[lambda th, z, a: 0 * z.sum()]).value_and_grad(phi, batch)
+        reference = joint(
+            net, mse_loss, weights, penalties=[lambda th, z, a: 0 * z.sum()]
+        ).value_and_grad(phi, batch)
         assert largest(grads, reference[1]) <= 1e-12
 
 
@@ -177,7 +189,9 @@ def test_coral_is_the_formula_of_the_paper():
     assert coral()(None, z, None).item() == pytest.approx(expected.item(), rel=1e-12)
     assert coral(2.5)(None, z, None).item() == pytest.approx(2.5 * expected.item(), rel=1e-12)
     assert np.abs(covariance(z[0]).numpy() - np.cov(z[0].numpy().T)).max() <= 1e-12
-    assert coral()(None, torch.stack([z[0], z[0] + 5]), None).abs() <= 1e-20  # a shift of the mean is not seen
+    assert (
+        coral()(None, torch.stack([z[0], z[0] + 5]), None).abs() <= 1e-20
+    )  # a shift of the mean is not seen
 
 
 def test_coral_draws_two_domains_together():
@@ -238,7 +252,10 @@ def test_start_carries_the_body_and_reports_everything():
     big, small = mlp(3, (8,), 50), mlp(3, (8,), 5)
     trained = {k: v + 1 for k, v in parameters(big).items()}
     begun = start(as_is(small), trained)
-    assert begun.copied == ("body.0.weight", "body.0.bias") and begun.fresh == ("head.weight", "head.bias")
+    assert begun.copied == ("body.0.weight", "body.0.bias") and begun.fresh == (
+        "head.weight",
+        "head.bias",
+    )
     assert begun.left == ("head.weight", "head.bias")
     assert all(torch.equal(begun.params[k], trained[k]) for k in begun.copied)
     assert begun.params["head.weight"].shape == (5, 8)

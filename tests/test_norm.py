@@ -15,7 +15,9 @@ def plain(x, weight, bias, eps=1e-5):
     axes = [i for i in range(x.ndim) if i != 1]
     centred = x - x.mean(axes, keepdim=True)
     c = (-1, *[1] * (x.ndim - 2))
-    return centred * ((centred**2).mean(axes, keepdim=True) + eps).rsqrt() * weight.view(c) + bias.view(c)
+    return centred * ((centred**2).mean(axes, keepdim=True) + eps).rsqrt() * weight.view(
+        c
+    ) + bias.view(c)
 
 
 def ours(x, weight, bias):
@@ -24,7 +26,10 @@ def ours(x, weight, bias):
 
 def inputs(shape, seed=0, lead=()):
     g = torch.Generator().manual_seed(seed)
-    return [torch.randn(*lead, *s, generator=g, dtype=torch.float64) for s in (shape, shape[1:2], shape[1:2])]
+    return [
+        torch.randn(*lead, *s, generator=g, dtype=torch.float64)
+        for s in (shape, shape[1:2], shape[1:2])
+    ]
 
 
 def scalar(f):
@@ -38,7 +43,8 @@ def test_values_and_two_orders_of_gradients_equal_the_formula(shape):
     assert (ours(*args) - plain(*args)).abs().max() <= 1e-12
     first = [torch.func.grad(scalar(f), (0, 1, 2))(*args) for f in (ours, plain)]
     second = [
-        torch.func.vjp(torch.func.grad(scalar(f), (0, 1, 2)), *args)[1](tuple(directions)) for f in (ours, plain)
+        torch.func.vjp(torch.func.grad(scalar(f), (0, 1, 2)), *args)[1](tuple(directions))
+        for f in (ours, plain)
     ]
     for pair in (first, second):
         assert max(float((a - b).abs().max()) for a, b in zip(*pair, strict=True)) <= 1e-10
@@ -73,13 +79,19 @@ def test_vmap_equals_the_loop_to_second_order(shape, shared):
 def test_a_hessian_by_vmapped_backward_passes_is_right():
     """torch.func.hessian runs the backward pass under vmap; torch's own norm is wrong there too."""
     x, w, b = inputs((4, 2))
-    h = [torch.func.jacrev(torch.func.jacrev(lambda x, f=f: scalar(f)(x, w, b)))(x) for f in (ours, plain)]
+    h = [
+        torch.func.jacrev(torch.func.jacrev(lambda x, f=f: scalar(f)(x, w, b)))(x)
+        for f in (ours, plain)
+    ]
     assert (h[0] - h[1]).abs().max() <= 1e-10
 
 
 def test_nested_vmap():
     args = inputs((4, 2, 3), lead=(2, 3))
-    assert (torch.vmap(torch.vmap(ours))(*args) - torch.stack([torch.vmap(ours)(*(a[i] for a in args)) for i in range(2)])).abs().max() <= 1e-12
+    assert (
+        torch.vmap(torch.vmap(ours))(*args)
+        - torch.stack([torch.vmap(ours)(*(a[i] for a in args)) for i in range(2)])
+    ).abs().max() <= 1e-12
 
 
 def test_the_third_order_is_refused_not_wrong():
@@ -89,7 +101,9 @@ def test_the_third_order_is_refused_not_wrong():
     with pytest.raises(NotImplementedError, match="not of third"):
         torch.autograd.grad((gg**2).sum(), x)
     f = scalar(lambda x: ours(x, w.detach(), b.detach()))
-    third = torch.func.grad(lambda x: torch.func.grad(lambda x: (torch.func.grad(f)(x) ** 2).sum())(x).sum())
+    third = torch.func.grad(
+        lambda x: torch.func.grad(lambda x: (torch.func.grad(f)(x) ** 2).sum())(x).sum()
+    )
     with pytest.raises(NotImplementedError, match="not of third"):
         third(x.detach())
 

@@ -18,7 +18,9 @@ from mtlib.tasks import ClassSet, episodes, mixture, one_hot, pool, quiz
 def numbered(classes=7, items=6):
     """Item i of class c is the pair (c, i): what a stream drew can be read off."""
     c, i = torch.meshgrid(torch.arange(classes), torch.arange(items), indexing="ij")
-    return ClassSet(torch.stack([c, i], -1).float(), [f"class{c}" for c in range(classes)], "numbered")
+    return ClassSet(
+        torch.stack([c, i], -1).float(), [f"class{c}" for c in range(classes)], "numbered"
+    )
 
 
 def equal(a, b):
@@ -61,7 +63,9 @@ def test_an_episode_holds_different_classes_and_different_items():
         classes = [support.x[support.y.argmax(1) == w, 0][0].item() for w in range(ways)]
         assert len(set(classes)) == ways
         assert classes == [query.x[query.y.argmax(1) == w, 0][0].item() for w in range(ways)]
-        assert len({tuple(r) for r in torch.cat([support.x, query.x]).tolist()}) == ways * (shots + queries)
+        assert len({tuple(r) for r in torch.cat([support.x, query.x]).tolist()}) == ways * (
+            shots + queries
+        )
 
 
 def test_every_class_and_item_is_drawn_equally_often():
@@ -132,7 +136,10 @@ def test_linear_tasks_are_episodes_with_the_population_loss():
 def test_planted_classes_share_a_world_and_no_class():
     a, b = planted(40, 200, seed=0), planted(40, 200, seed=1)
     assert a.items.shape == (40, 200, 30) and not torch.equal(a.items[0], b.items[0])
-    for data in (a, b):  # between-class variance lies in the five informative dimensions of the world
+    for data in (
+        a,
+        b,
+    ):  # between-class variance lies in the five informative dimensions of the world
         means = data.items.mean(1).numpy()
         share = np.linalg.eigvalsh(np.cov(means.T))[::-1]
         assert share[:5].sum() > 0.9 * share.sum()
@@ -144,6 +151,9 @@ def test_planted_classes_share_a_world_and_no_class():
 
 
 def test_streams_put_their_draws_on_the_device_asked_for():
-    draws = episodes(numbered(), 3, 2, 3, 4, 0, device="cpu")(0), mixture(pool(numbered()), batch=4, seed=0)(0)
+    draws = (
+        episodes(numbered(), 3, 2, 3, 4, 0, device="cpu")(0),
+        mixture(pool(numbered()), batch=4, seed=0)(0),
+    )
     assert isinstance(draws[0], Episode)
     assert one_hot(torch.tensor([1]), 3, torch.float64).dtype == torch.float64

@@ -49,7 +49,14 @@ def exact_stream(tasks: LinearTasks) -> Stream:
     return stream
 
 
-def samples(rows: int, dims: int = 10, tasks: int = 4, noise: float = 0.1, spread: float = 1.0, seed: int = 0) -> Batch:
+def samples(
+    rows: int,
+    dims: int = 10,
+    tasks: int = 4,
+    noise: float = 0.1,
+    spread: float = 1.0,
+    seed: int = 0,
+) -> Batch:
     """Data for the seed's model, linear 10 → 1: y = xᵀ w_t + noise, w_t = w₀ + spread · δ_t. x: (T, rows, dims)."""
     rng = np.random.default_rng([seed, 43])
     w = rng.normal(size=(1, dims, 1)) + spread * rng.normal(size=(tasks, dims, 1))

@@ -6,14 +6,13 @@ import hashlib
 import io
 import os
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from mtlib.download import Remote, cache, fetch, members
+from mtlib.download import Remote, cache, contents, fetch
 from mtlib.tasks import ClassSet
 
 _LAKE = "https://raw.githubusercontent.com/brendenlake/omniglot/057f034baf2ecb8530bc5710e5a23584d2a519cc/python"
@@ -76,7 +75,9 @@ PARTS = {
 ROTATIONS = (0, 90, 180, 270)
 
 
-def omniglot(split: str = "lake", part: str = "train", rotations: bool = False, size: int = 28) -> ClassSet:
+def omniglot(
+    split: str = "lake", part: str = "train", rotations: bool = False, size: int = 28
+) -> ClassSet:
     """One part of Omniglot: items (C, 20, 1, size, size), ink 1 on paper 0.
 
     split "lake": "background" is Lake's 964 characters, "test" his 659 evaluation characters; "val" are the
@@ -85,12 +86,13 @@ def omniglot(split: str = "lake", part: str = "train", rotations: bool = False, 
     halves: parameters trained under one split are never tested on the other.
 
     `rotations` makes each character four classes, turned by 0, 90, 180, 270 degrees. The 105×105 drawings are
-    reduced to `size` by averaging areas (papers differ here, and in what they turn).
+    reduced to `size` by averaging areas, PIL's BOX (papers differ here, and in what they turn).
+    Raises ValueError for an unknown split, part or size, and what `fetch` raises.
     """
     if split not in PARTS or part not in PARTS[split]:
         raise ValueError(f"expected a split and part of {PARTS}, got {split!r} and {part!r}")
-    if not 1 <= size <= 105:
-        raise ValueError(f"expected a size from 1 to 105 pixels, got {size}")
+    if not isinstance(size, int) or not 1 <= size <= 105:
+        raise ValueError(f"expected a size from 1 to 105 whole pixels, got {size!r}")
     halves = ("background",) if split == "lake" and part != "test" else ("background", "evaluation")
     halves = ("evaluation",) if (split, part) == ("lake", "test") else halves
     drawn = {k: v for half in halves for k, v in _drawings(half, size).items()}
@@ -121,44 +123,55 @@ def _chosen(split: str, part: str, drawn: dict[str, np.ndarray]) -> set[str]:
 def content_digest(path: Path) -> str:
     """SHA-256 over the members sorted by path, each as path, NUL, hex SHA-256 of its bytes, newline."""
     total = hashlib.sha256()
-    with zipfile.ZipFile(path) as archive:
-        for m in members(path):
-            digest = hashlib.sha256(archive.read(m)).hexdigest()
-            total.update(f"{m.filename}\0{digest}\n".encode())
+    for name, data in contents(path):
+        total.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
     return total.hexdigest()
 
 
 def _drawings(half: str, size: int) -> dict[str, np.ndarray]:
-    """Character -> (20, size, size) of uint8, ink 255; decoded once and kept beside the cache."""
+    """Character -> (20, size, size) of uint8, ink 255; decoded once and kept in the cache."""
     path = fetch(IMAGES[half])
-    kept = cache() / "omniglot" / f"{half}-{size}-v1.npz"
-    try:
-        with open(kept, "rb") as raw, np.load(raw) as file:
-            return dict(zip(file["names"].tolist(), file["items"], strict=True))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        drawn = _decode(path, size)  # not there, or damaged: made again
+    kept = cache() / "omniglot" / f"{half}-{size}-{CONTENT[half][:8]}.npz"
+    drawn = _kept(kept, size)
+    if drawn is None:
+        drawn = _decode(path, size)
         _keep(kept, drawn)
-        return drawn
+    return drawn
 
 
 def _decode(path: Path, size: int) -> dict[str, np.ndarray]:
     drawn: dict[str, list[np.ndarray]] = {}
-    with zipfile.ZipFile(path) as archive:
-        for m in members(path):
-            if m.filename.endswith(".png"):
-                _, alphabet, character, _ = m.filename.split("/")
-                image = Image.open(io.BytesIO(archive.read(m))).convert("L")
-                small = image.resize((size, size), Image.Resampling.BOX)
-                drawn.setdefault(f"{alphabet}/{character}", []).append(255 - np.asarray(small))
+    for name, data in contents(path):
+        if name.endswith(".png"):
+            _, alphabet, character, _ = name.split("/")
+            image = Image.open(io.BytesIO(data)).convert("L")
+            small = image.resize((size, size), Image.Resampling.BOX)
+            drawn.setdefault(f"{alphabet}/{character}", []).append(255 - np.asarray(small))
     return {k: np.stack(v) for k, v in drawn.items()}
+
+
+def _kept(path: Path, size: int) -> dict[str, np.ndarray] | None:
+    """What `_keep` wrote, or None where that is absent or damaged, in whatever way."""
+    try:
+        with open(path, "rb") as raw, np.load(raw) as file:
+            names, items = file["names"].tolist(), file["items"]
+    except Exception:
+        return None
+    whole = items.dtype == np.uint8 and items.shape == (len(names), 20, size, size)
+    return dict(zip(names, items, strict=True)) if whole else None
 
 
 def _keep(path: Path, drawn: dict[str, np.ndarray]) -> None:
     """A help only: where the cache cannot be written, the next call decodes again."""
+    part = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            part = file.name
             np.savez(file, names=np.array(list(drawn)), items=np.stack(list(drawn.values())))
-        os.replace(file.name, path)
+        os.replace(part, path)
     except OSError:
         return
+    finally:
+        if os.path.exists(part):
+            os.unlink(part)

@@ -23,7 +23,9 @@ def planted(
     follow `seed`: sets of one world and several seeds share what is to be learnt and no class.
     """
     if min(classes, items, informative) < 1 or nuisance < 0:
-        raise ValueError(f"expected positive sizes, got {classes=} {items=} {informative=} {nuisance=}")
+        raise ValueError(
+            f"expected positive sizes, got {classes=} {items=} {informative=} {nuisance=}"
+        )
     d = informative + nuisance
     rotation, _ = np.linalg.qr(np.random.default_rng([world, 17]).normal(size=(d, d)))
     rng = np.random.default_rng([world, seed, 29])

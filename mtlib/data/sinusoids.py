@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +17,11 @@ RANGE = (-5.0, 5.0)
 
 
 def sinusoids(
-    shots: int = 10, queries: int = 10, tasks: int = 25, seed: int = 0, dtype: torch.dtype = torch.float32
+    shots: int = 10,
+    queries: int = 10,
+    tasks: int = 25,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Stream:
     """Tasks y = A sin(x − φ), A ~ U(0.1, 5), φ ~ U(0, π), x ~ U(−5, 5); no noise.
 
@@ -30,8 +35,11 @@ def sinusoids(
         rng = np.random.default_rng([seed, step])
         a, phase = rng.uniform(*AMPLITUDE, (tasks, 1, 1)), rng.uniform(*PHASE, (tasks, 1, 1))
         x = rng.uniform(*RANGE, (tasks, shots + queries, 1))
-        x, y = (torch.from_numpy(v).to(dtype) for v in (x, a * np.sin(x - phase)))
-        return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]))
+        all_x, all_y = (torch.from_numpy(v).to(dtype) for v in (x, a * np.sin(x - phase)))
+        support, query = slice(shots), slice(shots, None)
+        return Episode(
+            Batch(all_x[:, support], all_y[:, support]), Batch(all_x[:, query], all_y[:, query])
+        )
 
     return stream
 
@@ -44,7 +52,7 @@ def joint_optimum(x: Tensor) -> Tensor:
     return -(2 / math.pi) * (sum(AMPLITUDE) / 2) * torch.cos(x)
 
 
-def risk_of(f, points: int = 64) -> float:
+def risk_of(f: Callable[[Tensor], Tensor], points: int = 64) -> float:
     """E[(f(x) − A sin(x − φ))²] over tasks and x, by Gauss–Legendre quadrature in all three. f: (n, 1) -> (n, 1)."""
     nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(points))
 

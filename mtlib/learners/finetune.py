@@ -24,7 +24,10 @@ def finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learner:
 
 
 def linear_probe(
-    net: nn.Module, loss: Loss = nn.functional.cross_entropy, strength: float = 1e-2, iterations: int = 100
+    net: nn.Module,
+    loss: Loss = nn.functional.cross_entropy,
+    strength: float = 1e-2,
+    iterations: int = 100,
 ) -> Learner:
     """Linear probe: a new linear head on frozen features, solved by L-BFGS.
 
@@ -32,7 +35,9 @@ def linear_probe(
     head is not used. The solution is a constant to the outer gradient. Runs in a loop over tasks only.
     """
     if strength <= 0:
-        raise ValueError(f"expected strength > 0 (a probe on separable features has no optimum without), got {strength}")
+        raise ValueError(
+            f"expected strength > 0 (a probe on separable features has no optimum without), got {strength}"
+        )
     z = features(net)
 
     def init() -> Params:
@@ -43,7 +48,13 @@ def linear_probe(
             zs = z(phi, support.x)
         w = zs.new_zeros(support.y.shape[1], zs.shape[1]).requires_grad_()
         b = zs.new_zeros(support.y.shape[1]).requires_grad_()
-        solver = torch.optim.LBFGS([w, b], max_iter=iterations, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe")
+        solver = torch.optim.LBFGS(
+            [w, b],
+            max_iter=iterations,
+            tolerance_grad=1e-9,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
 
         def closure() -> Tensor:
             solver.zero_grad()
@@ -59,4 +70,3 @@ def linear_probe(
         return z(theta, x) @ theta["probe.weight"].mT + theta["probe.bias"]
 
     return Learner(init, adapt, predict, vmap=False)
-

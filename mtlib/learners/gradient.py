@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, Rate, apply, descend, parameters, proximity, require, risk
+from mtlib.core import (
+    Batch,
+    Learner,
+    Loss,
+    Params,
+    Rate,
+    apply,
+    descend,
+    parameters,
+    proximity,
+    require,
+    risk,
+)
 
 
 def maml(net: nn.Module, loss: Loss, lr: Rate, steps: int, strength: float = 0.0) -> Learner:
@@ -36,7 +48,9 @@ def descent(
     if steps < 0:
         raise ValueError(f"expected a number of steps of at least 0, got {steps}")
     if not moving:
-        raise ValueError(f"expected a network with parameters named {adapted}*, got {[k for k, _ in net.named_parameters()][:5]}")
+        raise ValueError(
+            f"expected a network with parameters named {adapted}*, got {[k for k, _ in net.named_parameters()][:5]}"
+        )
 
     def adapt(phi: Params, support: Batch) -> Params:
         require(phi, moving)

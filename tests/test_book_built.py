@@ -1,0 +1,227 @@
+"""The built book in a browser that reaches no other host. Run `make book` first."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from chromium import Tab, chromium, program
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT = ROOT / "_build" / "html"
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
+PAGES = [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
+PHONE = 390
+
+# What is wrong with a page that is shown, as a list of sentences.
+INSPECT = r"""
+(() => {
+  const wrong = [];
+  const short = e => e.textContent.trim().slice(0, 60);
+  for (const e of document.querySelectorAll("div.math, span.math"))
+    if (!e.querySelector("mjx-container")) wrong.push("equation not rendered: " + short(e));
+  for (const e of document.querySelectorAll("mjx-merror, [data-mjx-error]"))
+    wrong.push("equation in error: " + (e.getAttribute("data-mjx-error") || short(e)));
+  for (const e of document.querySelectorAll("img")) {
+    const name = (e.getAttribute("src") || e.id).slice(0, 60);
+    if (!(e.getAttribute("alt") || "").trim()) wrong.push("image without alt text: " + name);
+    if (e.getAttribute("src") && e.complete && !e.naturalWidth) wrong.push("empty image: " + name);
+  }
+  for (const e of document.querySelectorAll("input, select, button"))
+    if (e.checkVisibility() && !(e.labels && e.labels.length) && !e.textContent.trim() &&
+        !e.title && !e.getAttribute("aria-label") && !e.getAttribute("placeholder"))
+      wrong.push("control without a name: " + e.outerHTML.slice(0, 80));
+  return wrong;
+})()
+"""
+OUTPUTS = """
+[...document.querySelectorAll(".cell_output, .pasted-text")].map(e => e.textContent).join("\\n")
+"""
+
+
+def need(holds: bool, what: str) -> None:
+    """Skip where something is missing on one's own machine; fail where it must be there."""
+    if not holds and os.environ.get("CI"):
+        pytest.fail(what)
+    if not holds:
+        pytest.skip(what)
+
+
+@pytest.fixture(scope="module")
+def built() -> Path:
+    need((BUILT / "index.html").exists(), "the book is not built: run `make book`")
+    return BUILT
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    need(program() is not None, "Chromium is not installed (Debian, Ubuntu: the package chromium)")
+    with chromium(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(built: Path) -> Iterator[str]:
+    """The address at which the built folder is served."""
+    handler = functools.partial(Quiet, directory=str(built))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def faults(tab: Tab, url: str, width: int = 1200) -> list[str]:
+    """All that is wrong with a page: in itself, and with what it loads and says."""
+    tab.open(url, width)
+    return tab.run(INSPECT) + tab.faults
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_whole(page: str, site: str, built: Path, tab: Tab):
+    """Equations rendered, nothing missing, nothing from elsewhere, no error; also as a plain file."""
+    assert faults(tab, f"{site}/{page}.html") == []
+    equations = len(re.findall(r'class="math ', (built / f"{page}.html").read_text("utf8")))
+    assert tab.run("document.querySelectorAll('mjx-container').length") >= equations
+    assert faults(tab, (built / f"{page}.html").as_uri()) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_fits_a_phone(page: str, site: str, tab: Tab):
+    assert faults(tab, f"{site}/{page}.html", PHONE) == []
+    wide = tab.run("document.documentElement.scrollWidth")
+    assert wide <= PHONE, f"{wide} pixels wide on a screen of {PHONE}"
+
+
+def test_the_menu_opens_on_a_phone(site: str, tab: Tab):
+    tab.open(f"{site}/{PAGES[0]}.html", PHONE)
+    chapters = (
+        "[...document.querySelectorAll('dialog a, .bd-sidebar-primary a')].filter(a => {"
+        "const b = a.getBoundingClientRect();"
+        f"return a.checkVisibility() && b.width > 0 && b.left >= 0 && b.right <= {PHONE}"
+        "}).map(a => a.getAttribute('href'))"
+    )
+    assert not any("algorithms" in href for href in tab.run(chapters))
+    tab.click("button.primary-toggle")
+    assert tab.wait(f"{chapters}.some(href => href.includes('algorithms.html'))")
+    assert tab.faults == []
+
+
+def test_search_finds_maml(site: str, built: Path, tab: Tab):
+    hits = "[...document.querySelectorAll('#search-results li a')].map(a => a.getAttribute('href'))"
+    texts = "[...document.querySelectorAll('#search-results p.context')].map(p => p.textContent)"
+
+    tab.open(f"{site}/search.html?q=MAML")
+    assert tab.wait(f"{hits}.length > 1"), "search found nothing"
+    assert tab.wait(f"{texts}.some(t => t.includes('MAML'))"), "no excerpt names MAML"
+    assert tab.faults == []
+
+    tab.open(f"{(built / 'search.html').as_uri()}?q=MAML")
+    assert tab.wait(f"{hits}.length > 1"), "search found nothing in the plain files"
+
+
+def test_the_index_leads_to_the_front_page(site: str, tab: Tab):
+    tab.open(f"{site}/index.html")
+    assert tab.wait(f"location.pathname.endsWith('{PAGES[0]}.html')")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_colab_links_lead_to_notebooks(page: str, built: Path):
+    """On every page that is a notebook, and on no other: elsewhere the link is dead."""
+    text = (built / f"{page}.html").read_text("utf8")
+    links = re.findall(r'https://colab\.research\.google\.com/[^"]+', text)
+    if (ROOT / f"{page}.ipynb").exists():
+        assert links and all(link.endswith(f"/{page}.ipynb") for link in links)
+    else:
+        assert not links
+
+
+# The same without a browser, for what it need not happen to load ------------------------------
+
+ELSEWHERE = re.compile(
+    r'<(?:script|img|iframe|source|audio|video|embed)\b[^>]*\ssrc="(?:https?:)?//[^"]+"'
+    r'|<link\b[^>]*\bhref="(?:https?:)?//[^"]+"[^>]*>'
+    r"|@import\s+(?:url\()?[\"']?(?:https?:)?//"
+    r"|(?:import|fetch)\(\s*[\"'](?:https?:)?//[^\"']+"
+)
+
+
+def loaded_from_elsewhere(text: str) -> list[str]:
+    """What a page loads, rather than links to, from another host."""
+    found = [match[0] for match in ELSEWHERE.finditer(text)]
+    return [f for f in found if not re.search(r'rel="(?:canonical|alternate)"', f)]
+
+
+def test_nothing_is_loaded_from_elsewhere(built: Path):
+    found = {
+        str(path.relative_to(built)): wrong
+        for path in sorted(built.rglob("*.html"))
+        if (wrong := loaded_from_elsewhere(path.read_text("utf8")))
+    }
+    assert found == {}
+
+
+# Real data ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not os.environ.get("MTLIB_DATA"), reason="MTLIB_DATA is not set")
+@pytest.mark.parametrize("page", PAGES)
+def test_real_data_stood_in_for_nothing(page: str, site: str, tab: Tab):
+    """Pages print their data's source: no stand-in, and the real set where a page asks for it."""
+    tab.open(f"{site}/{page}.html")
+    shown = tab.run(OUTPUTS)
+    assert "stand-in" not in shown
+    notebook = ROOT / f"{page}.ipynb"
+    if notebook.exists() and re.search(r"\b(characters|omniglot)\(", source(notebook)):
+        assert "(real)" in shown
+
+
+def source(notebook: Path) -> str:
+    cells = json.loads(notebook.read_text("utf8"))["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+
+
+# These checks can fail ------------------------------------------------------------------------
+
+
+def test_a_bad_page_is_found_out(built: Path, tab: Tab, site: str):
+    page = built / "book" / "_a_bad_page.html"
+    whole = (built / "book" / "mathematics.html").read_text("utf8")
+    bad = (
+        '<img src="nowhere.png"><div class="math">not rendered</div>'
+        '<script src="https://example.org/a.js"></script><button></button>'
+        "<script>console.error('said'); throw Error('thrown')</script>"
+        '<div class="math notranslate">\\[ \\frac{1} \\]</div>' + html.escape("<p>")
+    )
+    try:
+        page.write_text(whole.replace("</article>", bad + "</article>", 1), "utf8")
+        found = "\n".join(faults(tab, f"{site}/book/{page.name}"))
+    finally:
+        page.unlink()
+    for expected in (
+        "equation not rendered: not rendered",
+        "equation in error",
+        "image without alt text: nowhere.png",
+        "404",
+        "control without a name",
+        "asked another host: https://example.org/a.js",
+        "console error: said",
+        "exception: Error: thrown",
+    ):
+        assert expected in found, f"{expected} is not in\n{found}"
+    assert len(loaded_from_elsewhere(bad)) == 1
