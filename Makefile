@@ -9,11 +9,13 @@ BIN := .venv/bin
 READY := .venv/.installed
 STAMP := _build/.executed
 NOTEBOOKS := $(wildcard book/*.ipynb)
-SOURCES := $(shell find mtlib -name '*.py') $(NOTEBOOKS) constraints.txt
+SOURCES := $(sort $(shell find mtlib -name '*.py')) constraints.txt
 # Tests that need the built book, or a fresh environment for each page: they have targets of their own.
 APART := tests/test_book_built.py tests/test_notebooks_alone.py
 # One core a worker. Two workers; `make test JOBS=8` uses more.
 JOBS ?= 2
+# `make book SCALE=small`: every page in seconds, to look at its layout. Its numbers mean nothing.
+SCALE ?= full
 
 export MTLIB_PROGRESS := 0
 
@@ -24,18 +26,23 @@ help:  ## this list
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "this book needs Python 3.11 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.11" % v[:2])'
+	@echo "making the environment .venv, once; this takes a few minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test]"
+	@# A kernel warns that it talks without encryption, on this one machine; errors alone are worth a line.
+	@mkdir -p .venv/etc/ipython
+	@echo 'get_config().Application.log_level = "ERROR"' > .venv/etc/ipython/ipython_kernel_config.py
 	@touch $@
 
-# The cache of executed pages knows their code alone: drop it when the package, a version or the data's place changed.
+# The cache runs a page again when the page's code changes. It knows nothing of the package, the versions, the scale
+# and the place of the data: drop it when one of these changed, and Sphinx's own record of pages it has read.
 book: $(READY)  ## the book at its full scale -> _build/html/index.html
 	@mkdir -p _build
-	@now="data=$${MTLIB_DATA:-} offline=$${MTLIB_OFFLINE:-}"; \
-	if [ "$$(cat $(STAMP) 2>&1)" != "$$now" ] || [ -n "$$(find $(SOURCES) -newer $(STAMP))" ]; then \
-	  rm -rf _build/.jupyter_cache; echo "$$now" > $(STAMP); \
+	@now="$(SCALE) data=$${MTLIB_DATA:-} offline=$${MTLIB_OFFLINE:-} $$(cksum $(SOURCES))"; \
+	if [ "$$(cat $(STAMP) 2>/dev/null)" != "$$now" ]; then \
+	  rm -rf _build/.jupyter_cache _build/.doctrees; echo "$$now" > $(STAMP); \
 	fi
-	MTLIB_SCALE=full $(BIN)/jupyter-book build . -W -n --keep-going
+	MTLIB_SCALE=$(SCALE) $(BIN)/jupyter-book build . -W -n --keep-going
 
 test: $(READY)  ## the package's tests, then every notebook at the small scale
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile tests $(APART:%=--ignore=%)

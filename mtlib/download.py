@@ -121,7 +121,7 @@ def _download(remote: Remote, target: Path, timeout: float) -> Path:
             os.fsync(file.fileno())
         os.replace(part, target)
     except requests.exceptions.RequestException as error:
-        if part.stat().st_size:  # the address answered, and then broke off
+        if shown.total is not None:  # the address answered, and then broke off
             raise _broken(remote, part, str(error)) from error
         raise _unreachable(remote, target, str(error)) from error
     except OSError as error:

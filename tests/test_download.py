@@ -109,6 +109,21 @@ def test_a_data_folder_that_is_none_is_an_error(home, monkeypatch, value):
         fetch(remote())
 
 
+def test_a_relative_data_folder_is_an_error_also_where_it_exists(home, monkeypatch):
+    folder(home, monkeypatch)
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("MTLIB_DATA", "data")
+    with pytest.raises(NotADirectoryError, match="absolute path"):
+        fetch(remote())
+
+
+def test_a_file_in_the_place_of_the_data_folder_is_an_error(home, monkeypatch):
+    (home / "data").write_text("no folder")
+    monkeypatch.setenv("MTLIB_DATA", str(home / "data"))
+    with pytest.raises(NotADirectoryError, match="absolute path"):
+        fetch(remote())
+
+
 def test_an_altered_file_in_the_data_folder_is_an_error_and_no_stand_in(server, home, monkeypatch):
     folder(home, monkeypatch, data=DATA[:-1] + b"x")
     with pytest.raises(Altered, match=rf"file.bin is not the file.*expected {DIGEST}"):
