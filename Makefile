@@ -18,8 +18,6 @@ JOBS ?= 2
 SCALE ?= full
 
 export MTLIB_PROGRESS := 0
-# Threads that wait sleep instead of spinning: on a busy machine that is many times faster.
-export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help book test test-book test-alone lint format address serve clean
 

@@ -1,4 +1,7 @@
-"""The built book in a browser that reaches no other host. Run `make book` first."""
+"""The built book in a browser that reaches no other host. Run `make book` first.
+
+The variable BOOK_HTML names another folder than `_build/html`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import yaml
 from chromium import Tab, chromium, program
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILT = ROOT / "_build" / "html"
+BUILT = Path(os.environ.get("BOOK_HTML") or ROOT / "_build" / "html").resolve()
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
 PAGES = [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
 PHONE = 390
