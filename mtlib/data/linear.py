@@ -21,7 +21,7 @@ class LinearTasks(NamedTuple):
 def linear_tasks(tasks: int = 20, dims: int = 5, seed: int = 0, alike: bool = False) -> LinearTasks:
     """Tasks whose optimum w_t goes with their covariance Σ_t (float64); `alike` gives all one Σ.
 
-    Σ_t = Q_t diag(s) Q_tᵀ with s ~ U(0.2, 2); w_t = s-weighted normal draws, so that hard directions matter.
+    Σ_t = Q_t diag(s) Q_tᵀ with s ~ U(0.2, 2); w_t = Σ_t 1 + ε_t, ε_t ~ N(0, I), so that the optimum goes with the covariance.
     """
     rng = np.random.default_rng([seed, 41])
     q, _ = np.linalg.qr(rng.normal(size=(tasks, dims, dims)))
