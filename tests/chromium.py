@@ -32,6 +32,7 @@ FLAGS = (
     "--remote-debugging-port=0",
 )
 PATIENCE = 60.0  # seconds; one page takes less than one
+MOVED = ("Inspected target navigated", "context was destroyed", "Cannot find context")
 
 
 def program() -> str | None:
@@ -106,10 +107,20 @@ class Tab:
         self.run("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 1) : 1")
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression; a promise is awaited."""
-        answer = self.send(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
-        )
+        """The value of a JavaScript expression; a promise is awaited.
+
+        Where the page moves on to another while it is asked, the other is asked.
+        """
+        end = time.monotonic() + PATIENCE / 4
+        while True:
+            try:
+                answer = self.send(
+                    "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+                )
+                break
+            except RuntimeError as error:
+                if time.monotonic() > end or not any(said in str(error) for said in MOVED):
+                    raise
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, Learner, over
+from mtlib.learners.closed_form import ridge
 from mtlib.learners.finetune import as_is, finetune, linear_probe
 from mtlib.learners.gradient import anil, maml
 from mtlib.learners.metric import protonet
@@ -23,6 +24,7 @@ WAYS = 3
 class Row(NamedTuple):
     make: Callable[[nn.Module], Learner]
     reached: str  # "body", "head" or "both": the entries of φ that an outer gradient reaches
+    own: str = ""  # the prefix of entries of its own, which it reaches too
     head: bool = True  # its answers depend on which output of φ's head a class is given
     vmap: bool = True
 
@@ -34,6 +36,7 @@ ROWS = {
     "finetune": Row(lambda net: finetune(net, cross_entropy, 0.05, 4), "both"),
     "as_is": Row(as_is, "both"),
     "protonet": Row(protonet, "body", head=False),
+    "ridge": Row(ridge, "both", own="ridge"),
     "linear_probe": Row(linear_probe, "body", head=False, vmap=False),
 }
 
@@ -136,7 +139,8 @@ def test_the_outer_gradient_reaches_exactly_the_expected_entries(row, learner, e
     phi = learner.init()
     grads = bilevel(learner, cross_entropy).value_and_grad(phi, episode)[1]
     halves = {k.split(".")[0] for k, g in grads.items() if g.abs().max() > 0}
-    assert halves == ({"body", "head"} if row.reached == "both" else {row.reached})
+    expected = {"body", "head"} if row.reached == "both" else {row.reached}
+    assert halves == expected | ({row.own} if row.own else set())
     assert {k for k in phi if k not in grads} == set()
 
 

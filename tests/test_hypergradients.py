@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from mtlib.bilevel import bilevel, conjugate_gradient, first_order, implicit, secant, unrolled
 from mtlib.core import Batch, Episode, Learner, over
 from mtlib.data.linear import exact_stream, linear_tasks
+from mtlib.learners.closed_form import ridge
 from mtlib.learners.finetune import as_is
 from mtlib.learners.gradient import anil, maml
 from mtlib.learners.metric import protonet
@@ -179,6 +180,12 @@ CASES = {
         partial(maml, loss=cross_entropy, lr=0.1, steps=2),
         cross_entropy,
         images,
+    ),
+    "ridge, mlp": (
+        lambda: seeded(lambda: mlp(3, (8, 8), 2)),
+        ridge,
+        mse_loss,
+        vectors,
     ),
     "protonet, conv4": (
         lambda: seeded(lambda: conv4(3, width=4, size=16)),

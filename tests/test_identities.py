@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -14,6 +14,7 @@ from mtlib.align import coral, covariance
 from mtlib.bilevel import bilevel, secant
 from mtlib.core import Batch, Episode, apply, features, load, net_state, over, parameters, start
 from mtlib.joint import joint, toward
+from mtlib.learners.closed_form import ridge, ridge_solution
 from mtlib.learners.finetune import as_is, finetune, linear_probe
 from mtlib.learners.gradient import anil, maml
 from mtlib.learners.metric import class_means, protonet
@@ -260,3 +261,39 @@ def test_start_carries_the_body_and_reports_everything():
     assert all(torch.equal(begun.params[k], trained[k]) for k in begun.copied)
     assert begun.params["head.weight"].shape == (5, 8)
     assert start(protonet(small), trained).fresh == ()
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+def test_ridge_is_scikit_learns_on_what_the_head_leaves_over(rows):
+    net = seeded(lambda: mlp(3, (8, 8), 2))
+    g = torch.Generator().manual_seed(2)
+    x, y = (torch.randn(rows, k, generator=g, dtype=torch.float64) for k in (3, 2))
+    learner = ridge(net, strength=0.7)
+    phi = learner.init()
+    theta = learner.adapt(phi, Batch(x, y))
+    z = features(net)(phi, x)
+    z = torch.cat([z, torch.ones_like(z[:, :1])], 1)
+    left = y - apply(net)(phi, x)
+    solver = Ridge(alpha=0.7, fit_intercept=False, tol=1e-12).fit(z.numpy(), left.numpy())
+    expected = apply(net)(phi, x) + torch.from_numpy(z.numpy() @ solver.coef_.T)
+    assert (learner.predict(theta, x) - expected).abs().max() <= 1e-10
+    assert (
+        largest({k: theta[k] for k in phi if "body" in k}, {k: phi[k] for k in phi if "body" in k})
+        == 0
+    )
+
+
+def test_ridge_stays_at_phi_where_its_strength_is_large(episode):
+    net = seeded(lambda: mlp(3, (8, 8), 2))
+    a = bilevel(ridge(net, strength=1e14), mse_loss)(ridge(net, 1e14).init(), episode)
+    b = bilevel(as_is(net), mse_loss)(parameters(net), episode)
+    assert abs(a - b) <= 1e-10
+
+
+@pytest.mark.parametrize("columns", [3, 7])
+def test_ridge_solves_its_normal_equations(columns):
+    """Fewer columns than rows, and more: (ZᵀZ + λI) V = ZᵀY."""
+    g = torch.Generator().manual_seed(3)
+    z, y = (torch.randn(5, k, generator=g, dtype=torch.float64) for k in (columns, 2))
+    v = ridge_solution(z, y, torch.tensor(0.3, dtype=torch.float64))
+    assert (z.mT @ (z @ v) + 0.3 * v - z.mT @ y).abs().max() <= 1e-12

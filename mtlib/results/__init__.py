@@ -1,0 +1,166 @@
+"""Results that pages share: recorded with their recipe, kept with the package, checked by the page that made them.
+
+One JSON file a page, beside this module. A page calls `record`; the summary calls `recorded`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER = Path(__file__).parent
+KINDS = ("baseline", "transfer", "meta")
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
+
+
+class Entry(NamedTuple):
+    """One method on one problem."""
+
+    method: str
+    kind: str  # "baseline", "transfer" or "meta"
+    mean: float
+    cases: float  # half the 95 % interval over episodes, users, genes or patients
+    seeds: float | None = None  # the same over training seeds; None where nothing is drawn
+
+
+class Paired(NamedTuple):
+    """What `ours` gains on `baseline`, case by case: a positive mean is a gain, whatever the metric."""
+
+    ours: str
+    baseline: str
+    mean: float
+    low: float  # 95 % interval
+    high: float
+
+
+class Result(NamedTuple):
+    page: str  # the page's file name without its suffix
+    field: str  # "Gene sequences"
+    metric: str  # "AUROC"
+    higher: bool  # whether more is better
+    labels: str  # what the target gives: "10 patients"
+    protocol: str  # one sentence
+    data: str  # the data's `source`, which says whether they are real
+    entries: tuple[Entry, ...]
+    gain: Paired
+
+
+def record(result: Result, tolerance: float = 1.0) -> str:
+    """Compare a page's result with the recorded one; with MTLIB_RECORD=1, write it instead. Returns what was done.
+
+    On stand-in data, and where nothing is recorded, it only says so. A mean that differs from the recorded one
+    by more than `tolerance` times its interval raises ValueError: the page, or the file, is out of date.
+    """
+    _check(result)
+    path = FOLDER / f"{result.page}.json"
+    if not result.data.endswith("(real)"):
+        return f"not recorded: {result.data}"
+    if os.environ.get("MTLIB_RECORD") == "1":
+        _write(path, {**_plain(result), "provenance": provenance()})
+        return f"recorded as {path.name}"
+    if not path.exists():
+        return "nothing is recorded to compare with"
+    kept = {e.method: e for e in recorded(result.page).entries}
+    for e in result.entries:
+        if e.method not in kept:
+            raise ValueError(f"{path.name} has no {e.method!r}; record anew with MTLIB_RECORD=1")
+        old = kept[e.method]
+        if abs(e.mean - old.mean) > tolerance * max(e.cases, e.seeds or 0.0, 1e-3):
+            raise ValueError(
+                f"{e.method}: {e.mean:.4f} here, {old.mean:.4f} in {path.name}, which differ by more than "
+                f"{tolerance} of the interval ± {e.cases:.4f}; record anew with MTLIB_RECORD=1"
+            )
+    return f"agrees with {path.name}"
+
+
+def recorded(page: str) -> Result:
+    """The result recorded for a page. Raises FileNotFoundError where there is none."""
+    held = _read(page)
+    entries = tuple(Entry(**e) for e in held.pop("entries"))
+    gain = Paired(**held.pop("gain"))
+    held.pop("provenance")
+    return Result(entries=entries, gain=gain, **held)
+
+
+def recorded_pages() -> list[str]:
+    """The pages that have a recorded result, in alphabetical order."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def made(page: str) -> dict[str, Any]:
+    """Where a recorded result comes from: date, commit, device, versions."""
+    return _read(page)["provenance"]
+
+
+def provenance() -> dict[str, Any]:
+    """Date, commit, processor and versions of this run."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": _commit(),
+        "device": gpu or f"CPU, {platform.machine()}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _read(page: str) -> dict[str, Any]:
+    path = FOLDER / f"{page}.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no result is recorded for {page!r}; recorded are {recorded_pages()}. "
+            "Run the page on real data with MTLIB_RECORD=1."
+        )
+    return json.loads(path.read_text("utf8"))
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {
+        **result._asdict(),
+        "entries": [e._asdict() for e in result.entries],
+        "gain": result.gain._asdict(),
+    }
+
+
+def _check(result: Result) -> None:
+    names = [e.method for e in result.entries]
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"expected one entry a method, got {names}")
+    for e in result.entries:
+        if e.kind not in KINDS:
+            raise ValueError(f"expected the kind of {e.method!r} to be one of {KINDS}, got {e.kind!r}")
+        if not all(math.isfinite(n) for n in (e.mean, e.cases, e.seeds or 0.0)):
+            raise ValueError(f"expected finite numbers for {e.method!r}, got {tuple(e)}")
+    for name in (result.gain.ours, result.gain.baseline):
+        if name not in names:
+            raise ValueError(f"expected the gain between two entries of {names}, got {name!r}")
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".part", delete=False, encoding="utf8"
+    ) as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
