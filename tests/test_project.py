@@ -26,6 +26,8 @@ NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 STAR = {
     "core": set(),
     "progress": set(),
+    "results": set(),
+    "encoders": {"download"},
     "page": set(),
     "norm": {"core"},
     "nets": {"core", "norm"},
@@ -42,7 +44,13 @@ STAR = {
     "evaluate": {"core", "objective", "tasks", "progress"},
     "plots": {"train", "evaluate"},
 }
-ONLY_IN = {"matplotlib": {"plots"}, "IPython": {"page", "plots"}}  # third-party name -> its rooms
+ONLY_IN = {  # third-party name -> its rooms
+    "matplotlib": {"plots"},
+    "IPython": {"page", "plots"},
+    "sentence_transformers": {"encoders"},
+    "huggingface_hub": {"encoders"},
+}
+OPTIONAL = {"sentence_transformers", "huggingface_hub"}  # what the extra `text` brings
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where it is not the module's name
 COLAB = {  # what Colab has: an install there must leave it alone
     "torch": "2.11.0",
@@ -104,7 +112,7 @@ def test_the_package_re_exports_nothing():
 def test_every_import_is_a_declared_dependency():
     declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
     used = {m.split(".")[0] for found in GRAPH.values() for m in found}
-    third = used - set(sys.stdlib_module_names) - {"mtlib"}
+    third = used - set(sys.stdlib_module_names) - {"mtlib"} - OPTIONAL
     assert {canonicalize_name(DISTRIBUTION.get(m, m)) for m in third} <= declared
 
 

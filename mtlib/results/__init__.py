@@ -51,6 +51,12 @@ class Result(NamedTuple):
     data: str  # the data's `source`, which says whether they are real
     entries: tuple[Entry, ...]
     gain: Paired
+    details: dict[str, Any] = {}  # noqa: RUF012 - what the page itself reads again: plain JSON, never written to
+
+
+def recording() -> bool:
+    """Whether this run writes results (MTLIB_RECORD=1): a page then runs all its seeds, however long it takes."""
+    return os.environ.get("MTLIB_RECORD") == "1"
 
 
 def record(result: Result, tolerance: float = 1.0) -> str:
@@ -63,7 +69,7 @@ def record(result: Result, tolerance: float = 1.0) -> str:
     path = FOLDER / f"{result.page}.json"
     if not result.data.endswith("(real)"):
         return f"not recorded: {result.data}"
-    if os.environ.get("MTLIB_RECORD") == "1":
+    if recording():
         _write(path, {**_plain(result), "provenance": provenance()})
         return f"recorded as {path.name}"
     if not path.exists():
@@ -147,7 +153,9 @@ def _check(result: Result) -> None:
         raise ValueError(f"expected one entry a method, got {names}")
     for e in result.entries:
         if e.kind not in KINDS:
-            raise ValueError(f"expected the kind of {e.method!r} to be one of {KINDS}, got {e.kind!r}")
+            raise ValueError(
+                f"expected the kind of {e.method!r} to be one of {KINDS}, got {e.kind!r}"
+            )
         if not all(math.isfinite(n) for n in (e.mean, e.cases, e.seeds or 0.0)):
             raise ValueError(f"expected finite numbers for {e.method!r}, got {tuple(e)}")
     for name in (result.gain.ours, result.gain.baseline):

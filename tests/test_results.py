@@ -1,0 +1,80 @@
+"""Recorded results: written whole, compared with what a page computes, refused where they make no sense."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mtlib import results
+from mtlib.results import Entry, Paired, Result, made, record, recorded, recorded_pages
+
+GOOD = Result(
+    page="trees",
+    field="Botany",
+    metric="accuracy",
+    higher=True,
+    labels="5 leaves",
+    protocol="leaves of other trees",
+    data="leaves (real)",
+    entries=(Entry("nearest leaf", "baseline", 0.7, 0.02), Entry("ours", "meta", 0.8, 0.02, 0.01)),
+    gain=Paired("ours", "nearest leaf", 0.1, 0.08, 0.12),
+    details={"by tree": [0.7, 0.9]},
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_a_result_is_recorded_with_its_provenance_and_read_again(folder, monkeypatch):
+    assert "nothing is recorded" in record(GOOD) and recorded_pages() == []
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    assert record(GOOD) == "recorded as trees.json"
+    assert recorded("trees") == GOOD and recorded_pages() == ["trees"]
+    assert {"date", "commit", "device", "python", "versions"} == made("trees").keys()
+    assert [p.name for p in folder.iterdir()] == ["trees.json"]
+
+
+def test_a_page_is_held_to_what_was_recorded(folder, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    record(GOOD)
+    monkeypatch.delenv("MTLIB_RECORD")
+    near, far = (Entry("ours", "meta", m, 0.02, 0.01) for m in (0.815, 0.83))
+    assert record(GOOD._replace(entries=(GOOD.entries[0], near))) == "agrees with trees.json"
+    with pytest.raises(ValueError, match=r"ours: 0\.8300 here, 0\.8000"):
+        record(GOOD._replace(entries=(GOOD.entries[0], far)))
+    other = GOOD.entries[1]._replace(method="another")
+    with pytest.raises(ValueError, match="has no 'another'"):
+        record(GOOD._replace(entries=(*GOOD.entries, other)))
+
+
+def test_stand_in_data_are_never_recorded(folder, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    assert record(GOOD._replace(data="leaves (stand-in)")).startswith("not recorded")
+    assert list(folder.iterdir()) == []
+
+
+def test_what_makes_no_sense_is_refused(folder):
+    bad = GOOD.entries[0]
+    for entries, said in (
+        ((bad, bad), "one entry a method"),
+        ((bad, bad._replace(method="x", kind="magic")), "kind of 'x'"),
+        ((bad, bad._replace(method="x", mean=float("nan"))), "finite"),
+        ((bad,), "gain between two entries"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            record(GOOD._replace(entries=entries))
+    with pytest.raises(FileNotFoundError, match="no result is recorded for 'oaks'"):
+        recorded("oaks")
+
+
+def test_what_the_package_ships_is_whole():
+    for page in recorded_pages():
+        result = recorded(page)
+        results._check(result)
+        assert result.page == page and result.data.endswith("(real)")
+        assert set(made(page)) >= {"date", "commit", "device", "versions"}
+        json.dumps(result)
