@@ -64,9 +64,11 @@ def _model(device: torch.device | str) -> Any:
     packaged = find_spec(_PACKAGED)
     if packaged is None and os.environ.get("MTLIB_OFFLINE") == "1":
         raise Unreachable(f"{MINILM} is not on this machine, and MTLIB_OFFLINE=1 is set")
-    with contextlib.redirect_stderr(io.StringIO()):  # its loading bar
+    with contextlib.redirect_stderr(io.StringIO()):
         from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # a widget, in a notebook
         if packaged is not None and packaged.origin:
             folder = Path(packaged.origin).parent / "model"
         else:

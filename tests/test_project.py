@@ -28,6 +28,7 @@ STAR = {
     "progress": set(),
     "results": set(),
     "encoders": {"download"},
+    "backbones": set(),
     "page": set(),
     "norm": {"core"},
     "nets": {"core", "norm"},
@@ -49,8 +50,14 @@ ONLY_IN = {  # third-party name -> its rooms
     "IPython": {"page", "plots"},
     "sentence_transformers": {"encoders"},
     "huggingface_hub": {"encoders"},
+    "transformers": {"encoders"},
+    "torchvision": {"backbones"},
 }
-OPTIONAL = {"sentence_transformers", "huggingface_hub"}  # what the extra `text` brings
+OPTIONAL = {
+    "sentence_transformers",
+    "huggingface_hub",
+    "torchvision",
+}  # a room that needs one says so
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where it is not the module's name
 COLAB = {  # what Colab has: an install there must leave it alone
     "torch": "2.11.0",

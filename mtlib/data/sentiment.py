@@ -1,0 +1,152 @@
+"""Sentences with a sentiment, from three sites {cite}`kotzias2015group`; and drawn ones, where those cannot be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlib.core import Batch, Episode, Stream
+from mtlib.download import Remote, Unreachable, fetch
+from mtlib.tasks import one_hot
+
+_AMAZON = (
+    "https://raw.githubusercontent.com/wriazati/sentiment-analyzer/"
+    "ba5251cfd3ab10847a32ebffb7152bae8e0b3847/data"
+)
+_OTHERS = (
+    "https://raw.githubusercontent.com/stein-kim/sentiment_analysis/"
+    "6850d5392de0703fb7ec7ea9a81b37d8098e4353/data"
+)
+
+FILES = {
+    "Amazon": Remote(
+        "sentiment/amazon_cells_labelled.txt",
+        f"{_AMAZON}/amazon_cells_labelled.txt",
+        ("47003fc0a0d4840b00e96e715b6189bad09e7443a3da41c4cbe12ffc79f86ae3",),
+    ),
+    "IMDb": Remote(
+        "sentiment/imdb_labelled.txt",
+        f"{_OTHERS}/imdb_labelled.txt",
+        ("aef2e49e3da25714d61175e3a6e68eeef74a20a2f914318dc3be9947ea86512d",),
+    ),
+    "Yelp": Remote(
+        "sentiment/yelp_labelled.txt",
+        f"{_OTHERS}/yelp_labelled.txt",
+        ("c76468b7b5c6e56a0804d728345c5f84aa2142ddb214420f61cc9cfd4c00d2ea",),
+    ),
+}
+"""Phones and what belongs to them, films, restaurants: 500 positive and 500 negative sentences each."""
+
+
+class Site(NamedTuple):
+    """The sentences of one site, each once."""
+
+    texts: list[str]
+    y: Tensor  # (n,) 1 for praise, 0 for blame
+    repeated: int  # copies that were dropped
+    source: str
+
+
+def sites() -> dict[str, Site]:
+    """Amazon, IMDb, Yelp; where one cannot be reached, three drawn sites, and each `source` says so.
+
+    A sentence that stands twice in a site, capitals aside, is kept once, so that no split can hold both copies.
+    Raises `mtlib.download.Altered` for a file with another digest.
+    """
+    try:
+        return {name: read(fetch(remote), name) for name, remote in FILES.items()}
+    except Unreachable:
+        return {name: drawn(name) for name in FILES}
+
+
+def read(path: Path, name: str) -> Site:
+    """One file of `sentence TAB label` lines, which end in a line feed only (IMDb's sentences hold other breaks)."""
+    rows = [line.rsplit("\t", 1) for line in path.read_bytes().decode("utf8").split("\n") if line]
+    return _once([text.strip() for text, _ in rows], [int(label) for _, label in rows], name, "real")
+
+
+def drawn(name: str, seed: int = 0, sentences: int = 400) -> Site:
+    """A site's stand-in: sentences from templates, with words of praise that all sites share and words of its own."""
+    rng = np.random.default_rng([seed, list(FILES).index(name)])
+    things, own = _WORDS[name]
+    texts, labels = [], []
+    for i in range(sentences):
+        good = i % 2
+        words = own[good] if rng.random() < 0.4 else _SHARED[good]
+        thing, word = rng.choice(things), rng.choice(words)
+        if rng.random() < 0.1:  # what negation does to a bag of words
+            word = f"not {rng.choice((own if rng.random() < 0.4 else _SHARED)[1 - good])}"
+        texts.append(_TEMPLATES[rng.integers(len(_TEMPLATES))].format(thing=thing, word=word))
+        labels.append(good)
+    return _once(texts, labels, name, "stand-in")
+
+
+def draws(
+    z: Tensor, y: Tensor, labels: int, tasks: int, seed: int, test: float = 0.5
+) -> Stream:
+    """One site as many tasks: `stream(step)` -> Episode of `labels` rows to adapt to and the site's test rows.
+
+    The test rows are the same in every draw, a share `test` of the site chosen by `seed` alone; the support rows are
+    drawn from the others, as many of one class as of the other. z: (n, D), y: (n,) -> x (T, labels, D) and (T, Q, D).
+    """
+    rows = np.random.default_rng(seed).permutation(len(y))
+    held, rest = np.split(rows, [round(test * len(y))])
+    of_class = [rest[y[rest].numpy() == c] for c in (0, 1)]
+    if labels % 2 or not 2 <= labels <= 2 * min(map(len, of_class)):
+        raise ValueError(
+            f"expected an even number of labels from 2 to {2 * min(map(len, of_class))}, got {labels}"
+        )
+    query = Batch(z[held].expand(tasks, -1, -1), one_hot(y[held], 2, z.dtype).expand(tasks, -1, -1))
+
+    def stream(step: int) -> Episode:
+        rng = np.random.default_rng([seed, step])
+        drawn = [
+            np.concatenate([rng.choice(rows, labels // 2, replace=False) for rows in of_class])
+            for _ in range(tasks)
+        ]
+        chosen = torch.from_numpy(np.stack(drawn))
+        return Episode(Batch(z[chosen], one_hot(y[chosen], 2, z.dtype)), query)
+
+    return stream
+
+
+def _once(texts: Sequence[str], labels: Sequence[int], name: str, kind: str) -> Site:
+    kept: dict[str, tuple[str, int]] = {}
+    for text, label in zip(texts, labels, strict=True):
+        kept.setdefault(text.lower(), (text, label))
+    y = torch.tensor([label for _, label in kept.values()])
+    source = f"sentences from {name}, {len(kept)} of {len(texts)} once copies are dropped ({kind})"
+    return Site([text for text, _ in kept.values()], y, len(texts) - len(kept), source)
+
+
+_TEMPLATES = (
+    "the {thing} is {word}",
+    "I found the {thing} {word}",
+    "what a {word} {thing}",
+    "{word} {thing}, that is all I say",
+    "my friends call the {thing} {word}",
+    "this {thing} was {word} from the first day",
+)
+_SHARED = (
+    ("bad", "awful", "poor", "terrible", "disappointing", "useless"),
+    ("good", "great", "excellent", "wonderful", "perfect", "lovely"),
+)
+_WORDS = {
+    "Amazon": (
+        ("phone", "battery", "charger", "headset", "case", "screen", "cable", "keyboard"),
+        (("loose", "noisy", "flimsy", "dead"), ("sturdy", "predictable", "loud", "light")),
+    ),
+    "IMDb": (
+        ("film", "plot", "acting", "script", "scene", "ending", "cast", "music"),
+        (("predictable", "slow", "wooden", "loud"), ("moving", "gripping", "subtle", "funny")),
+    ),
+    "Yelp": (
+        ("food", "waiter", "place", "burger", "service", "table", "soup", "menu"),
+        (("cold", "greasy", "slow", "bland"), ("fresh", "tasty", "friendly", "warm")),
+    ),
+}

@@ -1,0 +1,91 @@
+"""Sentences from three sites: the real files, what stands in for them, and the page's choices."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from pages import run_until
+
+from mtlib import download
+from mtlib.data import sentiment as module
+from mtlib.data.sentiment import FILES, draws, drawn, sites
+
+FOLDER = os.environ.get("MTLIB_DATA", "")
+real = pytest.mark.skipif(
+    not os.path.isdir(os.path.join(FOLDER, "sentiment")),
+    reason="MTLIB_DATA names no folder with sentiment",
+)
+
+
+@real
+def test_counts_and_copies():
+    found = sites()
+    assert {k: len(s.texts) for k, s in found.items()} == {"Amazon": 987, "IMDb": 997, "Yelp": 996}
+    assert {k: s.repeated for k, s in found.items()} == {"Amazon": 13, "IMDb": 3, "Yelp": 4}
+    for s in found.values():
+        assert s.source.endswith("(real)") and set(s.y.tolist()) == {0, 1}
+        assert len({t.lower() for t in s.texts}) == len(s.texts) == len(s.y)
+        assert abs(s.y.double().mean() - 0.5) < 0.01
+
+
+@real
+def test_a_line_ends_in_a_line_feed_only():
+    """IMDb's sentences hold other line breaks, which would split a sentence in two."""
+    assert any("\x85" in t for t in sites()["IMDb"].texts)
+
+
+def test_the_stand_in_is_the_same_each_time_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.delenv("MTLIB_DATA", raising=False)
+    monkeypatch.setenv("MTLIB_OFFLINE", "1")
+    monkeypatch.setattr(download, "cache", lambda: tmp_path)
+    found = sites()
+    assert list(found) == list(FILES) and all(
+        s.source.endswith("(stand-in)") for s in found.values()
+    )
+    assert drawn("Yelp").texts == found["Yelp"].texts != drawn("Yelp", seed=1).texts
+    words = [set(" ".join(s.texts).lower().split()) for s in found.values()]
+    assert words[0] - words[1] - words[2] and words[0] & words[1] & words[2]
+
+
+def test_draws_never_meet_their_test_rows():
+    z, y = torch.arange(100.0)[:, None], torch.arange(100) % 2
+    stream = draws(z, y, labels=10, tasks=3, seed=4)
+    a, b = stream(0), stream(7)
+    assert a.support.x.shape == (3, 10, 1) and a.query.x.shape == (3, 50, 1)
+    assert torch.equal(a.query.x, b.query.x) and not torch.equal(a.support.x, b.support.x)
+    assert torch.equal(stream(7).support.x, b.support.x)
+    tested = set(a.query.x.flatten().tolist())
+    for draw in (a, b):
+        assert (draw.support.y.sum(1) == 5).all()
+        for rows, labels in zip(draw.support.x[..., 0], draw.support.y, strict=True):
+            assert len(set(rows.tolist())) == 10 and not tested & set(rows.tolist())
+            assert torch.equal(labels.argmax(1), rows.long() % 2)
+    for labels in (0, 3, 80):
+        with pytest.raises(ValueError, match="even number of labels"):
+            draws(z, y, labels=labels, tasks=1, seed=0)
+
+
+def test_the_settings_are_chosen_without_labels_of_the_target(monkeypatch):
+    """With a target's labels shuffled, what is chosen for it stays; what it scores does not."""
+    monkeypatch.setenv("MTLIB_SCALE", "small")
+    monkeypatch.setenv("MTLIB_PROGRESS", "0")
+    plain = {name: drawn(name, sentences=120) for name in FILES}
+
+    def run(shuffled: str | None):
+        found = dict(plain)
+        if shuffled:
+            order = np.random.default_rng(0).permutation(len(plain[shuffled].y))
+            found[shuffled] = plain[shuffled]._replace(y=plain[shuffled].y[order])
+        monkeypatch.setattr(module, "sites", lambda: found)
+        return run_until("sentiment", "CHOSEN")["CHOSEN"]
+
+    before = run(None)
+    assert set(before) == {(t, n) for t in FILES for n in (10, 50)}
+    for target in FILES:
+        after = run(target)
+        for key in before:
+            if key[0] == target:
+                assert after[key] == before[key]
