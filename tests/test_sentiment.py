@@ -63,6 +63,8 @@ def test_draws_never_meet_their_test_rows():
         for rows, labels in zip(draw.support.x[..., 0], draw.support.y, strict=True):
             assert len(set(rows.tolist())) == 10 and not tested & set(rows.tolist())
             assert torch.equal(labels.argmax(1), rows.long() % 2)
+    other = draws(z, y, labels=10, tasks=1, seed=4, fold=1)(0)
+    assert set(other.query.x.flatten().tolist()) == set(range(100)) - tested
     for labels in (0, 3, 80):
         with pytest.raises(ValueError, match="even number of labels"):
             draws(z, y, labels=labels, tasks=1, seed=0)
@@ -72,7 +74,7 @@ def test_the_settings_are_chosen_without_labels_of_the_target(monkeypatch):
     """With a target's labels shuffled, what is chosen for it stays; what it scores does not."""
     monkeypatch.setenv("MTLIB_SCALE", "small")
     monkeypatch.setenv("MTLIB_PROGRESS", "0")
-    plain = {name: drawn(name, sentences=120) for name in FILES}
+    plain = {name: drawn(name, sentences=300) for name in FILES}
 
     def run(shuffled: str | None):
         found = dict(plain)

@@ -86,16 +86,18 @@ def drawn(name: str, seed: int = 0, sentences: int = 400) -> Site:
     return _once(texts, labels, name, "stand-in")
 
 
-def draws(
-    z: Tensor, y: Tensor, labels: int, tasks: int, seed: int, test: float = 0.5
-) -> Stream:
+def draws(z: Tensor, y: Tensor, labels: int, tasks: int, seed: int, fold: int = 0) -> Stream:
     """One site as many tasks: `stream(step)` -> Episode of `labels` rows to adapt to and the site's test rows.
 
-    The test rows are the same in every draw, a share `test` of the site chosen by `seed` alone; the support rows are
-    drawn from the others, as many of one class as of the other. z: (n, D), y: (n,) -> x (T, labels, D) and (T, Q, D).
+    The test rows are one half of the site, cut by `seed` alone, the same in every draw; `fold` 0 or 1 says which.
+    The support rows are drawn from the other half, as many of one class as of the other.
+    z: (n, D), y: (n,) -> x (T, labels, D) and (T, Q, D).
     """
+    if fold not in (0, 1):
+        raise ValueError(f"expected fold 0 or 1, got {fold}")
     rows = np.random.default_rng(seed).permutation(len(y))
-    held, rest = np.split(rows, [round(test * len(y))])
+    halves = np.split(rows, [len(y) // 2])
+    held, rest = halves[fold], halves[1 - fold]
     of_class = [rest[y[rest].numpy() == c] for c in (0, 1)]
     if labels % 2 or not 2 <= labels <= 2 * min(map(len, of_class)):
         raise ValueError(
