@@ -31,9 +31,7 @@ MODULES = [
     importlib.import_module(f"mtlib.data.{m.name}")
     for m in pkgutil.iter_modules(mtlib.data.__path__)
 ]
-ALL = {
-    r.name: r for m in MODULES for k, v in vars(m).items() if k[:1] != "_" for r in remotes(v)
-}
+ALL = {r.name: r for m in MODULES for k, v in vars(m).items() if k[:1] != "_" for r in remotes(v)}
 
 
 def here(remote: Remote) -> Path | None:

@@ -11,7 +11,7 @@ from pages import run_until
 
 from mtlib import download
 from mtlib.data import sentiment as module
-from mtlib.data.sentiment import FILES, draws, drawn, sites
+from mtlib.data.sentiment import FILES, drawn, draws, sites
 
 FOLDER = os.environ.get("MTLIB_DATA", "")
 real = pytest.mark.skipif(

@@ -67,7 +67,9 @@ def sites() -> dict[str, Site]:
 def read(path: Path, name: str) -> Site:
     """One file of `sentence TAB label` lines, which end in a line feed only (IMDb's sentences hold other breaks)."""
     rows = [line.rsplit("\t", 1) for line in path.read_bytes().decode("utf8").split("\n") if line]
-    return _once([text.strip() for text, _ in rows], [int(label) for _, label in rows], name, "real")
+    return _once(
+        [text.strip() for text, _ in rows], [int(label) for _, label in rows], name, "real"
+    )
 
 
 def drawn(name: str, seed: int = 0, sentences: int = 400) -> Site:

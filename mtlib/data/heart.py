@@ -1,0 +1,168 @@
+"""Heart disease in four hospitals {cite}`detrano1989heart`; and drawn patients, where those cannot be reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mtlib.download import Remote, Unreachable, fetch
+
+_UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/heart-disease"
+
+FILES = {
+    "Cleveland": Remote(
+        "heart/processed.cleveland.data",
+        f"{_UCI}/processed.cleveland.data",
+        ("a74b7efa387bc9d108d7d0115d831fe9b414b29ae7124f331b622b4efa0427c8",),
+    ),
+    "Hungarian": Remote(
+        "heart/processed.hungarian.data",
+        f"{_UCI}/processed.hungarian.data",
+        ("d1ad108f785768cd3d7e82dc522e6f5a61eea93cccfb3a46ee8076f73fc3d796",),
+    ),
+    "Switzerland": Remote(
+        "heart/processed.switzerland.data",
+        f"{_UCI}/processed.switzerland.data",
+        ("834a405ccf5b66ab4056bb77794adc8df0b7125186454c0a1d002d33c6c3b314",),
+    ),
+    "VA Long Beach": Remote(
+        "heart/processed.va.data",
+        f"{_UCI}/processed.va.data",
+        ("e7c93d8d0d2acdadfa4c5e8de768e2191e7f618b952e29623f1f0d5949ff6b8f",),
+    ),
+}
+
+COLUMNS = (
+    "age",
+    "sex",
+    "cp",
+    "trestbps",
+    "chol",
+    "fbs",
+    "restecg",
+    "thalach",
+    "exang",
+    "oldpeak",
+    "slope",
+    "ca",
+    "thal",
+)
+"""Years; 1 male; chest pain 1-4; resting pressure, mm Hg; cholesterol, mg/dl; fasting sugar > 120 mg/dl; resting ECG
+0-2; highest heart rate; angina on exercise; ST depression; slope 1-3; vessels coloured 0-3; thallium 3, 6, 7."""
+
+LEVELS = {"cp": (1, 2, 3), "restecg": (1, 2), "slope": (2, 3), "thal": (6, 7)}
+"""Coded numbers that are names: each gets a column, the one that is left out being the reference."""
+
+
+class Hospital(NamedTuple):
+    """Patients of one hospital, as measured."""
+
+    x: np.ndarray  # (n, 13) in the order of COLUMNS; NaN where missing
+    y: np.ndarray  # (n,) 1 where a vessel is narrowed by more than half
+    zero: np.ndarray  # (n,) where cholesterol was written as 0: missing here, a number to some
+    source: str
+
+
+def hospitals() -> dict[str, Hospital]:
+    """The four hospitals; where one cannot be reached, four drawn ones, and each `source` says so.
+
+    A cholesterol or blood pressure of 0 is a missing one. Raises `mtlib.download.Altered` for another digest.
+    """
+    try:
+        return {name: read(fetch(remote), name) for name, remote in FILES.items()}
+    except Unreachable:
+        return drawn()
+
+
+def read(path: Path, name: str) -> Hospital:
+    """One file of comma-separated numbers, `?` where missing, the last column 0 (healthy) to 4."""
+    rows = [
+        [float(v) if v != "?" else np.nan for v in line.split(",")]
+        for line in path.read_text("ascii").split()
+    ]
+    table = np.array(rows)
+    x, y = table[:, :13], (table[:, 13] > 0).astype(np.int64)
+    zero = x[:, COLUMNS.index("chol")] == 0
+    for column in ("chol", "trestbps"):
+        j = COLUMNS.index(column)
+        x[x[:, j] == 0, j] = np.nan
+    return Hospital(x, y, zero, f"{name}, {len(y)} patients, {y.sum()} ill (real)")
+
+
+def drawn(seed: int = 0) -> dict[str, Hospital]:
+    """Four hospitals drawn from a seed: one disease, other shares of the ill, other ages, other things missing."""
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=13) / np.sqrt(13)
+    low = np.array([30, 0, 1, 90, 120, 0, 0, 70, 0, 0, 1, 0, 3.0])
+    high = np.array([75, 1, 4, 200, 400, 1, 2, 200, 1, 5, 3, 3, 7.0])
+    whole = [COLUMNS.index(c) for c in ("sex", "cp", "fbs", "restecg", "exang", "slope", "ca")]
+    found = {}
+    sizes = {"Cleveland": 300, "Hungarian": 290, "Switzerland": 120, "VA Long Beach": 200}
+    for (name, n), share in zip(sizes.items(), (0.46, 0.36, 0.9, 0.74), strict=True):
+        y = (rng.random(n) < share).astype(np.int64)
+        own = direction + 0.3 * rng.normal(size=13) / np.sqrt(13)
+        u = rng.normal(size=(n, 13)) + np.outer(y - 0.5, own) * 5 + 0.3 * rng.normal(size=13)
+        x = low + (high - low) / (1 + np.exp(-u))
+        x[:, whole] = x[:, whole].round()
+        x[:, 12] = np.array([3, 6, 7])[np.clip((x[:, 12] - 3) // 1.5, 0, 2).astype(int)]
+        often = rng.random(13) < (0.0 if name == "Cleveland" else 0.3)
+        x[rng.random((n, 13)) < np.where(often, 0.6, 0.01)] = np.nan
+        zero = np.zeros(n, dtype=bool)
+        found[name] = Hospital(
+            x, y, zero, f"{name}, {n} patients drawn from seed {seed} (stand-in)"
+        )
+    return found
+
+
+def encode(x: np.ndarray) -> np.ndarray:
+    """(n, 13) -> (n, 18): names become columns of 0 and 1, missing ones stay NaN."""
+    columns = []
+    for j, name in enumerate(COLUMNS):
+        if name in LEVELS:
+            for level in LEVELS[name]:
+                columns.append(np.where(np.isnan(x[:, j]), np.nan, x[:, j] == level))
+        else:
+            columns.append(x[:, j])
+    return np.stack(columns, 1)
+
+
+class Preparation(NamedTuple):
+    """What is learned from the source's patients before any model: fills and scales."""
+
+    fill: np.ndarray  # the mean of each column, for missing values
+    centre: np.ndarray
+    scale: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return (np.where(np.isnan(x), self.fill, x) - self.centre) / self.scale
+
+
+def prepare(x: np.ndarray) -> Preparation:
+    """Fit a Preparation on encoded patients (n, D); a column without a value is filled with 0."""
+    present = ~np.isnan(x)
+    fill = np.where(present, x, 0).sum(0) / np.maximum(present.sum(0), 1)
+    whole = np.where(present, x, fill)
+    scale = whole.std(0)
+    return Preparation(fill, whole.mean(0), np.where(scale > 0, scale, 1.0))
+
+
+def labelled(y: np.ndarray, labels: int, draws: int, seed: int) -> list[tuple[np.ndarray, ...]]:
+    """`draws` pairs of row numbers: `labels` patients to learn from, and all others to be tested.
+
+    At least one patient of each kind is learned from, and at least two of each are left to test: draws that fail
+    are drawn again. Raises ValueError where there are too few patients for that.
+    """
+    if not 2 <= labels <= len(y) - 4 or min((y == 0).sum(), (y == 1).sum()) < 3:
+        raise ValueError(
+            f"expected from 2 to {len(y) - 4} labels and at least 3 patients of each kind; "
+            f"got {labels} labels, {(y == 0).sum()} healthy and {(y == 1).sum()} ill"
+        )
+    rng, found = np.random.default_rng(seed), list[tuple[np.ndarray, ...]]()
+    while len(found) < draws:
+        chosen, rest = np.split(rng.permutation(len(y)), [labels])
+        counts = [((y[chosen] == c).sum(), (y[rest] == c).sum()) for c in (0, 1)]
+        if all(a >= 1 and b >= 2 for a, b in counts):
+            found.append((chosen, rest))
+    return found
