@@ -33,3 +33,49 @@ def covariance(z: Tensor) -> Tensor:
     """(B, D) -> the unbiased covariance (D, D)."""
     centred = z - z.mean(0)
     return centred.mT @ centred / (len(z) - 1)
+
+
+def mcc(strength: float = 1.0, temperature: float = 2.5) -> Penalty:
+    """Minimum class confusion, on the last domain's logits: λ · (Σ_jk C_jk − Σ_j C_jj) / W. {cite}`jin2020mcc`
+
+    P = softmax(logits / τ) (B, W); an item counts by w = B (1 + e^−H(P)) / Σ(1 + e^−H(P)), H its entropy;
+    C = Pᵀ diag(w) P, each row divided by its sum: how often class j is taken for k, as far as the model knows.
+    """
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        p = torch.softmax(logits[-1] / temperature, -1)  # (B, W)
+        certain = 1 + torch.exp(torch.special.entr(p).sum(-1).neg().detach())
+        w = len(p) * certain / certain.sum()
+        c = p.mT @ (w[:, None] * p)  # (W, W)
+        c = c / c.sum(-1, keepdim=True)
+        return strength * (c.sum() - c.trace()) / len(c)
+
+    return penalty
+
+
+def mmd(strength: float = 1.0, widths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)) -> Penalty:
+    """Maximum mean discrepancy, unbiased: λ · Σ_k [ E k(s, s') + E k(t, t') − 2 E k(s, t) ]. {cite}`gretton2012kernel,long2015dan`
+
+    Gaussian kernels k(a, b) = exp(−‖a − b‖² / (c m)), m the mean squared distance of the two domains' features (a
+    constant to the gradient), c in `widths`. With more than two domains, the mean over their pairs.
+    """
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        if z.ndim != 3 or len(z) < 2 or z.shape[1] < 2:
+            raise ValueError(
+                f"MMD expects features (T, B, D) of T ≥ 2 domains and B ≥ 2 items, got {tuple(z.shape)}"
+            )
+        gaps = torch.stack([_mmd(a, b, widths) for a, b in combinations(z, 2)])
+        return strength * gaps.mean()
+
+    return penalty
+
+
+def _mmd(s: Tensor, t: Tensor, widths: tuple[float, ...]) -> Tensor:
+    b = len(s)
+    both = torch.cat([s, t])
+    squared = ((both[:, None] - both[None]) ** 2).sum(-1)  # (2B, 2B)
+    mean = squared.detach().sum() / (2 * b * (2 * b - 1))
+    k = torch.stack([torch.exp(-squared / (c * mean)) for c in widths]).sum(0)
+    off = ~torch.eye(b, dtype=torch.bool, device=s.device)
+    return k[:b, :b][off].mean() + k[b:, b:][off].mean() - 2 * k[:b, b:].mean()

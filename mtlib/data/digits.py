@@ -1,0 +1,123 @@
+"""Handwritten digits from three scanners, brought to one form {cite}`lecun1998gradient`; drawn-on copies, where two cannot be reached."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from mtlib.download import Remote, Unreachable, fetch
+
+_MNIST = "https://raw.githubusercontent.com/fgnt/mnist/ae608a02b796c9ee908c082585a5f006fe05258e"
+
+FILES = {
+    "images": Remote(
+        "mnist/t10k-images-idx3-ubyte.gz",
+        f"{_MNIST}/t10k-images-idx3-ubyte.gz",
+        ("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",),
+    ),
+    "labels": Remote(
+        "mnist/t10k-labels-idx1-ubyte.gz",
+        f"{_MNIST}/t10k-labels-idx1-ubyte.gz",
+        ("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",),
+    ),
+    "semeion": Remote(
+        "semeion/semeion.data",
+        "https://raw.githubusercontent.com/claytonkb/basic_nn/"
+        "ece06403dabc4d5458fb1a017ba75aef5cd0ae02/semeion.data",
+        ("7c74222dd9beb6a5b30c7b41104e7486cabc274e013689db1cd62b1ca56d0dd4",),
+    ),
+}
+"""MNIST's 10,000 test digits, and Semeion's 1,593; scikit-learn ships 1,797 digits of 8×8."""
+
+
+class Domain(NamedTuple):
+    """Digits from one scanner."""
+
+    x: Tensor  # (n, 1, size, size) ink 1 on paper 0
+    y: Tensor  # (n,) 0 to 9
+    source: str
+
+
+def scanners(size: int = 16, crop: bool = True) -> dict[str, Domain]:
+    """MNIST, Semeion, Digits; where one cannot be reached, scikit-learn's digits and two changed copies of parts of them.
+
+    With `crop`, each image is cut to the box of its ink, then stretched to size × size.
+    Raises `mtlib.download.Altered` for a file with another digest.
+    """
+    try:
+        raw = {"MNIST": _mnist(), "Semeion": _semeion(), "Digits": _shipped()}
+        kind = "real"
+    except Unreachable:
+        raw, kind = changed(), "stand-in"
+    return {
+        name: Domain(
+            torch.from_numpy(np.stack([prepared(i, size, crop) for i in images]))[:, None],
+            torch.from_numpy(y.astype(np.int64)),
+            f"{name}: {len(y)} digits of {images.shape[1]}×{images.shape[2]} pixels ({kind})",
+        )
+        for name, (images, y) in raw.items()
+    }
+
+
+def prepared(image: np.ndarray, size: int, crop: bool) -> np.ndarray:
+    """One image (h, w) in [0, 1] -> (size, size): cut to the ink, stretched, lightest 0 and darkest 1."""
+    if crop:
+        ink = image > 0.25
+        if not ink.any():
+            raise ValueError("expected an image with ink, got an empty one")
+        rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+        image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    picture = Image.fromarray(np.round(255 * image).astype(np.uint8))
+    small = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR), np.float32)
+    return small / max(small.max(), 1.0)
+
+
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    images = np.frombuffer(
+        gzip.decompress(fetch(FILES["images"]).read_bytes()), np.uint8, offset=16
+    )
+    labels = np.frombuffer(gzip.decompress(fetch(FILES["labels"]).read_bytes()), np.uint8, offset=8)
+    return images.reshape(-1, 28, 28) / 255, labels
+
+
+def _semeion() -> tuple[np.ndarray, np.ndarray]:
+    return read_semeion(fetch(FILES["semeion"]))
+
+
+def read_semeion(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """256 pixels and ten one-hot columns a line."""
+    table = np.loadtxt(path)
+    return table[:, :256].reshape(-1, 16, 16), table[:, 256:].argmax(1)
+
+
+def _shipped() -> tuple[np.ndarray, np.ndarray]:
+    held = load_digits()
+    return held.images / 16, held.target
+
+
+def changed(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """scikit-learn's digits in three parts: as they are; slanted and thin; thick, noisy and black on white no more."""
+    images, y = _shipped()
+    rng = np.random.default_rng(seed)
+    parts = np.array_split(rng.permutation(len(y)), 3)
+    large = np.stack([np.clip(ndimage.zoom(i, 2, order=1), 0, 1) for i in images])
+    slant = np.array([[1, 0], [0.45, 1]])
+    thin = [
+        np.clip(ndimage.affine_transform(i, slant, offset=(0, -3.5), order=1) * 1.6 - 0.6, 0, 1)
+        for i in large[parts[1]]
+    ]
+    thick = [ndimage.grey_dilation(i, (3, 3)) for i in large[parts[2]]]
+    noisy = np.clip(np.stack(thick) * 0.8 + 0.12 * rng.normal(size=(len(parts[2]), 16, 16)), 0, 1)
+    return {
+        "Digits": (images[parts[0]], y[parts[0]]),
+        "slanted": (np.stack(thin), y[parts[1]]),
+        "thick": (noisy, y[parts[2]]),
+    }

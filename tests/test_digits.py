@@ -1,0 +1,145 @@
+"""Digits of three scanners, their one form, the penalties that draw domains together, and the page's choices."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from pages import run_until
+
+from mtlib import download
+from mtlib.align import coral, mcc, mmd
+from mtlib.data import digits as module
+from mtlib.data.digits import changed, prepared, scanners
+
+FOLDER = os.environ.get("MTLIB_DATA", "")
+real = pytest.mark.skipif(
+    not all(os.path.isdir(os.path.join(FOLDER, name)) for name in ("mnist", "semeion")),
+    reason="MTLIB_DATA names no folder with mnist and semeion",
+)
+
+
+@real
+def test_counts_and_one_form():
+    found = scanners()
+    assert {k: len(d.y) for k, d in found.items()} == {
+        "MNIST": 10000,
+        "Semeion": 1593,
+        "Digits": 1797,
+    }
+    assert torch.bincount(found["MNIST"].y).tolist()[:3] == [980, 1135, 1032]
+    for d in found.values():
+        assert d.source.endswith("(real)") and d.x.shape == (len(d.y), 1, 16, 16)
+        assert d.x.min() == 0 and d.x.max() == 1 and d.x.dtype == torch.float32
+        assert d.y.min() == 0 and d.y.max() == 9
+        touched = (d.x[:, 0, 0].amax(1) > 0.2).float().mean()
+        assert touched > 0.95, "the ink does not reach the frame"
+    assert set(scanners(crop=False)["Semeion"].x.unique().tolist()) == {0, 1}
+
+
+def test_an_image_is_cut_to_its_ink():
+    image = np.zeros((28, 28))
+    image[5:15, 10:12] = 0.5
+    image[3, 3] = 0.1  # dust
+    out = prepared(image, 16, crop=True)
+    assert out.shape == (16, 16) and (out == 1).all()
+    assert prepared(image, 16, crop=False).mean() < 0.2
+    with pytest.raises(ValueError, match="with ink"):
+        prepared(np.zeros((8, 8)), 16, crop=True)
+
+
+def test_the_stand_in_is_the_same_each_time_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.delenv("MTLIB_DATA", raising=False)
+    monkeypatch.setenv("MTLIB_OFFLINE", "1")
+    monkeypatch.setattr(download, "cache", lambda: tmp_path)
+    a, b = scanners(), scanners()
+    assert len(a) == 3 and sum(len(d.y) for d in a.values()) == 1797
+    for name, d in a.items():
+        assert d.source.endswith("(stand-in)") and torch.equal(d.x, b[name].x)
+    gap = a["slanted"].x.mean(0) - a["thick"].x.mean(0)
+    assert gap.abs().max() > 0.1, "the domains look alike"
+
+
+def logits(domains=2, rows=7, ways=4):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(domains, rows, ways, generator=g, dtype=torch.float64)
+
+
+def test_mcc_is_its_equation_written_out():
+    a = logits()
+    p = np.exp(a[-1].numpy() / 2.5)
+    p /= p.sum(1, keepdims=True)
+    certain = [1 + np.exp(sum(q * np.log(q) for q in row)) for row in p]
+    w = [len(p) * c / sum(certain) for c in certain]
+    confusion = np.array(
+        [[sum(w[i] * p[i, j] * p[i, k] for i in range(7)) for k in range(4)] for j in range(4)]
+    )
+    confusion = confusion / confusion.sum(1, keepdims=True)
+    expected = 0.3 * (confusion.sum() - np.trace(confusion)) / 4
+    assert abs(mcc(0.3)({}, a, a).item() - expected) <= 1e-12
+
+
+def test_mcc_is_least_for_sure_and_varied_answers_and_reads_the_target_alone():
+    sure = 50 * torch.eye(4, dtype=torch.float64).repeat(2, 1)
+    torn = torch.zeros(8, 4, dtype=torch.float64)
+    value = [mcc()({}, x[None], torch.stack([torn, x])).item() for x in (sure, torn)]
+    assert value[0] < 1e-6 and abs(value[1] - 0.75) < 1e-12
+    a = logits().requires_grad_()
+    (g,) = torch.autograd.grad(mcc()({}, a, a), a)
+    assert (g[0] == 0).all() and (g[1] != 0).any()
+
+
+def test_mmd_is_its_estimator_written_out():
+    z = logits(rows=5, ways=3)
+    both = torch.cat([*z]).numpy()
+    squared = ((both[:, None] - both[None]) ** 2).sum(-1)
+    mean = squared.sum() / (10 * 9)
+
+    def kernel(a, b):
+        return sum(np.exp(-((a - b) ** 2).sum() / (c * mean)) for c in (0.5, 2.0))
+
+    s, t = z.numpy()
+    within = [
+        np.mean([kernel(d[i], d[j]) for i in range(5) for j in range(5) if i != j]) for d in (s, t)
+    ]
+    between = np.mean([kernel(a, b) for a in s for b in t])
+    expected = 2.0 * (sum(within) - 2 * between)
+    assert abs(mmd(2.0, (0.5, 2.0))({}, z, z).item() - expected) <= 1e-12
+
+
+def test_mmd_is_zero_on_average_between_equal_distributions_and_not_otherwise():
+    g = torch.Generator().manual_seed(1)
+    z = torch.randn(400, 2, 16, 3, generator=g, dtype=torch.float64)
+    same = torch.stack([mmd()({}, d, d) for d in z])
+    assert abs(same.mean()) < 3 * same.std() / 20, "biased"
+    z[:, 1] += 1
+    other = torch.stack([mmd()({}, d, d) for d in z])
+    assert other.mean() > 20 * other.std() / 20
+
+
+@pytest.mark.parametrize("penalty", [mmd, coral])
+def test_alignment_asks_for_two_domains(penalty):
+    with pytest.raises(ValueError, match="T ≥ 2"):
+        penalty()({}, logits(domains=1), logits(domains=1))
+
+
+def test_the_method_is_chosen_without_labels_of_the_target(monkeypatch):
+    monkeypatch.setenv("MTLIB_SCALE", "small")
+    monkeypatch.setenv("MTLIB_PROGRESS", "0")
+    raw = changed()
+
+    def run(shuffled: bool):
+        found = {}
+        for name, (images, y) in raw.items():
+            x = torch.from_numpy(np.stack([prepared(i, 16, True) for i in images]))[:, None]
+            y = np.random.default_rng(0).permutation(y) if shuffled and name != "Digits" else y
+            found[name] = module.Domain(x, torch.from_numpy(y.astype(np.int64)), "x (stand-in)")
+        monkeypatch.setattr(module, "scanners", lambda **_: found)
+        return run_until("digits", "CHOSEN")
+
+    a, b = run(False), run(True)
+    assert a["CHOSEN"] == b["CHOSEN"] and a["informed"] == b["informed"]
+    assert all(key[0] == "Digits" for key in a["CHOSEN"])
+    assert any(not torch.equal(a["right"][k], b["right"][k]) for k in a["right"])
