@@ -40,12 +40,12 @@ class Altered(ValueError):
     """The file is there, and is not the one its digest names."""
 
 
-def fetch(remote: Remote, timeout: float = 10.0) -> Path:
+def fetch(remote: Remote, timeout: float = 10.0, local: bool = False) -> Path:
     """The path of a verified file: from the folder MTLIB_DATA, the user's cache, or `remote.url`, in this order.
 
     A download goes to a temporary file beside its place, is verified, and moves there in one step.
     Raises `Altered` where a file's digest is wrong, wherever it lies, and where a download breaks off; `Unreachable`
-    where there is neither file nor network (MTLIB_OFFLINE=1 does not try); NotADirectoryError where MTLIB_DATA is set
+    where there is neither file nor network (`local`, or MTLIB_OFFLINE=1, does not try); NotADirectoryError where MTLIB_DATA is set
     and no absolute folder (empty counts as not set); OSError where the cache cannot be written.
     """
     found = _in_data_folder(remote)
@@ -54,8 +54,9 @@ def fetch(remote: Remote, timeout: float = 10.0) -> Path:
     target = cache() / remote.name
     if os.path.exists(target):
         return verified(target, remote)
-    if os.environ.get("MTLIB_OFFLINE") == "1":
-        raise _unreachable(remote, target, "MTLIB_OFFLINE=1 is set")
+    if local or os.environ.get("MTLIB_OFFLINE") == "1":
+        why = "a local file was asked for" if local else "MTLIB_OFFLINE=1 is set"
+        raise _unreachable(remote, target, why)
     return _download(remote, target, timeout)
 
 

@@ -22,7 +22,8 @@ from chromium import Tab, chromium, program
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = Path(os.environ.get("BOOK_HTML") or ROOT / "_build" / "html").resolve()
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
-PAGES = [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
+CHAPTERS = [c for part in TOC["parts"] for c in part["chapters"]]
+PAGES = [TOC["root"], *(p["file"] for c in CHAPTERS for p in (c, *c.get("sections", ())))]
 PHONE = 390
 
 # What is wrong with a page that is shown, as a list of sentences.
