@@ -1,0 +1,99 @@
+"""Short pieces of DNA, what binds them, and families of motifs drawn from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LETTERS = "ACGT"
+STRONG = 0.45
+"""An E-score above this counts as strong binding."""
+
+FAMILIES = (*("homeodomain",) * 10, *("C2H2",) * 3, *("forkhead",) * 2, "nuclear_receptor")
+"""The drawn genes' families."""
+
+
+class Binding(NamedTuple):
+    """How strongly each of G genes' proteins binds each of K short sequences."""
+
+    kmers: list[str]  # K sequences, each standing for itself and its reverse complement
+    genes: list[str]  # G names
+    families: list[str]  # G families of the part that touches DNA
+    escore: Tensor  # (G, K) in [-0.5, 0.5]: area under a ROC curve minus one half
+    source: str
+
+
+def reverse_complement(sequence: str) -> str:
+    """What the other strand reads: A and T, C and G exchanged, backwards."""
+    return sequence.translate(str.maketrans("ACGT", "TGCA"))[::-1]
+
+
+def canonical(length: int) -> list[str]:
+    """All sequences of a length, of each and its reverse complement the first in the alphabet."""
+    words = map("".join, product(LETTERS, repeat=length))
+    return [w for w in words if w <= reverse_complement(w)]
+
+
+def counts(kmers: Sequence[str], lengths: Iterable[int]) -> list[Tensor]:
+    """For each length, how often each canonical word stands in each sequence: (K, words of that length).
+
+    A word and its reverse complement count as one, so both strands of a sequence have the same row.
+    """
+    result = []
+    for length in lengths:
+        column = {w: i for i, w in enumerate(canonical(length))}
+        column |= {reverse_complement(w): i for w, i in column.items()}
+        table = np.zeros((len(kmers), len(set(column.values()))), np.float32)
+        rows = np.arange(len(kmers))
+        for start in range(len(kmers[0]) - length + 1):
+            found = np.array([column[s[start : start + length]] for s in kmers])
+            table[rows, found] += 1
+        result.append(torch.from_numpy(table))
+    return result
+
+
+def log_odds(escore: Tensor, margin: float = 0.002) -> Tensor:
+    """¼ log((½ + m + E) / (½ + m − E)): slope one at E = 0, and the crowded ends of the scale drawn apart."""
+    return ((0.5 + margin + escore) / (0.5 + margin - escore)).log() / 4
+
+
+def drawn(seed: int = 0, length: int = 8) -> Binding:
+    """Motif families: each family a motif of log-odds (6, 4), each gene a variation of its family's.
+
+    A sequence's energy is the best match over its positions and both strands; an effect of the array on each
+    sequence, the same for all genes, and noise come on top. E = ½ tanh of it, scaled so that one in two hundred
+    sequences binds strongly.
+    """
+    rng = np.random.default_rng(seed)
+    kmers = canonical(length)
+    letters = np.array([[LETTERS.index(c) for c in s] for s in kmers])
+    array = 0.25 * rng.normal(size=len(kmers))
+    core = {family: 1.5 * rng.normal(size=(6, 4)) for family in dict.fromkeys(FAMILIES)}
+    rows = []
+    for family in FAMILIES:
+        motif = core[family] + 0.6 * rng.normal(size=(6, 4))
+        energy = _best_match(letters, motif)
+        energy = (energy - energy.mean()) / energy.std()
+        energy = energy + array + 0.25 * rng.normal(size=len(kmers))
+        top = np.quantile(energy, 0.995)
+        rows.append(0.5 * np.tanh(np.arctanh(STRONG / 0.5) * energy / top))
+    escore = torch.from_numpy(np.stack(rows)).float()
+    genes = [f"{family[:5]}-{i}" for i, family in enumerate(FAMILIES)]
+    source = f"motif families drawn from seed {seed}, {len(genes)} genes, {len(kmers):,} sequences (stand-in)"
+    return Binding(kmers, genes, list(FAMILIES), escore, source)
+
+
+def _best_match(letters: np.ndarray, motif: np.ndarray) -> np.ndarray:
+    """(K, length) letter numbers, (w, 4) -> (K,): the soft maximum over positions and strands."""
+    w = len(motif)
+    found = [
+        motif[np.arange(w), strand[:, start : start + w]].sum(1)
+        for strand in (letters, 3 - letters[:, ::-1])
+        for start in range(letters.shape[1] - w + 1)
+    ]
+    return np.logaddexp.reduce(found, axis=0)

@@ -1,0 +1,229 @@
+"""Binding of 8-mers: the real files, both strands, the drawn motifs, the page's metrics and its choices."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pages import run_until
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from mtlib import download
+from mtlib.data import motifs
+from mtlib.data import tf_binding as module
+from mtlib.data.motifs import STRONG, canonical, counts, drawn, log_odds, reverse_complement
+from mtlib.data.tf_binding import ARCHIVE, EXPERIMENTS, read, remote, tf_binding
+from mtlib.download import Altered
+
+FOLDER = Path(os.environ.get("MTLIB_DATA", "")) / "tf_binding"
+real = pytest.mark.skipif(
+    not (os.environ.get("MTLIB_DATA") and FOLDER.is_dir()),
+    reason="MTLIB_DATA names no folder with tf_binding",
+)
+
+
+@real
+def test_counts_and_traps():
+    data = tf_binding()
+    assert data.source.endswith("(real)") and data.escore.shape == (33, 32896)
+    assert len(set(data.genes)) == 33 and data.escore.abs().max() <= 0.5
+    assert sum("homeodomain" in f for f in data.families) == 23
+    assert not {"BCL6", "HOXB7", "KLF11", "NR2E3", "PAX6", "PAX7", "VENTX", "WT1"} & set(data.genes)
+    assert data.kmers == canonical(8)
+    strong = dict(zip(data.genes, (data.escore > STRONG).sum(1).tolist(), strict=True))
+    assert strong.pop("PHOX2B") == 37 and min(strong.values()) >= 50
+
+
+@real
+def test_the_archive_holds_what_the_raw_files_hold():
+    data, seen = tf_binding(), 0
+    for gene, replicate, _, digest in EXPERIMENTS:
+        file = remote(gene, replicate, digest)
+        if (FOLDER.parent / file.name).exists():
+            kmers, escore = read(download.fetch(file))
+            assert kmers == data.kmers
+            torch.testing.assert_close(escore, data.escore[data.genes.index(gene)], atol=0, rtol=0)
+            seen += 1
+    assert seen == 3
+
+
+@real
+def test_an_altered_archive_is_refused(tmp_path, monkeypatch):
+    copy = tmp_path / ARCHIVE.name
+    copy.parent.mkdir()
+    shutil.copyfile(FOLDER / "pbm_escores.npz", copy)
+    with open(copy, "r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+    monkeypatch.setenv("MTLIB_DATA", str(tmp_path))
+    with pytest.raises(Altered, match="pbm_escores"):
+        tf_binding()
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """No data folder, an empty cache."""
+    monkeypatch.delenv("MTLIB_DATA", raising=False)
+    monkeypatch.delenv("MTLIB_OFFLINE", raising=False)
+    monkeypatch.setenv("MTLIB_PROGRESS", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "cache", lambda: tmp_path)
+    return tmp_path
+
+
+@real
+def test_a_reader_downloads_the_raw_files(empty, monkeypatch):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(FOLDER))
+
+        def log_message(self, *args):
+            pass
+
+    here = [row for row in EXPERIMENTS if row[0] in ("CRX", "FOXC1", "KLF1")]
+    monkeypatch.setattr(module, "EXPERIMENTS", here)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        monkeypatch.setattr(module, "_FOLDER", f"http://127.0.0.1:{server.server_port}")
+        try:
+            data = tf_binding()
+        finally:
+            server.shutdown()
+            thread.join()
+    assert data.genes == ["CRX", "FOXC1", "KLF1"] and data.source.endswith("(real)")
+    assert len(list((empty / "tf_binding").iterdir())) == 3
+    assert data.kmers == canonical(8) and (data.escore > STRONG).sum(1).tolist() == [157, 68, 82]
+
+
+def test_every_address_is_pinned():
+    for gene, replicate, _, digest in EXPERIMENTS:
+        file = remote(gene, replicate, digest)
+        assert "/dd409167b5575b51967d325b4e48aef3577a505f/" in file.url
+        assert file.url.endswith(f"/{gene}_REF_{replicate}_8mers.txt")
+        assert len(digest) == 64
+    assert len({row[3] for row in EXPERIMENTS}) == 33
+
+
+def test_a_file_that_is_none_is_refused(tmp_path):
+    header = "8-mer\t8-mer\tE-score\tMedian\tZ-score\n"
+    for text, message in (
+        ("kmer\tE\n", "expected the columns"),
+        (header + "AAAAAAAC\tGTTTTTTA\t0.1\t1\t1\n", "reverse complement"),
+        (header + "AAAAAAAC\tGTTTTTTT\t0.7\t1\t1\n", "from -0.5 to 0.5"),
+    ):
+        path = tmp_path / "file.txt"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read(path)
+
+
+def test_both_strands_have_the_same_words():
+    assert reverse_complement("AACG") == "CGTT"
+    found = canonical(8)
+    assert len(found) == (4**8 + 4**4) // 2 and found == sorted(found)
+    some = found[::97]
+    lengths = (1, 2, 3, 4)
+    a, b = counts(some, lengths), counts([reverse_complement(s) for s in some], lengths)
+    for length, x, y in zip(lengths, a, b, strict=True):
+        torch.testing.assert_close(x, y)
+        assert (x.sum(1) == 8 - length + 1).all()
+        assert x.shape[1] == len(canonical(length))
+    (one,) = counts(["AACG"], (2,))
+    assert {w for w, n in zip(canonical(2), one[0], strict=True) if n} == {"AA", "AC", "CG"}
+
+
+def test_log_odds_keep_the_order_and_the_slope():
+    e = torch.linspace(-0.5, 0.5, 1001, dtype=torch.float64).requires_grad_()
+    y = log_odds(e, margin=0.0 + 1e-9)
+    assert (y.diff() > 0).all()
+    (slope,) = torch.autograd.grad(y.sum(), e)
+    torch.testing.assert_close(slope[500].item(), 1.0, atol=1e-6, rtol=0)
+    assert slope[950] > 4  # at E = 0.45
+
+
+def test_the_stand_in_is_the_same_each_time_and_says_so(empty, monkeypatch):
+    monkeypatch.setenv("MTLIB_OFFLINE", "1")
+    data = tf_binding()
+    assert data.source.endswith("(stand-in)") and data.kmers == canonical(8)
+    torch.testing.assert_close(data.escore, drawn().escore, atol=0, rtol=0)
+    assert not torch.equal(data.escore, drawn(seed=1).escore)
+    assert data.escore.abs().max() <= 0.5 and ((data.escore > STRONG).sum(1) > 50).all()
+    near = torch.tensor(["homeodomain" in f for f in data.families])
+    alike = torch.corrcoef(data.escore)
+    assert alike[near][:, near].median() > 0.5 > 0.2 > alike[near][:, ~near].median().abs()
+
+
+def test_a_motif_is_found_on_either_strand():
+    motif = np.zeros((6, 4))
+    motif[np.arange(6), [0, 1, 2, 3, 0, 0]] = 5.0  # ACGTAA
+    words = ["TTACGTAA", "ACGTAATT", "GGGGGGGG"]
+    both = words + [reverse_complement(w) for w in words]
+    letters = np.array([["ACGT".index(c) for c in w] for w in both])
+    found = motifs._best_match(letters, motif)
+    np.testing.assert_allclose(found[:3], found[3:])
+    assert min(found[0], found[1]) > found[2] + 4
+
+
+@pytest.fixture(scope="module")
+def small():
+    return drawn(length=6)
+
+
+def page(monkeypatch, data, name):
+    monkeypatch.setenv("MTLIB_SCALE", "small")
+    monkeypatch.setenv("MTLIB_PROGRESS", "0")
+    monkeypatch.setattr(module, "tf_binding", lambda: data)
+    return run_until("genes", name)
+
+
+def test_the_pages_metrics_are_those_of_the_libraries(monkeypatch, small):
+    space = page(monkeypatch, small, "quality")
+    p = np.random.default_rng(0).normal(size=len(small.kmers)) + 2 * small.escore[0].numpy()
+    _, asked, _, _ = space["question"](0, 10, 0)
+    e = small.escore[0].numpy()[asked]
+    wanted = (
+        spearmanr(p[asked], e).statistic,
+        roc_auc_score(e > STRONG, p[asked]),
+        average_precision_score(e > STRONG, p[asked]),
+    )
+    np.testing.assert_allclose(space["quality"](p, 0, 10, 0), wanted, rtol=1e-9)
+
+
+def test_no_gene_is_read_by_its_own_task(monkeypatch, small):
+    """A gene's column of x is blank in its own episodes, and test genes appear in none."""
+    space = page(monkeypatch, small, "tasks")
+    genes, zeros = (0, 1, 2, 3, 11, 12, 13), 0
+    draw = space["tasks"](genes, "E-scores", True, 0)(1)
+    columns = torch.cat([draw.support.x, draw.query.x], 1)[..., 180:-1]
+    blank = (columns == 0).all(1)  # (T, G)
+    assert blank[:, [g for g in range(16) if g not in genes]].all()
+    for row in blank[:, list(genes)]:
+        zeros += int(row.sum())
+    assert zeros == len(columns)
+
+
+def test_the_settings_are_chosen_without_labels_of_the_test_genes(monkeypatch, small):
+    """With the test genes' scores shuffled, everything that is chosen stays."""
+    space = page(monkeypatch, small, "CHOSEN")
+    before, tested = space["CHOSEN"], list(space["parts"](1)[2])
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(small.kmers)))
+    escore = small.escore.clone()
+    escore[tested] = escore[tested][:, order]
+    assert not torch.equal(escore, small.escore)
+    after = page(monkeypatch, small._replace(escore=escore), "CHOSEN")["CHOSEN"]
+    assert before == after and set(before) == {"1"}
+    held = list(space["parts"](1)[1])
+    escore = small.escore.clone()
+    escore[held] = escore[held][:, order]
+    other = page(monkeypatch, small._replace(escore=escore), "CHOSEN")["CHOSEN"]
+    assert other != before  # it does look at the validation genes
