@@ -10,6 +10,8 @@ from torch import Tensor
 from mtlib.core import Params
 from mtlib.joint import Penalty
 
+CRITIC = "critic."  # where `dann` looks for its critic's parameters among θ's
+
 
 def coral(strength: float = 1.0) -> Penalty:
     """Deep CORAL: λ · ‖C_s − C_t‖²_F / (4D²), C the covariance of a domain's features (B, D).

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
 import os
+import shutil
+import threading
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 from pages import run_until
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from mtlib import download
-from mtlib.align import coral, mcc, mmd
+from mtlib.align import adversary, coral, dann, entropy, mcc, mmd
+from mtlib.core import Batch, parameters
 from mtlib.data import digits as module
-from mtlib.data.digits import changed, prepared, scanners
+from mtlib.data.digits import FILES, changed, prepared, read_semeion, scanners
+from mtlib.download import Altered, fetch
+from mtlib.joint import joint
 
 FOLDER = os.environ.get("MTLIB_DATA", "")
 real = pytest.mark.skipif(
@@ -37,6 +47,62 @@ def test_counts_and_one_form():
         touched = (d.x[:, 0, 0].amax(1) > 0.2).float().mean()
         assert touched > 0.95, "the ink does not reach the frame"
     assert set(scanners(crop=False)["Semeion"].x.unique().tolist()) == {0, 1}
+
+
+@real
+@pytest.mark.parametrize("key", FILES)
+def test_an_altered_file_is_refused_and_no_stand_in_taken(key, tmp_path, monkeypatch):
+    for remote in FILES.values():
+        (tmp_path / remote.name).parent.mkdir(exist_ok=True)
+        shutil.copy(os.path.join(FOLDER, remote.name), tmp_path / remote.name)
+    path = tmp_path / FILES[key].name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    monkeypatch.setenv("MTLIB_DATA", str(tmp_path))
+    with pytest.raises(Altered, match=FILES[key].name):
+        scanners()
+
+
+LINES = "".join(" ".join("1.0" if (i * j) % 3 else "0.0" for j in range(256)) + one for i, one in enumerate(
+    (" 0 0 0 0 0 0 0 1 0 0\n", " 1 0 0 0 0 0 0 0 0 0\n")
+)).encode()  # fmt: skip
+
+
+def test_a_download_is_what_the_loader_reads(tmp_path, monkeypatch):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(LINES)))
+            self.end_headers()
+            self.wfile.write(LINES)
+
+        def log_message(self, *args):
+            pass
+
+    for name in ("MTLIB_DATA", "MTLIB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "cache", lambda: tmp_path)
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/semeion.data"
+        digest = hashlib.sha256(LINES).hexdigest()
+        try:
+            images, y = read_semeion(fetch(FILES["semeion"]._replace(url=url, sha256=(digest,))))
+            with pytest.raises(Altered, match="truncated or altered"):
+                fetch(FILES["semeion"]._replace(name="semeion/other.data", url=url))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert images.shape == (2, 16, 16) and y.tolist() == [7, 0]
+    assert images[1, 0, :4].tolist() == [0, 1, 1, 0]
+
+
+def test_addresses_are_pinned():
+    for remote in FILES.values():
+        assert len(remote.url.split("/")[5]) == 40, remote.url
 
 
 def test_an_image_is_cut_to_its_ink():
@@ -119,6 +185,52 @@ def test_mmd_is_zero_on_average_between_equal_distributions_and_not_otherwise():
     assert other.mean() > 20 * other.std() / 20
 
 
+def test_entropy_is_its_equation_and_least_for_one_class_throughout():
+    a = logits()
+    p = np.exp(a[-1].numpy())
+    p /= p.sum(1, keepdims=True)
+    expected = -0.3 * np.mean([sum(q * np.log(q) for q in row) for row in p])
+    assert abs(entropy(0.3)({}, a, a).item() - expected) <= 1e-12
+    one = torch.zeros(1, 6, 4, dtype=torch.float64)
+    one[..., 2] = 50
+    assert entropy()({}, one, one) < 1e-6 and mcc()({}, one, one) > 0.2, "MCC minds a collapse"
+
+
+def adversarial(strength):
+    """A tiny body, head and critic, and the objective's gradient at a draw of two domains."""
+    torch.manual_seed(0)
+    net = nn.Sequential(OrderedDict(body=nn.Linear(3, 2), head=nn.Linear(2, 2))).double()
+    critic = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    x = torch.randn(2, 6, 3, dtype=torch.float64)
+    batch = Batch(x, torch.eye(2, dtype=torch.float64).repeat(2, 3, 1))
+    phi = {**parameters(net), **adversary(critic)}
+    objective = joint(net, cross_entropy, (0, 0), [dann(critic, strength)])
+    return net, critic, phi, batch, objective.value_and_grad(phi, batch)
+
+
+def test_dann_is_the_critics_cross_entropy_and_turns_the_bodys_gradient_around():
+    net, critic, phi, batch, (value, grads) = adversarial(0.7)
+    said = critic(net.body(batch.x.flatten(0, 1)))
+    domain = torch.tensor([0] * 6 + [1] * 6)
+    plain = cross_entropy(said, domain)
+    assert abs(value - plain) <= 1e-12
+    plain.backward()
+    for k, p in critic.named_parameters():
+        torch.testing.assert_close(grads[f"critic.{k}"], p.grad)
+    for k, p in net.body.named_parameters():
+        torch.testing.assert_close(grads[f"body.{k}"], -0.7 * p.grad)
+    assert (grads["critic.0.weight"] != 0).any() and (grads["body.weight"] != 0).any()
+
+
+def test_dann_asks_for_an_output_a_domain_and_for_the_critics_parameters():
+    z = logits(ways=2)
+    critic = nn.Linear(2, 3).double()
+    with pytest.raises(ValueError, match="one output for each of 2 domains, got 3"):
+        dann(critic)(adversary(critic), z, z)
+    with pytest.raises(ValueError, match="expected parameters named"):
+        dann(nn.Linear(2, 2).double())({}, z, z)
+
+
 @pytest.mark.parametrize("penalty", [mmd, coral])
 def test_alignment_asks_for_two_domains(penalty):
     with pytest.raises(ValueError, match="T ≥ 2"):
@@ -137,9 +249,10 @@ def test_the_method_is_chosen_without_labels_of_the_target(monkeypatch):
             y = np.random.default_rng(0).permutation(y) if shuffled and name != "Digits" else y
             found[name] = module.Domain(x, torch.from_numpy(y.astype(np.int64)), "x (stand-in)")
         monkeypatch.setattr(module, "scanners", lambda **_: found)
-        return run_until("digits", "CHOSEN")
+        return run_until("digits", "curves")
 
     a, b = run(False), run(True)
     assert a["CHOSEN"] == b["CHOSEN"] and a["informed"] == b["informed"]
-    assert all(key[0] == "Digits" for key in a["CHOSEN"])
-    assert any(not torch.equal(a["right"][k], b["right"][k]) for k in a["right"])
+    assert a["tuning"]("Digits") == b["tuning"]("Digits")
+    assert all(run[0] == "Digits" for run in a["CHOSEN"])
+    assert any(not torch.equal(a["right"]["MCC"][r], b["right"]["MCC"][r]) for r in a["CHOSEN"])

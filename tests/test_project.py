@@ -29,6 +29,7 @@ STAR = {
     "results": set(),
     "encoders": {"download"},
     "backbones": set(),
+    "detection": {"core"},
     "page": set(),
     "norm": {"core"},
     "nets": {"core", "norm"},
@@ -53,11 +54,8 @@ ONLY_IN = {  # third-party name -> its rooms
     "transformers": {"encoders"},
     "torchvision": {"backbones"},
 }
-OPTIONAL = {
-    "sentence_transformers",
-    "huggingface_hub",
-    "torchvision",
-}  # a room that needs one says so
+# A room that needs one of these says so where it is absent.
+OPTIONAL = {"sentence_transformers", "transformers", "huggingface_hub", "torchvision"}
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where it is not the module's name
 COLAB = {  # what Colab has: an install there must leave it alone
     "torch": "2.11.0",

@@ -1,0 +1,192 @@
+"""A centre-point detector: objects as peaks of a heat-map, with no anchors and no suppression {cite}`zhou2019objects`.
+
+Boxes are (x1, y1, x2, y2) in pixels. A map cell is `STRIDE` pixels wide. Prediction and target share one layout,
+(B, C + 4, h, w): a heat-map for each of C classes (logits in the prediction), then at each centre the width and
+height in cells and the offset (x, y) of the centre inside its cell. The target's width is 0 where no centre is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtlib.core import Loss
+
+STRIDE = 4
+SPREAD = 0.09  # the standard deviation of a target's bump, in widths and heights of its box
+
+
+class Detections(NamedTuple):
+    boxes: Tensor  # (K, 4) in pixels
+    labels: Tensor  # (K,) class numbers
+    scores: Tensor  # (K,) in (0, 1), falling
+
+
+def detector(classes: int, width: int = 32) -> nn.Sequential:
+    """A compact network: (B, 3, H, W) -> (B, C + 4, H/4, W/4). Its `head` is two layers, its `body` the rest.
+
+    Group norm sees one photograph at a time, so that no prediction depends on its neighbours in the batch.
+    """
+
+    def block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+        conv = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
+        return nn.Sequential(conv, nn.GroupNorm(4, outputs), nn.ReLU())
+
+    half = width // 2
+    strides = (block(3, half, 2), block(half, width, 2))
+    context = (block(width, width, dilation=d) for d in (1, 2, 4))
+    last = nn.Conv2d(width, classes + 4, 1)
+    nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        assert last.bias is not None
+        last.bias.copy_(torch.tensor([-4.0] * classes + [3.0, 3.0, 0.5, 0.5]))
+    head = nn.Sequential(block(width, width), last)
+    return nn.Sequential(OrderedDict(body=nn.Sequential(*strides, *context), head=head))
+
+
+def targets(boxes: Tensor, labels: Tensor, classes: int, height: int, width: int) -> Tensor:
+    """What the network should say of one photograph: (K, 4), (K,) -> (C + 4, H/4, W/4).
+
+    Each box is a bump exp(−dx²/2σ_x² − dy²/2σ_y²) around its centre's cell, σ = `SPREAD` · width and height; where
+    bumps of one class overlap the larger value counts. Raises ValueError for a box with no area or a centre outside.
+    """
+    size = boxes[:, 2:] - boxes[:, :2]
+    if len(boxes) and float(size.min()) <= 0:
+        raise ValueError(
+            f"expected boxes with an area, got {boxes[(size <= 0).any(1)].tolist()}; drop them"
+        )
+    h, w = height // STRIDE, width // STRIDE
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 / STRIDE
+    cell = centre.floor().long()
+    if len(boxes) and not bool(((cell >= 0) & (cell < torch.tensor([w, h]))).all()):
+        raise ValueError(
+            f"expected centres inside {width}×{height} pixels, got boxes {boxes.tolist()[:3]}"
+        )
+    y = torch.zeros(classes + 4, h, w)
+    rows, columns = torch.arange(h)[:, None], torch.arange(w)[None]
+    for (cx, cy), (bw, bh), k in zip(
+        cell.tolist(), (size / STRIDE).tolist(), labels.tolist(), strict=True
+    ):
+        sx, sy = max(SPREAD * bw, 0.3), max(SPREAD * bh, 0.3)
+        bump = torch.exp(-((columns - cx) ** 2) / (2 * sx**2) - (rows - cy) ** 2 / (2 * sy**2))
+        y[k] = torch.maximum(y[k], bump)
+    y[classes : classes + 2, cell[:, 1], cell[:, 0]] = size.mT / STRIDE
+    y[classes + 2 :, cell[:, 1], cell[:, 0]] = (centre - cell).mT
+    return y
+
+
+def centre_loss(classes: int, size_weight: float = 0.1) -> Loss:
+    """The centre-point objective, on (B, C + 4, h, w) -> scalar: focal + `size_weight` · |size| + |offset|.
+
+    Focal, with p = sigmoid(logit), summed over cells and divided by the number of centres N (at least 1):
+    −(1 − p)² log p where the target is 1, −(1 − y)⁴ p² log(1 − p) elsewhere. Sizes and offsets: L1 at centres.
+    """
+
+    def loss(prediction: Tensor, y: Tensor) -> Tensor:
+        logit, heat = prediction[:, :classes], y[:, :classes]
+        p = torch.sigmoid(logit)
+        here = heat == 1
+        found = (1 - p) ** 2 * nn.functional.logsigmoid(logit)
+        empty = (1 - heat) ** 4 * p**2 * nn.functional.logsigmoid(-logit)
+        n = here.sum().clamp(min=1)
+        focal = -torch.where(here, found, empty).sum() / n
+        centre = (y[:, classes : classes + 1] > 0).to(y)
+        gap = (prediction[:, classes:] - y[:, classes:]).abs() * centre
+        return focal + (size_weight * gap[:, :2].sum() + gap[:, 2:].sum()) / n
+
+    return loss
+
+
+def decode(prediction: Tensor, classes: int, most: int = 100) -> list[Detections]:
+    """Peaks of the heat-maps as boxes: (B, C + 4, h, w) -> at most `most` detections a photograph.
+
+    A cell is a peak where none of its eight neighbours is higher; that takes the place of suppression.
+    """
+    heat = torch.sigmoid(prediction[:, :classes])
+    peaks = heat * (nn.functional.max_pool2d(heat, 3, 1, 1) == heat)
+    _, _, h, w = peaks.shape
+    scores, at = peaks.flatten(1).topk(min(most, classes * h * w))
+    found = []
+    for maps, score, index in zip(prediction, scores, at, strict=True):
+        label, place = index // (h * w), index % (h * w)
+        row, column = place // w, place % w
+        size = maps[classes : classes + 2, row, column].clamp(min=0.1)
+        offset = maps[classes + 2 :, row, column]
+        centre = torch.stack([column, row]) + offset
+        boxes = STRIDE * torch.cat([centre - size / 2, centre + size / 2]).mT
+        keep = score > 0
+        found.append(Detections(boxes[keep], label[keep], score[keep]))
+    return found
+
+
+def average_precision(
+    found: list[Detections],
+    boxes: list[Tensor],
+    labels: list[Tensor],
+    classes: int,
+    iou: float = 0.5,
+) -> Tensor:
+    """Average precision of each class at one IoU, by pycocotools: (C,), NaN for a class with no box.
+
+    `found`, `boxes` and `labels` have one entry a photograph; a box counts as found once, at most 100 a photograph.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = [
+        {
+            "id": n,
+            "image_id": i,
+            "category_id": int(k),
+            "bbox": _xywh(b),
+            "area": _area(b),
+            "iscrowd": 0,
+        }
+        for n, (i, b, k) in enumerate(
+            (
+                (i, b, k)
+                for i, pair in enumerate(zip(boxes, labels, strict=True))
+                for b, k in zip(*pair, strict=True)
+            ),
+            start=1,
+        )
+    ]
+    said = [
+        {"image_id": i, "category_id": int(k), "bbox": _xywh(b), "score": float(s)}
+        for i, d in enumerate(found)
+        for b, k, s in zip(*d, strict=True)
+    ]
+    if len(found) != len(boxes):
+        raise ValueError(f"expected one entry a photograph, got {len(found)} and {len(boxes)}")
+    if not said:
+        counts = torch.bincount(torch.cat(labels), minlength=classes)
+        return torch.where(counts > 0, 0.0, torch.nan)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+        coco = COCO()
+        coco.dataset = {
+            "info": {},
+            "images": [{"id": i} for i in range(len(boxes))],
+            "annotations": truth,
+            "categories": [{"id": k} for k in range(classes)],
+        }
+        coco.createIndex()
+        judge: Any = COCOeval(coco, coco.loadRes(said), "bbox")
+        judge.params.iouThrs = [iou]
+        judge.evaluate()
+        judge.accumulate()
+    precision = torch.as_tensor(judge.eval["precision"])[0, :, :, 0, -1]  # (recalls, C)
+    return torch.where(precision[0] < 0, torch.nan, precision.mean(0))
+
+
+def _xywh(box: Tensor) -> list[float]:
+    x1, y1, x2, y2 = box.tolist()
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def _area(box: Tensor) -> float:
+    return float((box[2] - box[0]) * (box[3] - box[1]))
