@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtlib.core import Params
+from mtlib.core import Params, apply, below, parameters
 from mtlib.joint import Penalty
 
 CRITIC = "critic."  # where `dann` looks for its critic's parameters among θ's
@@ -81,3 +81,43 @@ def _mmd(s: Tensor, t: Tensor, widths: tuple[float, ...]) -> Tensor:
     k = torch.stack([torch.exp(-squared / (c * mean)) for c in widths]).sum(0)
     off = ~torch.eye(b, dtype=torch.bool, device=s.device)
     return k[:b, :b][off].mean() + k[b:, b:][off].mean() - 2 * k[:b, b:].mean()
+
+
+def entropy(strength: float = 1.0) -> Penalty:
+    """Entropy minimisation, on the last domain's logits: λ · (1/B) Σ_i H(p_i), p = softmax(logits).
+
+    One class for every item is a minimum, too: where features are poor, training may end there.
+    """
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        p = torch.softmax(logits[-1], -1)
+        return strength * torch.special.entr(p).sum(-1).mean()
+
+    return penalty
+
+
+def dann(critic: nn.Module, strength: float = 1.0) -> Penalty:
+    """Domain-adversarial training: −(1/T) Σ_t E log q_t(R(z_t)), q = softmax(critic(·)) over the T domains.
+
+    R is the identity whose derivative is −λ: the critic, (B, D) -> (B, T), descends on telling the domains apart while the
+    body ascends on it. θ must hold the critic's parameters: start training at `{**phi, **adversary(critic)}`.
+    {cite}`ganin2016dann`, without its schedule of λ.
+    """
+    f = apply(critic)
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        reversed_z = (1 + strength) * z.detach() - strength * z
+        own = below(CRITIC, theta)
+        said = torch.stack([f(own, zt) for zt in reversed_z])  # (T, B, T)
+        if said.shape[-1] != len(z):
+            raise ValueError(
+                f"expected a critic with one output for each of {len(z)} domains, got {said.shape[-1]}"
+            )
+        return -torch.log_softmax(said, -1).mean(1).diagonal().mean()
+
+    return penalty
+
+
+def adversary(critic: nn.Module) -> Params:
+    """The critic's parameters as `dann` looks for them, under `critic.`."""
+    return {f"{CRITIC}{k}": v for k, v in parameters(critic).items()}

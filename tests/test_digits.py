@@ -205,11 +205,11 @@ def adversarial(strength):
     batch = Batch(x, torch.eye(2, dtype=torch.float64).repeat(2, 3, 1))
     phi = {**parameters(net), **adversary(critic)}
     objective = joint(net, cross_entropy, (0, 0), [dann(critic, strength)])
-    return net, critic, phi, batch, objective.value_and_grad(phi, batch)
+    return net, critic, batch, objective.value_and_grad(phi, batch)
 
 
 def test_dann_is_the_critics_cross_entropy_and_turns_the_bodys_gradient_around():
-    net, critic, phi, batch, (value, grads) = adversarial(0.7)
+    net, critic, batch, (value, grads) = adversarial(0.7)
     said = critic(net.body(batch.x.flatten(0, 1)))
     domain = torch.tensor([0] * 6 + [1] * 6)
     plain = cross_entropy(said, domain)
@@ -249,10 +249,9 @@ def test_the_method_is_chosen_without_labels_of_the_target(monkeypatch):
             y = np.random.default_rng(0).permutation(y) if shuffled and name != "Digits" else y
             found[name] = module.Domain(x, torch.from_numpy(y.astype(np.int64)), "x (stand-in)")
         monkeypatch.setattr(module, "scanners", lambda **_: found)
-        return run_until("digits", "curves")
+        return run_until("digits", "CHOSEN")
 
     a, b = run(False), run(True)
     assert a["CHOSEN"] == b["CHOSEN"] and a["informed"] == b["informed"]
-    assert a["tuning"]("Digits") == b["tuning"]("Digits")
-    assert all(run[0] == "Digits" for run in a["CHOSEN"])
-    assert any(not torch.equal(a["right"]["MCC"][r], b["right"]["MCC"][r]) for r in a["CHOSEN"])
+    assert all(key[0] == "Digits" for key in a["CHOSEN"])
+    assert any(not torch.equal(a["right"][k], b["right"][k]) for k in a["right"])

@@ -114,7 +114,7 @@ def test_random_draws_of_the_network_resume_too(tmp_path):
 
 
 KILLED = """
-import os, sys, torch
+import os, signal, sys, torch
 from torch.nn.functional import mse_loss
 from mtlib.bilevel import bilevel
 from mtlib.checkpoint import save_params
@@ -137,6 +137,8 @@ for line in sys.stdin:  # one line, one process, so that torch is loaded once
     pid = os.fork()
     if pid == 0:
         run = train(2000, None if checkpoint == "none" else checkpoint)
+        if out == "none":
+            signal.pause()  # whoever is to be killed waits for it
         save_params(out, run.params, losses=run.losses)
         os._exit(0)
     print(pid, flush=True)
@@ -158,18 +160,23 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
             nursery.stdin.flush()
             return int(nursery.stdout.readline())
 
+        def uninterrupted(checkpoint, result):
+            began = time.perf_counter()
+            begin(checkpoint, result)
+            assert int(nursery.stdout.readline()) == 0
+            return time.perf_counter() - began
+
+        seconds = uninterrupted("none", whole)
         for _ in range(20):
-            pid = begin(path, out)
-            time.sleep(rng.uniform(0.02, 0.5))
+            pid = begin(path, "none")
+            time.sleep(rng.uniform(0, seconds / 12))  # most of the way in all
             os.kill(pid, signal.SIGKILL)
-            assert int(nursery.stdout.readline()) == signal.SIGKILL, "it ended before it was killed"
+            assert int(nursery.stdout.readline()) == signal.SIGKILL
             seen.append(
                 read(path).facts["step"] if path.exists() else 0
             )  # a write is whole, or absent
         assert len(set(seen)) > 5 and seen == sorted(seen)
-        for checkpoint, result in ((path, out), ("none", whole)):
-            begin(checkpoint, result)
-            assert int(nursery.stdout.readline()) == 0
+        uninterrupted(path, out)
     assert same(load_params(out), load_params(whole))
     assert read(out).facts["losses"] == read(whole).facts["losses"]
 
