@@ -1,4 +1,4 @@
-"""Pillar I, meta-learning: the bi-level objective, and four ways to differentiate it.
+"""Pillar I, meta-learning: the bi-level objective, and the ways to differentiate it.
 
 What is solved (the learner) stands apart from how it is differentiated (the hypergradient), so MAML,
 FOMAML, Reptile and iMAML are one learner under four hypergradients.
@@ -6,7 +6,7 @@ FOMAML, Reptile and iMAML are one learner under four hypergradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from mtlib.objective import Objective, Task, over_tasks
 
 Hypergradient = Callable[[Learner, Loss], Task]
 """Turns a learner into `task(phi, episode)`: a scalar with value L^Q(adapt(φ, S)) and the gradient it claims."""
+
+Solver = Callable[[Callable[[Params], Params], Params, int], Params]
+"""`solver(matrix, b, iterations)` -> x with matrix(x) ≈ b."""
 
 
 def bilevel(
@@ -54,6 +57,38 @@ def unrolled(learner: Learner, loss: Loss) -> Task:
     return task
 
 
+def multi_step(weights: Sequence[float]) -> Hypergradient:
+    """MAML++'s loss: the query loss after every inner step counts, Σ_j w_j L^Q(θ_j) for j = 1 … K.
+
+    (0, …, 0, 1) is `unrolled`, at the same cost. Raises ValueError where the learner does not go in K steps.
+    {cite}`antoniou2019how`
+    """
+
+    def hypergradient(learner: Learner, loss: Loss) -> Task:
+        def task(phi: Params, episode: Episode) -> Tensor:
+            path = list(learner.path(phi, episode.support))[1:] if learner.path else []
+            if not path or len(path) != len(weights):
+                raise ValueError(
+                    f"multi_step got {len(weights)} weights, and expects one for each inner step; "
+                    f"this learner takes {len(path)} (0: it has no `path` of steps)"
+                )
+            points = [(w, theta) for w, theta in zip(weights, path, strict=True) if w]
+            return sum(w * at(learner, loss, theta, episode.query) for w, theta in points)  # type: ignore[return-value]
+
+        return task
+
+    return hypergradient
+
+
+def annealed(steps: int, progress: float) -> list[float]:
+    """Weights for `multi_step`: all steps alike at `progress` 0, the last alone from 1 on.
+
+    w_j = (1 − p)/K + p [j = K], p = min(progress, 1). Train in a few phases of growing p.
+    """
+    p = min(progress, 1.0)
+    return [(1 - p) / steps + p * (j == steps) for j in range(1, steps + 1)]
+
+
 def first_order(learner: Learner, loss: Loss) -> Task:
     """FOMAML: the inner steps count as constants, dL^Q/dφ ≈ ∇L^Q(θ_k); no graph of them is kept.
 
@@ -84,12 +119,13 @@ def secant(learner: Learner, loss: Loss) -> Task:
     return task
 
 
-def implicit(strength: float, iterations: int = 5) -> Hypergradient:
+def implicit(strength: float, iterations: int = 5, solver: Solver | None = None) -> Hypergradient:
     """iMAML: differentiate the inner problem's solution, not the way to it.
 
-    θ* = argmin L^S(θ) + ½λ‖θ − φ‖²  ⇒  dL^Q/dφ = (I + ∇²L^S(θ*)/λ)⁻¹ ∇L^Q(θ*), by `iterations` steps of
-    conjugate gradient. λ = `strength`, the one the learner descends with: maml(..., strength=λ). Exact where
-    the learner has reached θ*, and it moves every entry of φ. {cite}`rajeswaran2019imaml`
+    θ* = argmin L^S(θ) + ½λ‖θ − φ‖²  ⇒  dL^Q/dφ = (I + ∇²L^S(θ*)/λ)⁻¹ ∇L^Q(θ*), by `iterations` steps of the
+    `solver`: `conjugate_gradient` where none is given, or `neumann`. λ = `strength`, the one the learner descends
+    with: maml(..., strength=λ). Exact where the learner has reached θ*, and it moves every entry of φ.
+    {cite}`rajeswaran2019imaml`
     """
     if strength <= 0 or iterations < 1:
         raise ValueError(
@@ -114,7 +150,9 @@ def implicit(strength: float, iterations: int = 5) -> Hypergradient:
                 hv = hvp(v)[0]
                 return {k: v[k] + hv[k] / strength for k in v}
 
-            return _with_gradient(value, phi, conjugate_gradient(matrix, outer, iterations))
+            return _with_gradient(
+                value, phi, (solver or conjugate_gradient)(matrix, outer, iterations)
+            )
 
         return task
 
@@ -139,6 +177,22 @@ def conjugate_gradient(matrix: Callable[[Params], Params], b: Params, iterations
         rr, before = _dot(r, r), rr
         beta = _ratio(rr, before)
         p = {k: r[k] + beta * p[k] for k in p}
+    return x
+
+
+def neumann(
+    matrix: Callable[[Params], Params], b: Params, iterations: int, rate: float = 1.0
+) -> Params:
+    """Solve `matrix`(x) = b by Neumann's series, x = α Σ_{j ≤ n} (I − αA)ʲ b, with α = `rate`, n = `iterations`.
+
+    It converges where every |1 − αa| < 1 for the eigenvalues a of A: for `implicit` with α = 1, where
+    ‖∇²L^S‖ < λ. Smaller rates converge for every positive A: `partial(neumann, rate=0.1)`.
+    {cite}`lorraine2020optimizing`
+    """
+    x = {k: rate * v for k, v in b.items()}
+    for _ in range(iterations):
+        ax = matrix(x)
+        x = {k: x[k] + rate * (b[k] - ax[k]) for k in x}
     return x
 
 

@@ -6,7 +6,7 @@ D features · C classes.  `phi` is what tasks share, `theta` what one task adapt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,11 @@ Params = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """`loss(prediction, y)` -> scalar, the mean over the batch; torch's own losses fit."""
 
-Rate = float | Tensor | Params
+Rate = float | Tensor | Params | Callable[[int], Any]
+"""One step size, or one per entry of θ, or a function of the step that gives either."""
+
+Rule = Callable[[Params, Any], tuple[Params, Any]]
+"""`rule(gradient, state)` -> (direction, state): how a step is made from a gradient; `state` is None at first."""
 
 
 class Batch(NamedTuple):
@@ -47,6 +51,9 @@ class Learner(NamedTuple):
     adapt: Callable[[Params, Batch], Params]
     predict: Callable[[Params, Tensor], Tensor]
     vmap: bool = True  # False where only a loop over tasks runs (L-BFGS, for one)
+    path: Callable[[Params, Batch], Iterator[Params]] | None = (
+        None  # θ_0, …, θ_K, where it goes in steps
+    )
 
 
 def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
@@ -161,8 +168,8 @@ def _state(net: nn.Module, theta: Params) -> Params:
 
 
 def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
-    """loss(ŷ, y), once the two are known to have one shape (torch would broadcast, or fail far from here)."""
-    if prediction.shape != y.shape:
+    """loss(ŷ, y), once the two are known to fit (torch would broadcast, or fail far from here)."""
+    if not fits(loss, prediction, y):
         raise ValueError(
             f"expected predictions and targets of one shape (N, W); the learner predicts {tuple(prediction.shape)}, "
             f"y is {tuple(y.shape)}. Does the head have one output for each class, and is y one-hot or (N, 1)?"
@@ -170,18 +177,48 @@ def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
     return loss(prediction, y)
 
 
+def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
+    """One prediction a target; where the loss says `loss.columns = 2`, two (a mean and a scale): (N, 2W) for (N, W)."""
+    return prediction.shape == (*y.shape[:-1], getattr(loss, "columns", 1) * y.shape[-1])
+
+
 # Two pieces most methods are made of ---------------------------------------------------------
 
 
-def descend(loss: Callable[[Params], Tensor], theta: Params, lr: Rate, steps: int) -> Params:
+def descend(
+    loss: Callable[[Params], Tensor],
+    theta: Params,
+    lr: Rate,
+    steps: int,
+    rule: Rule | None = None,
+) -> Params:
     """Gradient descent, differentiable in everything: θ ← θ − α ∇L(θ), `steps` times.
 
-    `lr` is one rate, or a rate per entry of θ (a dict: discriminative rates, Meta-SGD).
+    `lr` is one rate, or a rate per entry of θ (a dict: discriminative rates, Meta-SGD), or a function of
+    the step that gives either. With a `rule`, θ ← θ − α rule(∇L(θ)): momentum, Adam, a curvature.
     """
-    for _ in range(steps):
-        g = torch.func.grad(loss)(theta)
-        theta = {k: theta[k] - (lr[k] if isinstance(lr, dict) else lr) * g[k] for k in theta}
-    return theta
+    for point in iterates(loss, theta, lr, steps, rule):
+        last = point
+    return last
+
+
+def iterates(
+    loss: Callable[[Params], Tensor],
+    theta: Params,
+    lr: Rate,
+    steps: int,
+    rule: Rule | None = None,
+) -> Iterator[Params]:
+    """θ_0, θ_1, …, θ_steps: every point `descend` passes, one at a time."""
+    state = None
+    yield theta
+    for step in range(steps):
+        u = torch.func.grad(loss)(theta)
+        if rule:
+            u, state = rule(u, state)
+        a = lr(step) if callable(lr) else lr
+        theta = {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}
+        yield theta
 
 
 def proximity(theta: Params, anchor: Params) -> Tensor:

@@ -2,7 +2,8 @@
 
 Boxes are (x1, y1, x2, y2) in pixels. A map cell is `STRIDE` pixels wide. Prediction and target share one layout,
 (B, C + 4, h, w): a heat-map for each of C classes (logits in the prediction), then at each centre the width and
-height in cells and the offset (x, y) of the centre inside its cell. The target's width is 0 where no centre is.
+height in cells and the offset (x, y) of the centre inside its cell. The target's width is 0 where no centre is, and a
+heat-map of −1 says that nobody annotated that class.
 """
 
 from __future__ import annotations
@@ -12,19 +13,29 @@ import io
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtlib.core import Loss
 
 STRIDE = 4
-SPREAD = 0.09  # the standard deviation of a target's bump, in widths and heights of its box
+SPREAD = 0.12  # the standard deviation of a target's bump, in widths and heights of its box
+LEAST = 0.6  # and at least this many cells
 
 
 class Detections(NamedTuple):
     boxes: Tensor  # (K, 4) in pixels
     labels: Tensor  # (K,) class numbers
     scores: Tensor  # (K,) in (0, 1), falling
+
+
+class Judged(NamedTuple):
+    """One class's detections at one IoU, over all photographs, highest score first."""
+
+    photographs: Tensor  # (K,) where each detection was made
+    hits: Tensor  # (K,) whether it found a box that none before it had found
+    truths: Tensor  # (n,) boxes in each photograph
 
 
 def detector(classes: int, width: int = 32) -> nn.Sequential:
@@ -52,8 +63,9 @@ def detector(classes: int, width: int = 32) -> nn.Sequential:
 def targets(boxes: Tensor, labels: Tensor, classes: int, height: int, width: int) -> Tensor:
     """What the network should say of one photograph: (K, 4), (K,) -> (C + 4, H/4, W/4).
 
-    Each box is a bump exp(−dx²/2σ_x² − dy²/2σ_y²) around its centre's cell, σ = `SPREAD` · width and height; where
-    bumps of one class overlap the larger value counts. Raises ValueError for a box with no area or a centre outside.
+    Each box is a bump exp(−dx²/2σ_x² − dy²/2σ_y²) around its centre's cell, σ = `SPREAD` · width and height, no less
+    than `LEAST` cells; where bumps of one class overlap the larger value counts. Raises ValueError for a box with no
+    area or a centre outside.
     """
     size = boxes[:, 2:] - boxes[:, :2]
     if len(boxes) and float(size.min()) <= 0:
@@ -72,7 +84,7 @@ def targets(boxes: Tensor, labels: Tensor, classes: int, height: int, width: int
     for (cx, cy), (bw, bh), k in zip(
         cell.tolist(), (size / STRIDE).tolist(), labels.tolist(), strict=True
     ):
-        sx, sy = max(SPREAD * bw, 0.3), max(SPREAD * bh, 0.3)
+        sx, sy = max(SPREAD * bw, LEAST), max(SPREAD * bh, LEAST)
         bump = torch.exp(-((columns - cx) ** 2) / (2 * sx**2) - (rows - cy) ** 2 / (2 * sy**2))
         y[k] = torch.maximum(y[k], bump)
     y[classes : classes + 2, cell[:, 1], cell[:, 0]] = size.mT / STRIDE
@@ -83,21 +95,26 @@ def targets(boxes: Tensor, labels: Tensor, classes: int, height: int, width: int
 def centre_loss(classes: int, size_weight: float = 0.1) -> Loss:
     """The centre-point objective, on (B, C + 4, h, w) -> scalar: focal + `size_weight` · |size| + |offset|.
 
-    Focal, with p = sigmoid(logit), summed over cells and divided by the number of centres N (at least 1):
-    −(1 − p)² log p where the target is 1, −(1 − y)⁴ p² log(1 − p) elsewhere. Sizes and offsets: L1 at centres.
+    Focal, with p = sigmoid(logit), summed over a class's cells, divided by its number of centres (at least 1) and
+    summed over classes, so that a rare class counts as much as an abundant one: −(1 − p)² log p where the target is
+    1, −(1 − y)⁴ p² log(1 − p) elsewhere, 0 where it is −1 (not annotated). Sizes and offsets: L1, mean over centres.
+    Maps may also come as rows, (B, (C + 4)·h·w): no term looks at a neighbour.
     """
 
     def loss(prediction: Tensor, y: Tensor) -> Tensor:
+        prediction, y = (a.reshape(len(a), classes + 4, -1) for a in (prediction, y))
         logit, heat = prediction[:, :classes], y[:, :classes]
         p = torch.sigmoid(logit)
         here = heat == 1
         found = (1 - p) ** 2 * nn.functional.logsigmoid(logit)
-        empty = (1 - heat) ** 4 * p**2 * nn.functional.logsigmoid(-logit)
-        n = here.sum().clamp(min=1)
-        focal = -torch.where(here, found, empty).sum() / n
+        empty = (1 - heat) ** 4 * p**2 * nn.functional.logsigmoid(-logit) * (heat >= 0)
+        n = here.sum((0, 2)).clamp(min=1)  # (C,)
+        focal = -(torch.where(here, found, empty).sum((0, 2)) / n).sum()
         centre = (y[:, classes : classes + 1] > 0).to(y)
         gap = (prediction[:, classes:] - y[:, classes:]).abs() * centre
-        return focal + (size_weight * gap[:, :2].sum() + gap[:, 2:].sum()) / n
+        return focal + (size_weight * gap[:, :2].sum() + gap[:, 2:].sum()) / centre.sum().clamp(
+            min=1
+        )
 
     return loss
 
@@ -124,6 +141,17 @@ def decode(prediction: Tensor, classes: int, most: int = 100) -> list[Detections
     return found
 
 
+def flipped(x: Tensor, y: Tensor, classes: int, axis: int) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) and their targets (B, C + 4, h, w), mirrored along `axis`: 2 the rows, 3 the columns.
+
+    A centre at offset o of its cell comes to 1 − o. H and W are whole numbers of cells.
+    """
+    x, y = x.flip(axis), y.flip(axis)
+    offset = classes + (3 if axis == 2 else 2)
+    y[:, offset] = torch.where(y[:, classes] > 0, 1 - y[:, offset], 0)
+    return x, y
+
+
 def average_precision(
     found: list[Detections],
     boxes: list[Tensor],
@@ -135,52 +163,95 @@ def average_precision(
 
     `found`, `boxes` and `labels` have one entry a photograph; a box counts as found once, at most 100 a photograph.
     """
+    judge = _evaluated(found, boxes, labels, classes, iou)
+    if judge is None:
+        counts = torch.bincount(torch.cat(labels), minlength=classes)
+        return torch.where(counts > 0, 0.0, torch.nan)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+        judge.accumulate()
+    precision = torch.as_tensor(judge.eval["precision"])[0, :, :, 0, -1]  # (recalls, C)
+    return torch.where(precision[0] < 0, torch.nan, precision.mean(0))
+
+
+def judge(
+    found: list[Detections],
+    boxes: list[Tensor],
+    labels: list[Tensor],
+    classes: int,
+    iou: float = 0.5,
+) -> list[Judged]:
+    """Which detections pycocotools counts as hits, class by class: what `resampled` needs of the photographs."""
+    truths = torch.stack([torch.bincount(k, minlength=classes) for k in labels])  # (n, C)
+    held = _evaluated(found, boxes, labels, classes, iou)
+    judged = []
+    for k in range(classes):
+        rows = [e for e in held.evalImgs if e and e["category_id"] == k] if held else []
+        scores = np.concatenate([e["dtScores"] for e in rows] or [[]])
+        hits = np.concatenate([e["dtMatches"][0] > 0 for e in rows] or [[]])
+        at = np.repeat([e["image_id"] for e in rows], [len(e["dtScores"]) for e in rows])
+        order = np.argsort(-scores, kind="stable")
+        at, hits = (np.asarray(a, int)[order] for a in (at, hits))
+        judged.append(Judged(torch.from_numpy(at), torch.from_numpy(hits), truths[:, k]))
+    return judged
+
+
+def resampled(judged: Judged, counts: Tensor) -> Tensor:
+    """Average precision where photograph i counts `counts[r, i]` times: (R, n) -> (R,); NaN where no box is left.
+
+    With counts of 1 it is `average_precision`; with those of a bootstrap, its distribution over photographs. As
+    there, the precision at each of 101 recalls is the best at that recall or a higher one.
+    """
+    weight = counts.double()[:, judged.photographs]  # (R, K)
+    hits, all_ = (weight * judged.hits).cumsum(1), weight.cumsum(1)
+    truths = counts.double() @ judged.truths.double()  # (R,)
+    recall = hits / truths[:, None]
+    precision = hits / all_.clamp(min=1)
+    best = precision.flip(1).cummax(1).values.flip(1) if precision.shape[1] else precision
+    best = torch.cat([best, best.new_zeros(len(best), 1)], 1)  # beyond the last recall: 0
+    levels = torch.from_numpy(np.tile(np.linspace(0, 1, 101), (len(recall), 1)))
+    at = torch.searchsorted(recall.nan_to_num().contiguous(), levels)
+    return torch.where(truths > 0, best.gather(1, at).mean(1), torch.nan)
+
+
+def _evaluated(
+    found: list[Detections],
+    boxes: list[Tensor],
+    labels: list[Tensor],
+    classes: int,
+    iou: float,
+) -> Any:
+    """pycocotools' evaluation, matched and not yet accumulated; None where nothing was detected."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    if len(found) != len(boxes):
+        raise ValueError(f"expected one entry a photograph, got {len(found)} and {len(boxes)}")
     truth = [
-        {
-            "id": n,
-            "image_id": i,
-            "category_id": int(k),
-            "bbox": _xywh(b),
-            "area": _area(b),
-            "iscrowd": 0,
-        }
-        for n, (i, b, k) in enumerate(
-            (
-                (i, b, k)
-                for i, pair in enumerate(zip(boxes, labels, strict=True))
-                for b, k in zip(*pair, strict=True)
-            ),
-            start=1,
-        )
+        {"image_id": i, "category_id": int(k), "bbox": _xywh(b), "area": _area(b), "iscrowd": 0}
+        for i, pair in enumerate(zip(boxes, labels, strict=True))
+        for b, k in zip(*pair, strict=True)
     ]
     said = [
         {"image_id": i, "category_id": int(k), "bbox": _xywh(b), "score": float(s)}
         for i, d in enumerate(found)
         for b, k, s in zip(*d, strict=True)
     ]
-    if len(found) != len(boxes):
-        raise ValueError(f"expected one entry a photograph, got {len(found)} and {len(boxes)}")
     if not said:
-        counts = torch.bincount(torch.cat(labels), minlength=classes)
-        return torch.where(counts > 0, 0.0, torch.nan)
+        return None
     with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
         coco = COCO()
         coco.dataset = {
             "info": {},
             "images": [{"id": i} for i in range(len(boxes))],
-            "annotations": truth,
+            "annotations": [{"id": n, **t} for n, t in enumerate(truth, start=1)],
             "categories": [{"id": k} for k in range(classes)],
         }
         coco.createIndex()
-        judge: Any = COCOeval(coco, coco.loadRes(said), "bbox")
-        judge.params.iouThrs = [iou]
-        judge.evaluate()
-        judge.accumulate()
-    precision = torch.as_tensor(judge.eval["precision"])[0, :, :, 0, -1]  # (recalls, C)
-    return torch.where(precision[0] < 0, torch.nan, precision.mean(0))
+        held: Any = COCOeval(coco, coco.loadRes(said), "bbox")
+        held.params.iouThrs, held.params.maxDets = [iou], [100]
+        held.params.areaRng, held.params.areaRngLbl = held.params.areaRng[:1], ["all"]
+        held.evaluate()
+    return held
 
 
 def _xywh(box: Tensor) -> list[float]:

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from mtlib.core import Episode, Learner, Params, Stream, accuracy, move, take
+from mtlib.core import Episode, Learner, Params, Stream, accuracy, fits, move, take
 from mtlib.objective import batched, count, default_chunk
 from mtlib.progress import bar
 from mtlib.tasks import check_draw
@@ -55,7 +55,7 @@ def evaluate(
     def score(phi: Params, episode: Episode) -> Tensor:
         theta = learner.adapt(phi, episode.support)
         prediction = learner.predict(theta, episode.query.x)
-        if prediction.shape != episode.query.y.shape:
+        if not fits(metric, prediction, episode.query.y):
             raise ValueError(
                 f"expected predictions of the targets' shape {tuple(episode.query.y.shape)}, got "
                 f"{tuple(prediction.shape)}: the head has {prediction.shape[-1]} outputs. "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 
 T = TypeVar("T")
 
@@ -47,3 +49,9 @@ def glue(name: str, value: Any, form: str = "") -> None:
     text = format(value, form)
     meta = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
     display({"application/papermill.record/text/plain": text}, metadata=meta, raw=True)
+
+
+def source(*functions: Callable[..., Any]) -> None:
+    """Show functions as they stand in the package, so that no page retypes them."""
+    text = "\n\n\n".join(inspect.getsource(f).rstrip() for f in functions)
+    display(Markdown(f"```python\n{text}\n```"))

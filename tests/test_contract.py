@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,11 +12,22 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mtlib.bilevel import bilevel
-from mtlib.core import Batch, Episode, Learner, over
-from mtlib.learners.closed_form import ridge
+from mtlib.core import Batch, Episode, Learner, Loss, over
+from mtlib.learners.closed_form import bayesian, metaoptnet, ridge
+from mtlib.learners.context import cavia, protomaml
 from mtlib.learners.finetune import as_is, finetune, linear_probe
-from mtlib.learners.gradient import anil, maml
-from mtlib.learners.metric import protonet
+from mtlib.learners.gradient import adam, anil, boil, maml, momentum
+from mtlib.learners.metric import (
+    baseline_plus_plus,
+    feat,
+    matching,
+    protonet,
+    relation,
+    simpleshot,
+)
+from mtlib.learners.preconditioned import meta_curvature, meta_sgd, per_step_rates
+from mtlib.learners.process import attentive_cnp, cnp, gaussian_nll
+from mtlib.learners.transductive import bd_cspn, entropy_finetune, laplacian_shot
 from mtlib.nets import conv4
 
 WAYS = 3
@@ -27,16 +39,54 @@ class Row(NamedTuple):
     own: str = ""  # the prefix of entries of its own, which it reaches too
     head: bool = True  # its answers depend on which output of φ's head a class is given
     vmap: bool = True
+    loss: Loss = cross_entropy  # with `columns` = 2 where its answers are means and scales
+    transductive: bool = False  # its answer to one item depends on the others
+    classes: dict[str, tuple[int, ...]] | None = None  # own entries with axes of classes, and which
 
 
 ROWS = {
     "maml": Row(lambda net: maml(net, cross_entropy, 0.1, 2), "both"),
     "maml, proximal": Row(lambda net: maml(net, cross_entropy, 0.1, 2, strength=0.5), "both"),
     "anil": Row(lambda net: anil(net, cross_entropy, 0.1, 2), "both"),
+    "maml, momentum": Row(lambda net: maml(net, cross_entropy, 0.1, 2, rule=momentum()), "both"),
+    "maml, adam": Row(lambda net: maml(net, cross_entropy, 0.01, 2, rule=adam()), "both"),
+    "boil": Row(lambda net: boil(net, cross_entropy, 0.1, 2), "both"),
+    "meta_sgd": Row(
+        lambda net: meta_sgd(net, cross_entropy, 0.1, 2),
+        "both",
+        own="lr",
+        classes={"lr.head.weight": (0,), "lr.head.bias": (0,)},
+    ),
+    "per_step_rates": Row(lambda net: per_step_rates(net, cross_entropy, 0.1, 2), "both", own="lr"),
+    "meta_curvature": Row(
+        lambda net: meta_curvature(net, cross_entropy, 0.1, 2),
+        "both",
+        own="curvature",
+        classes={"curvature.head.weight.0": (0, 1), "curvature.head.bias.0": (0, 1)},
+    ),
+    "cavia": Row(lambda net: cavia(net, cross_entropy, 1.0, 2), "both", own="context"),
+    "protomaml": Row(lambda net: protomaml(net, cross_entropy, 0.05, 2), "body", head=False),
     "finetune": Row(lambda net: finetune(net, cross_entropy, 0.05, 4), "both"),
     "as_is": Row(as_is, "both"),
     "protonet": Row(protonet, "body", head=False),
+    "matching": Row(matching, "body", head=False),
+    "relation": Row(relation, "body", own="relation", head=False),
+    "baseline++": Row(lambda net: baseline_plus_plus(net, cross_entropy, 0.1, 2), "both"),
+    "simpleshot": Row(simpleshot, "body", own="centre", head=False),
+    "feat": Row(feat, "body", own="attention", head=False),
+    "entropy_finetune": Row(
+        lambda net: entropy_finetune(net, cross_entropy, 0.1, 2),
+        "body",
+        head=False,
+        transductive=True,
+    ),
+    "bd_cspn": Row(bd_cspn, "body", head=False, transductive=True),
+    "laplacian_shot": Row(laplacian_shot, "body", head=False, transductive=True),
     "ridge": Row(ridge, "both", own="ridge"),
+    "bayesian": Row(bayesian, "both", own="bayes", loss=gaussian_nll),
+    "metaoptnet": Row(metaoptnet, "body", own="svm", head=False),
+    "cnp": Row(cnp, "body", own="process", head=False, loss=gaussian_nll),
+    "attentive_cnp": Row(attentive_cnp, "body", own="process", head=False, loss=gaussian_nll),
     "linear_probe": Row(linear_probe, "body", head=False, vmap=False),
 }
 
@@ -72,9 +122,14 @@ def answer(learner, phi, support, x):
     return learner.predict(learner.adapt(phi, support), x)
 
 
-def test_predictions_have_one_row_an_item_and_one_column_a_class(learner, episode):
+def columns(row):
+    """Columns of an answer for each class: 2 where it is a mean and a scale."""
+    return getattr(row.loss, "columns", 1)
+
+
+def test_predictions_have_one_row_an_item_and_one_column_a_class(row, learner, episode):
     support, query = one(episode)
-    assert answer(learner, learner.init(), support, query.x).shape == (9, WAYS)
+    assert answer(learner, learner.init(), support, query.x).shape == (9, columns(row) * WAYS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -123,13 +178,28 @@ def test_the_order_of_the_support_set_does_not_matter(learner, episode):
 
 
 def test_renaming_the_classes_renames_the_answers(row, learner, episode):
-    """Where φ's head has an output for each class, its outputs are renamed along."""
-    phi = learner.init()
+    """Where φ has axes of classes (its head's outputs, entries of the learner's own), they are renamed along."""
+    g = torch.Generator().manual_seed(2)
+    phi = {  # entries of its own, off their first values: equal rates would be renamed unseen
+        k: v + 0.05 * torch.randn(v.shape, generator=g, dtype=v.dtype)
+        if row.own and k.startswith(row.own)
+        else v
+        for k, v in learner.init().items()
+    }
+    classes = row.classes or {}
+    assert set(classes) <= set(phi)
     support, query = one(episode)
     order = torch.tensor([2, 0, 1])
-    renamed = {k: v[order] if k.startswith("head.") else v for k, v in phi.items()}
+
+    def rename(k, v):
+        for axis in classes.get(k, (0,) if k.startswith("head.") else ()):
+            v = v.index_select(axis, order)
+        return v
+
+    renamed = {k: rename(k, v) for k, v in phi.items()}
     assert row.head == any(k.startswith("head.") for k in phi)
-    gap = answer(learner, phi, support, query.x)[:, order] - answer(
+    every = torch.cat([order + i * WAYS for i in range(columns(row))])
+    gap = answer(learner, phi, support, query.x)[:, every] - answer(
         learner, renamed, Batch(support.x, support.y[:, order]), query.x
     )
     assert gap.abs().max() <= 1e-7
@@ -137,7 +207,7 @@ def test_renaming_the_classes_renames_the_answers(row, learner, episode):
 
 def test_the_outer_gradient_reaches_exactly_the_expected_entries(row, learner, episode):
     phi = learner.init()
-    grads = bilevel(learner, cross_entropy).value_and_grad(phi, episode)[1]
+    grads = bilevel(learner, row.loss).value_and_grad(phi, episode)[1]
     halves = {k.split(".")[0] for k, g in grads.items() if g.abs().max() > 0}
     expected = {"body", "head"} if row.reached == "both" else {row.reached}
     assert halves == expected | ({row.own} if row.own else set())
@@ -154,15 +224,36 @@ def test_a_learner_that_adapts_uses_the_support_labels(row, learner, episode):
     assert gap == 0 if row.make is as_is else gap > 1e-3
 
 
+def test_only_a_transductive_learner_reads_the_other_query_items(row, episode):
+    """On a network without batch statistics, which would make any learner transductive."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.Tanh())
+    net = nn.Sequential(OrderedDict(body=body, head=nn.Linear(8, WAYS))).double()
+    learner = row.make(net)
+    support, query = one(episode)
+    theta = learner.adapt(learner.init(), support)
+    gap = (learner.predict(theta, query.x)[:1] - learner.predict(theta, query.x[:1])).abs().max()
+    assert gap > 1e-4 if row.transductive else gap <= 1e-12
+
+
 def test_what_each_adapts(episode):
-    """ANIL leaves the body, MAML moves both, as_is neither."""
+    """ANIL leaves the body, BOIL the head; MAML moves both, as_is and CAVIA (its context alone) neither."""
     torch.manual_seed(0)
     net = conv4(WAYS, width=4, size=16).double()
     moved = {}
-    for name in ("maml", "anil", "finetune", "as_is"):
+    for name in ("maml", "anil", "boil", "meta_sgd", "cavia", "finetune", "as_is"):
         learner = ROWS[name].make(net)
         phi = learner.init()
         theta = learner.adapt(phi, one(episode).support)
         moved[name] = {k.split(".")[0] for k in phi if not torch.equal(phi[k], theta[k])}
     both = {"body", "head"}
-    assert moved == {"maml": both, "anil": {"head"}, "finetune": both, "as_is": set()}
+    none = set[str]()
+    assert moved == {
+        "maml": both,
+        "anil": {"head"},
+        "boil": {"body"},
+        "meta_sgd": both,
+        "cavia": none,
+        "finetune": both,
+        "as_is": none,
+    }

@@ -11,12 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import run_until
 
 from mtlib import download
 from mtlib.data import bccd as module
 from mtlib.data.bccd import ARCHIVE, CONTENT, bccd, blood_cells, content_digest
 from mtlib.data.scenes import scenes
-from mtlib.detection import Detections, average_precision, centre_loss, decode, detector, targets
+from mtlib.detection import (
+    Detections,
+    average_precision,
+    centre_loss,
+    decode,
+    detector,
+    flipped,
+    judge,
+    resampled,
+    targets,
+)
 from mtlib.download import Altered, Unreachable, fetch
 
 FOLDER = os.environ.get("MTLIB_DATA", "")
@@ -87,6 +98,9 @@ def test_offline_scenes_stand_in(empty):
     a, b = blood_cells("val", (160, 120)), blood_cells("val", (160, 120))
     assert a.source.endswith("(stand-in)") and a.images.shape == (16, 3, 120, 160)
     assert torch.equal(a.images, b.images) and len(a.classes) == 3
+    parts = [blood_cells(p, (160, 120)) for p in module.PARTS]
+    assert all(p.classes == a.classes and p.source == a.source for p in parts)
+    assert len({n for p in parts for n in p.names}) == 40 + 16 + 16, "no scene in two parts"
 
 
 def served(folder, monkeypatch):
@@ -179,10 +193,12 @@ def test_decoding_the_target_gives_the_boxes_back():
 
 def test_the_bump_is_the_stated_gaussian():
     y = targets(BOXES[:1], LABELS[:1], 1, 120, 160)
-    # centre (24, 30) px: cell (6, 7); sigma .09 · 8 and .09 · 10 cells
-    assert y[0, 7, 7].item() == pytest.approx(torch.exp(torch.tensor(-1 / (2 * 0.72**2))).item())
-    assert y[0, 8, 6].item() == pytest.approx(torch.exp(torch.tensor(-1 / (2 * 0.9**2))).item())
+    # centre (24, 30) px: cell (6, 7); sigma .12 · 8 and .12 · 10 cells
+    assert y[0, 7, 7].item() == pytest.approx(torch.exp(torch.tensor(-1 / (2 * 0.96**2))).item())
+    assert y[0, 8, 6].item() == pytest.approx(torch.exp(torch.tensor(-1 / (2 * 1.2**2))).item())
     assert y[1:, 7, 6].tolist() == [8.0, 10.0, 0.0, 0.5]
+    small = targets(BOXES[:1] / 8, LABELS[:1], 1, 40, 40)  # a cell wide: the least spread holds
+    assert small[0, 0, 1].item() == pytest.approx(torch.exp(torch.tensor(-1 / (2 * 0.6**2))).item())
 
 
 def test_the_loss_is_the_equation_by_hand():
@@ -194,6 +210,33 @@ def test_the_loss_is_the_equation_by_hand():
     focal = 0.25 * log2 * (1 + 0.5**4 + 1)
     expected = focal + 0.1 * 6 + 0.75
     torch.testing.assert_close(centre_loss(1)(said, torch.cat([y, rest], 1)), expected)
+
+
+def test_a_class_that_nobody_annotated_counts_for_nothing():
+    torch.manual_seed(0)
+    y = targets(BOXES, LABELS, 3, 120, 160)[None]
+    y[:, 2] = -1
+    said = torch.randn_like(y).requires_grad_()
+    loss = centre_loss(3)
+    (g,) = torch.autograd.grad(loss(said, y), said)
+    assert (g[:, 2] == 0).all() and (g[:, :2] != 0).all()
+    two, kept = [0, 1, 3, 4, 5, 6], loss(said, y)
+    torch.testing.assert_close(kept, centre_loss(2)(said[:, two], y[:, two]))
+    torch.testing.assert_close(kept, loss(said.flatten(1), y.flatten(1)))  # maps as rows
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_targets_of_a_mirrored_photograph_are_the_mirrored_targets(axis):
+    first, second = (1, 3) if axis == 2 else (0, 2)
+    boxes, side = BOXES.clone() + 0.3, (120, 160)[axis - 2]
+    boxes[:, first], boxes[:, second] = side - boxes[:, second], side - boxes[:, first]
+    x = torch.arange(3 * 120 * 160.0).reshape(1, 3, 120, 160)
+    y = targets(BOXES + 0.3, LABELS, 2, 120, 160)[None]
+    image, maps = flipped(x, y, 2, axis)
+    torch.testing.assert_close(maps[0], targets(boxes, LABELS, 2, 120, 160))
+    assert image[0, 0, 0, 0] == (x[0, 0, -1, 0] if axis == 2 else x[0, 0, 0, -1])
+    again = flipped(image, maps, 2, axis)
+    torch.testing.assert_close(again, (x, y))
 
 
 def test_boxes_without_area_or_outside_are_refused():
@@ -215,6 +258,28 @@ def test_average_precision_by_hand(capsys):
     nothing = Detections(box[:0], zero[:0], torch.zeros(0))
     assert average_precision([nothing], [box], [zero], 2)[0] == 0
     assert capsys.readouterr().out == ""
+
+
+def test_average_precision_of_resampled_photographs_is_that_of_the_photographs_drawn():
+    g = torch.Generator().manual_seed(0)
+    corner = 100 * torch.rand(6, 8, 2, generator=g)
+    boxes = [torch.cat([c, c + 20], 1) for c in corner]
+    labels = list(torch.randint(2, (6, 8), generator=g))
+    moved = [b + 6 * torch.randn(8, 4, generator=g) for b in boxes]
+    scores = torch.rand(6, 8, generator=g).sort(1, descending=True).values
+    found = [Detections(*d) for d in zip(moved, labels, scores, strict=True)]
+    judged = judge(found, boxes, labels, 3)
+    plain = torch.stack([resampled(j, torch.ones(1, 6))[0] for j in judged])
+    expected = average_precision(found, boxes, labels, 3)
+    torch.testing.assert_close(plain, expected, equal_nan=True)
+    assert plain[2].isnan() and 0.1 < plain[0] < 0.9
+    rows = [0, 0, 3, 5, 5, 5]
+    again = average_precision(*([part[i] for i in rows] for part in (found, boxes, labels)), 3)
+    counts = torch.bincount(torch.tensor(rows), minlength=6)[None]
+    drawn = torch.stack([resampled(j, counts)[0] for j in judged])
+    torch.testing.assert_close(drawn, again, equal_nan=True)
+    nothing = [Detections(b[:0], k[:0], b[:0, 0]) for b, k in zip(boxes, labels, strict=True)]
+    assert resampled(judge(nothing, boxes, labels, 3)[0], counts).item() == 0
 
 
 def test_photographs_do_not_depend_on_each_other():
@@ -241,3 +306,37 @@ def test_a_few_steps_find_the_objects_of_one_scene():
     with torch.no_grad():
         ap = average_precision(decode(net(x), 1), data.boxes, data.labels, 1)
     assert loss(net(x), y).item() < 0.2 * first and ap[0] > 0.9
+
+
+# The page ----------------------------------------------------------------------------------------
+
+
+def test_the_settings_are_chosen_without_test_labels_and_without_the_new_class(monkeypatch):
+    """Test photographs' labels shuffled, platelets of all parts moved: the same settings; test scores change."""
+    monkeypatch.setenv("MTLIB_SCALE", "small")
+    monkeypatch.setenv("MTLIB_PROGRESS", "0")
+    plain = {p: scenes(24, height=60, width=80, seed=s) for s, p in enumerate(module.PARTS)}
+
+    def run(altered: bool, until: str):
+        def cells(part, size):
+            d = plain[part]
+            if altered and part == "test":
+                return d._replace(boxes=d.boxes[::-1], labels=[2 - k for k in d.labels[::-1]])
+            if altered:
+                moved = [
+                    b.where(k[:, None] < 2, b * 0.9) for b, k in zip(d.boxes, d.labels, strict=True)
+                ]
+                return d._replace(boxes=moved)
+            return d
+
+        monkeypatch.setattr(module, "blood_cells", cells)
+        return run_until("detection", until)
+
+    before, after = run(False, "CHOSEN"), run(True, "CHOSEN")
+    assert set(before["CHOSEN"]) == {"from scratch", "last layers", "fine-tuning", "joint"}
+    assert before["CHOSEN"] == after["CHOSEN"]
+    assert len(before["CHOICE"]["fine-tuning"]) > 1, "there is something to choose"
+    assert before["CHOICE"] == after["CHOICE"], "what it was chosen by is the same number"
+    net, phi = before["NET"], before["LEARNED"][0]
+    scored = [space["precision"](net, phi, space["TEST"]).tolist() for space in (before, after)]
+    assert scored[0] != scored[1]

@@ -200,30 +200,66 @@ def test_the_pages_metrics_are_those_of_the_libraries(monkeypatch, small):
 
 
 def test_no_gene_is_read_by_its_own_task(monkeypatch, small):
-    """A gene's column of x is blank in its own episodes, and test genes appear in none."""
+    """A gene's columns of x are blank in its own episodes, and test genes appear in none."""
     space = page(monkeypatch, small, "tasks")
-    genes, zeros = (0, 1, 2, 3, 11, 12, 13), 0
+    genes = (0, 1, 2, 3, 10, 11, 12, 13)  # 4 homeobox, 3 C2H2, one forkhead without relatives
     draw = space["tasks"](genes, "E-scores", True, 0)(1)
-    columns = torch.cat([draw.support.x, draw.query.x], 1)[..., 180:-1]
-    blank = (columns == 0).all(1)  # (T, G)
+    columns = torch.cat([draw.support.x, draw.query.x], 1)[..., 180:-2]
+    blank = (columns == 0).all(1).unflatten(1, (2, 16)).all(1)  # (T, G)
     assert blank[:, [g for g in range(16) if g not in genes]].all()
-    for row in blank[:, list(genes)]:
-        zeros += int(row.sum())
-    assert zeros == len(columns)
+    assert (blank[:, list(genes)].sum(1) == 1).all()  # the gene's own
+
+
+def test_relatives_and_strangers_have_columns_of_their_own(monkeypatch, small):
+    """Means and deviations by hand: of the genes of a family, and of the others; without a family all are relatives."""
+    space = page(monkeypatch, small, "read")
+    genes, rows = (0, 1, 10, 11), torch.tensor([3, 5])
+    y = small.escore[list(genes)][:, rows]
+    x = space["read"](rows, genes, "E-scores", "homeodomain")
+    kin, strange = x[:, 180:196], x[:, 196:212]
+    torch.testing.assert_close(x[:, 212], y[:2].mean(0))
+    torch.testing.assert_close(x[:, 213], y.mean(0))
+    torch.testing.assert_close(kin[:, 0], (y[0] - y[1]) / 2 / 2**0.5)
+    torch.testing.assert_close(strange[:, 11], (y[3] - y.mean(0)) / 2**0.5)
+    assert kin[:, 2:].count_nonzero() == 0 and strange[:, :10].count_nonzero() == 0
+    alone = space["read"](rows, genes, "E-scores", "forkhead")
+    torch.testing.assert_close(alone[:, 212], y.mean(0))
+    torch.testing.assert_close(alone[:, 190], (y[2] - y.mean(0)) / 2)
+    assert alone[:, 196:212].count_nonzero() == 0
+
+
+def shuffled(data, genes):
+    """The data with each of these genes' scores in another order."""
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(data.kmers)))
+    escore = data.escore.clone()
+    escore[list(genes)] = escore[list(genes)][:, order]
+    assert not torch.equal(escore, data.escore)
+    return data._replace(escore=escore)
 
 
 def test_the_settings_are_chosen_without_labels_of_the_test_genes(monkeypatch, small):
-    """With the test genes' scores shuffled, everything that is chosen stays."""
+    """With the test genes' scores shuffled, everything that is chosen stays, to the last digit of its score."""
     space = page(monkeypatch, small, "CHOSEN")
-    before, tested = space["CHOSEN"], list(space["parts"](1)[2])
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(small.kmers)))
-    escore = small.escore.clone()
-    escore[tested] = escore[tested][:, order]
-    assert not torch.equal(escore, small.escore)
-    after = page(monkeypatch, small._replace(escore=escore), "CHOSEN")["CHOSEN"]
-    assert before == after and set(before) == {"1"}
-    held = list(space["parts"](1)[1])
-    escore = small.escore.clone()
-    escore[held] = escore[held][:, order]
-    other = page(monkeypatch, small._replace(escore=escore), "CHOSEN")["CHOSEN"]
+    before, (_, held, tested) = space["CHOSEN"], space["parts"](1)
+    assert set(before) == {"1"}
+    assert set(before["1"]["methods"]) == {*space["BASELINES"], *space["LEARNED"]}
+    assert page(monkeypatch, shuffled(small, tested), "CHOSEN")["CHOSEN"] == before
+    other = page(monkeypatch, shuffled(small, held), "CHOSEN")["CHOSEN"]
     assert other != before  # it does look at the validation genes
+
+
+def test_the_homeobox_settings_are_chosen_without_labels_of_other_families(monkeypatch, small):
+    space = page(monkeypatch, small, "HOMEOBOX")
+    before = space["choose_all"](*space["HOMEOBOX"])
+    far = [i for i, family in enumerate(small.families) if family != "homeodomain"]
+    assert not set(far) & {*space["HOMEOBOX"][0], *space["HOMEOBOX"][1]}
+    space = page(monkeypatch, shuffled(small, far), "HOMEOBOX")
+    assert space["choose_all"](*space["HOMEOBOX"]) == before
+
+
+def test_every_gene_is_tested_once_and_trains_in_no_fold_of_its_own(monkeypatch, small):
+    space = page(monkeypatch, small, "parts")
+    folds = [space["parts"](k) for k in range(space["FOLDS"])]
+    assert sorted(g for _, _, tested in folds for g in tested) == list(range(16))
+    for train, held, tested in folds:
+        assert sorted(train + held + tested) == list(range(16))

@@ -1,4 +1,4 @@
-"""Learners whose inner problem has a closed solution."""
+"""Learners whose inner problem has a closed solution, or optimality conditions that can be differentiated."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Params, apply, features, parameters, require
+from mtlib.learners.metric import body_of
 
 
 def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
@@ -16,14 +17,9 @@ def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
     the head; it starts at `strength`. With V_φ = 0 it is R2-D2's solver. {cite}`bertinetto2019meta`
     Raises ValueError where `strength` ≤ 0, or the head is not one linear layer.
     """
-    if strength <= 0:
-        raise ValueError(f"expected strength > 0, got {strength}")
+    _check(net, strength=strength)
     names = ("head.weight", "head.bias", "ridge.log_strength")
     z, f = features(net), apply(net)
-    if not isinstance(net.head, nn.Linear) or net.head.bias is None:
-        raise ValueError(
-            f"expected a head of one linear layer with a bias, got {type(net.head).__name__}"
-        )
 
     def init() -> Params:
         phi = parameters(net)
@@ -31,13 +27,75 @@ def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
 
     def adapt(phi: Params, support: Batch) -> Params:
         require(phi, names)
-        zs = z(phi, support.x)
-        zs = torch.cat([zs, torch.ones_like(zs[:, :1])], 1)  # (N, D+1)
-        prior = torch.cat([phi["head.weight"], phi["head.bias"][:, None]], 1).mT  # (D+1, W)
+        zs, prior = with_one(z(phi, support.x)), head_matrix(phi)  # (N, D+1), (D+1, W)
         v = prior + ridge_solution(zs, support.y - zs @ prior, phi[names[2]].exp())
         return {**phi, "head.weight": v[:-1].mT, "head.bias": v[-1]}
 
     return Learner(init, adapt, f)
+
+
+def bayesian(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learner:
+    """Bayesian linear regression of the targets on the features: `ridge`, and how sure it is.
+
+    y = Vᵀz + ε, ε ~ N(0, σ²I), each column of V ~ N(its column of V_φ, σ²/λ I), z = [z(φ, x), 1] (D+1,). With
+    A = ZᵀZ + λI:  V̂ = V_φ + A⁻¹Zᵀ(Y − Z V_φ), the mean;  y | x, S ~ N( V̂ᵀz, σ²(1 + zᵀA⁻¹z) I ).
+    Predicts means and standard deviations side by side, (B, 2W): for a loss of two columns a target, as
+    `mtlib.learners.process.gaussian_nll`. λ = exp(φ["bayes.log_strength"]) and σ = exp(φ["bayes.log_noise"]) are
+    learned too; θ carries A⁻¹ as `bayes.covariance`. Raises ValueError as `ridge`. {cite}`harrison2018alpaca`
+    """
+    _check(net, strength=strength, noise=noise)
+    names = ("head.weight", "head.bias", "bayes.log_strength", "bayes.log_noise")
+    z, f = features(net), apply(net)
+
+    def init() -> Params:
+        phi = parameters(net)
+        start = phi[names[0]].new_tensor([strength, noise]).log()
+        return {**phi, names[2]: start[0].clone(), names[3]: start[1].clone()}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, names)
+        zs, prior = with_one(z(phi, support.x)), head_matrix(phi)  # (N, D+1), (D+1, W)
+        a = zs.mT @ zs + phi[names[2]].exp() * torch.eye(zs.shape[1]).to(zs)
+        inverse = torch.linalg.inv(a)
+        v = prior + inverse @ zs.mT @ (support.y - zs @ prior)
+        head = {"head.weight": v[:-1].mT, "head.bias": v[-1]}
+        return {**phi, **head, "bayes.covariance": inverse}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        mean, zq = f(theta, x), with_one(z(theta, x))
+        variance = 1 + ((zq @ theta["bayes.covariance"]) * zq).sum(1, keepdim=True)  # (B, 1)
+        scale = theta[names[3]].exp() * variance.sqrt()
+        return torch.cat([mean, scale.expand_as(mean)], 1)  # (B, 2W)
+
+    return Learner(init, adapt, predict)
+
+
+def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Learner:
+    """MetaOptNet: a multi-class support vector machine on the features, solved for each task. The head is not used.
+
+    w = argmin ½ Σ_k ‖w_k‖² + C Σ_n max_k ( w_kᵀz_n + 1[k ≠ y_n] − w_{y_n}ᵀz_n ),  z = z(φ, x), C = `strength`;
+    logit_k(x) = s w_kᵀz(φ, x), s = exp(φ["svm.log_scale"]) learned, `scale` at first. No bias, as in the paper. θ
+    carries w as `svm.weight` (W, D). Solved and differentiated by `crammer_singer`.
+    Raises ValueError where `strength` or `scale` ≤ 0. {cite}`lee2019metaoptnet,crammer2001algorithmic`
+    """
+    _positive(strength=strength, scale=scale)
+    z = features(net)
+
+    def init() -> Params:
+        return {**body_of(net), "svm.log_scale": next(net.parameters()).new_tensor(scale).log()}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        zs = z(phi, support.x)
+        alpha = crammer_singer(zs @ zs.mT, support.y, strength)  # (N, W)
+        return {**phi, "svm.weight": alpha.mT @ zs}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        return theta["svm.log_scale"].exp() * z(theta, x) @ theta["svm.weight"].mT
+
+    return Learner(init, adapt, predict)
+
+
+# Their solvers -------------------------------------------------------------------------------
 
 
 def ridge_solution(z: Tensor, y: Tensor, strength: Tensor) -> Tensor:
@@ -46,3 +104,73 @@ def ridge_solution(z: Tensor, y: Tensor, strength: Tensor) -> Tensor:
     if n <= d:
         return z.mT @ torch.linalg.solve(z @ z.mT + strength * torch.eye(n).to(z), y)
     return torch.linalg.solve(z.mT @ z + strength * torch.eye(d).to(z), z.mT @ y)
+
+
+def crammer_singer(gram: Tensor, y: Tensor, strength: float, steps: int = 40) -> Tensor:
+    """The dual of the multi-class support vector machine: K = ZZᵀ (N, N), one-hot y (N, W) -> α (N, W), w = αᵀZ.
+
+    α = argmin ½ tr(αᵀKα) − Σ y∘α  with  Σ_k α_nk = 0, α ≤ C y.  In β = C y − α:  β ≥ 0 with rows of sum C, and at the
+    optimum s = y − Kα − ν1ᵀ ≥ 0 and β∘s = 0 for some ν (N,). `vanishing` finds, without a graph, which β are 0; those
+    fixed, the others solve one linear system, and its derivative is the optimum's {cite}`amos2017optnet`.
+    K gets a ridge of about the dtype's rounding, to the power ⅔, so that equal items have one solution too.
+    """
+    eps = torch.finfo(gram.dtype).eps
+    k = gram + eps ** (2 / 3) * (gram.diagonal().mean() + eps) * torch.eye(len(gram)).to(gram)
+    free = 1 - vanishing(k.detach().double(), y.double(), strength, steps).to(k)
+    return strength * y - saddle(k, free, strength * k @ y - y, strength)
+
+
+def vanishing(k: Tensor, y: Tensor, strength: float, steps: int) -> Tensor:
+    """Which β are 0 at the optimum (N, W): Newton steps on β∘s = τ as τ falls, a primal-dual interior point."""
+    beta = torch.full_like(y, strength / y.shape[1])
+    s = y - k @ (strength * y - beta)
+    s = s - s.amin(1, keepdim=True) + 1
+    for _ in range(steps):
+        tau = 0.1 * (beta * s).mean()
+        # (K + s/β) dβ − dν1ᵀ = τ/β − s and Σ_k dβ_nk = C − Σ_k β_nk: one class at a time, but for dν
+        inverse = torch.linalg.inv(k + torch.diag_embed((s / beta).mT))  # (W, N, N)
+        alone = (inverse @ (tau / beta - s).mT[..., None])[..., 0]  # (W, N)
+        d_nu = torch.linalg.solve(inverse.sum(0), strength - beta.sum(1) - alone.sum(0))
+        d_beta = (alone + inverse @ d_nu).mT
+        go = torch.stack([d_beta, (tau - s * (beta + d_beta)) / beta])  # of β and s, (2, N, W)
+        room = torch.where(go < 0, -torch.stack([beta, s]) / go, torch.inf).amin()
+        beta, s = torch.stack([beta, s]) + (0.99 * room).clamp(max=1) * go
+    return beta < s
+
+
+def saddle(k: Tensor, free: Tensor, target: Tensor, total: float) -> Tensor:
+    """β (N, W): 0 where `free` is 0, elsewhere Kβ − ν1ᵀ = target, with rows of sum `total`, in one system of NW + N."""
+    n, w = free.shape
+    f, one = free.reshape(-1, 1), torch.eye(n).to(k)
+    a = torch.kron(k, torch.eye(w).to(k)) * (f * f.mT) + torch.diag(1 - f[:, 0])
+    rows = f * one.repeat_interleave(w, 0)  # (NW, N)
+    system = torch.cat([torch.cat([a, -rows], 1), torch.cat([rows.mT, 0 * one], 1)])
+    right = torch.cat([(free * target).flatten(), k.new_full((n,), total)])
+    return torch.linalg.solve(system, right)[: n * w].reshape(n, w)
+
+
+# What they share -----------------------------------------------------------------------------
+
+
+def with_one(z: Tensor) -> Tensor:
+    """[z, 1], for a head with a bias: (N, D) -> (N, D+1)."""
+    return torch.cat([z, torch.ones_like(z[:, :1])], 1)
+
+
+def head_matrix(phi: Params) -> Tensor:
+    """V = [Wᵀ; b] (D+1, W): the head as the matrix that multiplies [z, 1]."""
+    return torch.cat([phi["head.weight"], phi["head.bias"][:, None]], 1).mT
+
+
+def _check(net: nn.Module, **numbers: float) -> None:
+    _positive(**numbers)
+    if not isinstance(net.head, nn.Linear) or net.head.bias is None:
+        raise ValueError(
+            f"expected a head of one linear layer with a bias, got {type(net.head).__name__}"
+        )
+
+
+def _positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"expected {name} > 0, got {number}")

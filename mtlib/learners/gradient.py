@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from mtlib.core import (
@@ -10,8 +14,9 @@ from mtlib.core import (
     Loss,
     Params,
     Rate,
+    Rule,
     apply,
-    descend,
+    iterates,
     parameters,
     proximity,
     require,
@@ -19,47 +24,137 @@ from mtlib.core import (
 )
 
 
-def maml(net: nn.Module, loss: Loss, lr: Rate, steps: int, strength: float = 0.0) -> Learner:
+def maml(
+    net: nn.Module,
+    loss: Loss,
+    lr: Rate,
+    steps: int,
+    strength: float = 0.0,
+    rule: Rule | None = None,
+) -> Learner:
     """Model-agnostic meta-learning: every parameter takes a few gradient steps on the support set.
 
     θ₀ = φ,  θ ← θ − α ∇_θ [ L^S(θ) + ½λ‖θ − φ‖² ]  for `steps` steps; λ = `strength` (0 for MAML, above
-    0 the inner problem of iMAML). {cite}`finn2017maml,rajeswaran2019imaml`
+    0 the inner problem of iMAML). `rule` is another way of stepping: `momentum()`, `adam()`.
+    {cite}`finn2017maml,rajeswaran2019imaml`
     """
-    return descent(net, loss, lr, steps, adapted="", strength=strength)
+    return descent(net, loss, lr, steps, adapted="", strength=strength, rule=rule)
 
 
-def anil(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learner:
+def anil(net: nn.Module, loss: Loss, lr: Rate, steps: int, rule: Rule | None = None) -> Learner:
     """Almost no inner loop: MAML whose inner steps move the head alone; the body is shared as it is.
 
     θ_head ← θ_head − α ∇_head L^S(θ). {cite}`raghu2020rapid`
     """
-    return descent(net, loss, lr, steps, adapted="head.")
+    return descent(net, loss, lr, steps, adapted="head.", rule=rule)
+
+
+def boil(net: nn.Module, loss: Loss, lr: Rate, steps: int, rule: Rule | None = None) -> Learner:
+    """Body only in the inner loop: MAML whose inner steps move the body alone; the head is shared as it is.
+
+    θ_body ← θ_body − α ∇_body L^S(θ). {cite}`oh2021boil`
+    """
+    return descent(net, loss, lr, steps, adapted="body.", rule=rule)
 
 
 def descent(
-    net: nn.Module, loss: Loss, lr: Rate, steps: int, adapted: str, strength: float = 0.0
+    net: nn.Module,
+    loss: Loss,
+    lr: Rate,
+    steps: int,
+    adapted: str,
+    strength: float = 0.0,
+    rule: Rule | None = None,
 ) -> Learner:
     """Gradient descent on the entries of φ whose names start with `adapted`; the others stay φ's.
 
     Raises ValueError where `steps` < 0, or no entry has such a name.
     """
-    f = apply(net)
     moving = [k for k, _ in net.named_parameters() if k.startswith(adapted)]
-    if steps < 0:
-        raise ValueError(f"expected a number of steps of at least 0, got {steps}")
     if not moving:
         raise ValueError(
             f"expected a network with parameters named {adapted}*, got {[k for k, _ in net.named_parameters()][:5]}"
         )
 
-    def adapt(phi: Params, support: Batch) -> Params:
+    def begin(phi: Params, support: Batch) -> Params:
         require(phi, moving)
-        anchor = {k: phi[k] for k in moving}
+        return {k: phi[k] for k in moving}
+
+    return inner_loop(lambda: parameters(net), begin, apply(net), loss, lr, steps, strength, rule)
+
+
+def inner_loop(
+    init: Callable[[], Params],
+    begin: Callable[[Params, Batch], Params],
+    f: Callable[[Params, Tensor], Tensor],
+    loss: Loss,
+    lr: Rate,
+    steps: int,
+    strength: float = 0.0,
+    rule: Rule | None = None,
+) -> Learner:
+    """The general case: θ₀ = begin(φ, S) are the entries that move, f(θ, x) predicts with all of them.
+
+    θ ← θ − α rule(∇_θ [ L^S(θ) + ½λ‖θ − θ₀‖² ]); the entries of φ that are not in θ₀ travel along.
+    """
+    if steps < 0:
+        raise ValueError(f"expected a number of steps of at least 0, got {steps}")
+
+    def path(phi: Params, support: Batch) -> Iterator[Params]:
+        anchor = begin(phi, support)
 
         def inner(theta: Params) -> Tensor:
             value = risk(loss, f({**phi, **theta}, support.x), support.y)
             return value + strength * proximity(theta, anchor) if strength else value
 
-        return {**phi, **descend(inner, anchor, lr, steps)}
+        for theta in iterates(inner, anchor, lr, steps, rule):
+            yield {**phi, **theta}
 
-    return Learner(lambda: parameters(net), adapt, f)
+    def adapt(phi: Params, support: Batch) -> Params:
+        for point in path(phi, support):
+            last = point
+        return last
+
+    return Learner(init, adapt, f, path=path)
+
+
+# Rules: how a step is made from a gradient ----------------------------------------------------
+
+
+def momentum(mu: float = 0.9) -> Rule:
+    """m ← μ m + g, and the step goes along m; torch.optim.SGD(momentum=μ). {cite}`polyak1964methods`"""
+
+    def rule(g: Params, m: Params | None) -> tuple[Params, Params]:
+        m = {k: mu * m[k] + g[k] for k in g} if m else g
+        return m, m
+
+    return rule
+
+
+def adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
+    """m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²;  the step goes along m̂ / (√v̂ + ε).
+
+    m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ). Where v = 0 the root counts as a constant: its slope is infinite
+    there. {cite}`kingma2015adam`
+    """
+
+    def rule(g: Params, state: Any) -> tuple[Params, Any]:
+        zero = {k: torch.zeros_like(v) for k, v in g.items()}
+        m, v, t = state or (zero, zero, 0)
+        t = t + 1
+        m = {k: beta1 * m[k] + (1 - beta1) * g[k] for k in g}
+        v = {k: beta2 * v[k] + (1 - beta2) * g[k] ** 2 for k in g}
+        u = {k: m[k] / (1 - beta1**t) / (_root(v[k] / (1 - beta2**t)) + eps) for k in g}
+        return u, (m, v, t)
+
+    return rule
+
+
+def constant(g: Params, state: None) -> tuple[Params, None]:
+    """The gradient as a constant to the outer objective: FOMAML as a rule, for learned rates and starts too."""
+    return {k: v.detach() for k, v in g.items()}, None
+
+
+def _root(v: Tensor) -> Tensor:
+    """√v, with slope 0 at 0."""
+    return torch.where(v > 0, torch.where(v > 0, v, 1.0).sqrt(), 0.0)

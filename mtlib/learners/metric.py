@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
+import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Params, features, parameters
+from mtlib.core import (
+    Batch,
+    Learner,
+    Loss,
+    Params,
+    Rate,
+    apply,
+    below,
+    features,
+    half,
+    parameters,
+    require,
+)
+from mtlib.learners.gradient import anil
 
 
 def protonet(net: nn.Module) -> Learner:
@@ -16,7 +32,7 @@ def protonet(net: nn.Module) -> Learner:
     z = features(net)
 
     def init() -> Params:
-        return {k: v for k, v in parameters(net).items() if k.startswith("body.")}
+        return body_of(net)
 
     def adapt(phi: Params, support: Batch) -> Params:
         return {**phi, "prototypes": class_means(z(phi, support.x), support.y)}
@@ -27,6 +43,166 @@ def protonet(net: nn.Module) -> Learner:
     return Learner(init, adapt, predict)
 
 
+def matching(net: nn.Module, scale: float = 1.0) -> Learner:
+    """Matching network: a vote of the support items, each weighted by its cosine with the query.
+
+    a_i(x) = softmax_i( s · cos(z(φ, x), z(φ, x_i)) );  logit(x) = log Σ_i a_i(x) y_i, so its softmax is the vote.
+    s = `scale` is 1 in the paper, where five classes and one shot then reach e²/(e² + 4) = 65 % at most. Each item
+    is embedded alone: the paper's "full context embeddings" are not here. θ carries the support set as
+    `support.z` (N, D), `support.y` (N, W). {cite}`vinyals2016matching`
+    """
+    z = features(net)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        return {**phi, "support.z": z(phi, support.x), "support.y": support.y}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        log_a = (scale * cosines(z(theta, x), theta["support.z"])).log_softmax(1)  # (B, N)
+        return (log_a[:, :, None] + theta["support.y"].log()).logsumexp(1)  # (B, W)
+
+    return Learner(lambda: body_of(net), adapt, predict)
+
+
+def relation(net: nn.Module, hidden: int = 64) -> Learner:
+    """Relation network: a small network, not a formula, says how well a query fits a class.
+
+    logit_k(x) = g([c_k, z(φ, x)]), c_k the mean of class k, g a network with one hidden layer under `relation.`.
+    The paper's g is convolutional, its c_k a sum, and it squashes g by a sigmoid and trains with squared error:
+    loss(p, y) = mse_loss(p.sigmoid(), y). Raises ValueError as `width`. {cite}`sung2018relation`
+    """
+    z, d = features(net), width(net)
+    g = nn.Sequential(nn.Linear(2 * d, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+    g.to(next(net.parameters()))
+    score = apply(g)
+
+    def init() -> Params:
+        return {**body_of(net), **above("relation.", parameters(g))}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        return {**phi, "prototypes": class_means(z(phi, support.x), support.y)}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        pairs = every_pair(theta["prototypes"], z(theta, x))  # (B, W, 2D)
+        return score(below("relation.", theta), pairs)[..., 0]
+
+    return Learner(init, adapt, predict)
+
+
+def baseline_plus_plus(
+    net: nn.Module, loss: Loss, lr: Rate, steps: int, scale: float = 10.0
+) -> Learner:
+    """Baseline++: a cosine head on shared features, adapted by gradient steps on the head alone.
+
+    logit_k(x) = s_k cos(z(φ, x), w_k);  (w, s) ← (w, s) − α ∇ L^S(w, s). It is `anil` on `cosine_head(net, scale)`, the
+    network to train jointly; the paper then starts w afresh for each task. {cite}`chen2019closer`
+    """
+    return anil(cosine_head(net, scale), loss, lr, steps)
+
+
+def cosine_head(net: nn.Module, scale: float = 10.0) -> nn.Module:
+    """The network with a cosine head in place of its linear one, from the same weights; the body is the same module."""
+    head = CosineHead(linear_head(net), scale)
+    return nn.Sequential(OrderedDict(body=half(net, "body"), head=head))
+
+
+class CosineHead(nn.Module):
+    """logit_k = s_k cos(z, w_k): (B, D) -> (B, W). Each class's scale is learned, as log s_k; `scale` at first."""
+
+    def __init__(self, linear: nn.Linear, scale: float):
+        super().__init__()
+        w = linear.weight.detach().clone()
+        self.weight = nn.Parameter(w)
+        self.log_scale = nn.Parameter(w.new_full((len(w),), scale).log())
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.log_scale.exp() * cosines(z, self.weight)
+
+
+def simpleshot(net: nn.Module) -> Learner:
+    """SimpleShot: the nearest class mean of features that are centred and of length 1.
+
+    u(x) = (z(φ, x) − μ) / ‖z(φ, x) − μ‖;  c_k = mean of u over class k;  logit_k(x) = −‖u(x) − c_k‖².
+    μ = φ["centre.mean"] (D,) is zero at first; `centred` sets it to the mean feature of the training items. Without
+    the centring and the length it is `protonet`. Raises ValueError as `width`. {cite}`wang2019simpleshot`
+    """
+    z, d = features(net), width(net)
+
+    def u(phi: Params, x: Tensor) -> Tensor:
+        return unit(z(phi, x) - phi["centre.mean"])
+
+    def init() -> Params:
+        return {**body_of(net), "centre.mean": next(net.parameters()).new_zeros(d)}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, ("centre.mean",))
+        return {**phi, "prototypes": class_means(u(phi, support.x), support.y)}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        return -squared_distances(u(theta, x), theta["prototypes"])
+
+    return Learner(init, adapt, predict)
+
+
+@torch.no_grad()
+def centred(net: nn.Module, phi: Params, x: Tensor) -> Params:
+    """φ for `simpleshot` with μ the mean feature of the training items x: (B, *item). Returns a new φ."""
+    return {**phi, "centre.mean": features(net)(phi, x).mean(0)}
+
+
+def feat(net: nn.Module) -> Learner:
+    """FEAT: the class means look at each other before they are compared with a query.
+
+    c_k as in `protonet`, C (W, D) its rows;  C' = C + softmax(C A_q (C A_k)ᵀ / √D) C A_v A_o;
+    logit_k(x) = −‖z(φ, x) − c'_k‖². The four matrices are φ's, under `attention.`; A_o starts at zero, where FEAT is
+    `protonet`. One head; no layer norm, which the paper has. Raises ValueError as `width`. {cite}`ye2020feat`
+    """
+    z, d = features(net), width(net)
+    names = ("query", "key", "value", "output")
+    attention = nn.ModuleDict({k: nn.Linear(d, d, bias=False) for k in names})
+    nn.init.zeros_(attention.get_parameter("output.weight"))
+    attention.to(next(net.parameters()))
+
+    def init() -> Params:
+        return {**body_of(net), **above("attention.", parameters(attention))}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        c = class_means(z(phi, support.x), support.y)  # (W, D)
+        q, k, v, o = (phi[f"attention.{name}.weight"].mT for name in names)
+        return {**phi, "prototypes": c + attend(c @ q, c @ k, c @ v) @ o}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        return -squared_distances(z(theta, x), theta["prototypes"])
+
+    return Learner(init, adapt, predict)
+
+
+# What they share -----------------------------------------------------------------------------
+
+
+def body_of(net: nn.Module) -> Params:
+    """φ of a learner that has no use for the head."""
+    return {k: v for k, v in parameters(net).items() if k.startswith("body.")}
+
+
+def above(prefix: str, params: Params) -> Params:
+    """The entries with a prefix put on: `core.below` undoes it."""
+    return {prefix + k: v for k, v in params.items()}
+
+
+def width(net: nn.Module) -> int:
+    """D, which the head knows. Raises ValueError where the head is not one linear layer."""
+    return linear_head(net).in_features
+
+
+def linear_head(net: nn.Module) -> nn.Linear:
+    """The head, or a ValueError where it is not one linear layer."""
+    if not isinstance(net.head, nn.Linear):
+        raise ValueError(
+            f"expected a head of one linear layer, which says how wide the features are; got {type(net.head).__name__}"
+        )
+    return net.head
+
+
 def class_means(z: Tensor, y: Tensor) -> Tensor:
     """(N, D) features and one-hot (N, W) labels -> the W class means (W, D)."""
     return (y.mT @ z) / y.sum(0)[:, None]
@@ -35,3 +211,24 @@ def class_means(z: Tensor, y: Tensor) -> Tensor:
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """‖a_i − b_j‖² for each pair: (B, D), (W, D) -> (B, W)."""
     return ((a[:, None] - b[None]) ** 2).sum(-1)
+
+
+def unit(z: Tensor) -> Tensor:
+    """z / ‖z‖, and 0 where z = 0, with derivatives of every order there (‖·‖ has none): (B, D) -> (B, D)."""
+    return z * ((z * z).sum(-1, keepdim=True) + 1e-12).rsqrt()
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """cos(a_i, b_j) for each pair: (B, D), (W, D) -> (B, W)."""
+    return unit(a) @ unit(b).mT
+
+
+def every_pair(a: Tensor, b: Tensor) -> Tensor:
+    """[a_j, b_i] for each pair: (W, D), (B, E) -> (B, W, D+E)."""
+    shape = (len(b), len(a))
+    return torch.cat([a.expand(*shape, -1), b[:, None].expand(*shape, -1)], -1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √D) v: (B, D), (N, D), (N, E) -> (B, E), written out, as torch's own has no second order on a CPU."""
+    return (q @ k.mT / k.shape[-1] ** 0.5).softmax(-1) @ v

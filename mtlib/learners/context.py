@@ -1,0 +1,83 @@
+"""Gradient descent on what φ does not hold: entries that each task begins anew."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mtlib.core import (
+    Batch,
+    Learner,
+    Loss,
+    Params,
+    Rate,
+    Rule,
+    apply,
+    below,
+    classify,
+    features,
+    half,
+    parameters,
+    require,
+)
+from mtlib.learners.gradient import inner_loop
+from mtlib.learners.metric import class_means
+
+
+def cavia(
+    net: nn.Module, loss: Loss, lr: Rate, steps: int, dims: int = 5, rule: Rule | None = None
+) -> Learner:
+    """CAVIA: a small context vector c takes the inner steps; the network is shared as it is.
+
+    c ← c − α ∇_c L^S(φ, c) from c = 0, and c scales and shifts the features in front of the head:
+    f(x) = head(z ⊙ (1 + A c) + B c), z = body(x); A, B = φ["context.*"] (D, `dims`) are learned outside.
+    It fits any network with a linear head, and c = 0 is the network itself. θ carries c as `context`.
+    {cite}`zintgraf2019cavia`
+    """
+    film = nn.Linear(dims, 2 * _linear_head(net).in_features, bias=False)
+    film = film.to(next(net.parameters()))
+    z, h, modulate = features(net), classify(net), apply(film)
+
+    def init() -> Params:
+        own = {f"context.{k}": v for k, v in parameters(film).items()}
+        return {**parameters(net), **own}
+
+    def begin(phi: Params, support: Batch) -> Params:
+        require(phi, ["context.weight"])
+        return {"context": phi["context.weight"].new_zeros(dims)}
+
+    def f(theta: Params, x: Tensor) -> Tensor:
+        scale, shift = modulate(below("context.", theta), theta["context"]).chunk(2)  # (D,), (D,)
+        return h(theta, z(theta, x) * (1 + scale) + shift)
+
+    return inner_loop(init, begin, f, loss, lr, steps, rule=rule)
+
+
+def protomaml(
+    net: nn.Module, loss: Loss, lr: Rate, steps: int, rule: Rule | None = None
+) -> Learner:
+    """ProtoMAML: MAML whose head starts where a prototypical network's linear classifier stands.
+
+    w_k = 2c_k, b_k = −‖c_k‖² with the class means c of z(φ, x) over the support set; then θ ← θ − α ∇L^S(θ),
+    body and head. The outer gradient goes through c, too. {cite}`triantafillou2020meta`
+    """
+    _linear_head(net)
+    z = features(net)
+
+    def init() -> Params:
+        return {k: v for k, v in parameters(net).items() if k.startswith("body.")}
+
+    def begin(phi: Params, support: Batch) -> Params:
+        c = class_means(z(phi, support.x), support.y)  # (W, D)
+        body = {k: phi[k] for k, _ in net.named_parameters() if k.startswith("body.")}
+        return {**body, "head.weight": 2 * c, "head.bias": -(c**2).sum(1)}
+
+    return inner_loop(init, begin, apply(net), loss, lr, steps, rule=rule)
+
+
+def _linear_head(net: nn.Module) -> nn.Linear:
+    head = half(net, "head")
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise ValueError(
+            f"expected a head of one linear layer with a bias, got {type(head).__name__}"
+        )
+    return head

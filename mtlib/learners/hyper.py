@@ -1,0 +1,115 @@
+"""Bi-level problems beside meta-learning: what φ holds is a decay, a weight for each example, or the examples themselves.
+
+The support set is the inner problem's training data, the query set the outer problem's validation data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mtlib.core import Batch, Learner, Loss, Params, apply, below, descend, require, risk
+
+
+def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float = 1e-2) -> Learner:
+    """Hyper-parameter optimisation: φ is the logarithm of a decay λ_k for each weight matrix.
+
+    θ(φ) ≈ argmin_θ L^S(θ) + ½ Σ_k λ_k ‖θ_k‖²,  λ_k = exp(φ["decay." + k]), by `steps` gradient steps from the
+    network's own start, which stays fixed; biases have no decay, each λ_k starts at `decay`.
+    {cite}`pedregosa2016hyperparameter,franceschi2018bilevel`
+    Diverges where lr · λ_k > 2. Raises ValueError where `decay` ≤ 0 or no parameter is a matrix.
+    """
+    start, f = _start(net), apply(net)
+    decayed = [k for k, v in start.items() if v.ndim > 1]
+    if decay <= 0 or not decayed:
+        raise ValueError(f"expected decay > 0 and a weight matrix, got {decay} and {list(start)}")
+
+    def init() -> Params:
+        return {f"decay.{k}": start[k].new_tensor(decay).log() for k in decayed}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, (f"decay.{k}" for k in decayed))
+
+        def inner(theta: Params) -> Tensor:
+            norms = sum(phi[f"decay.{k}"].exp() * (theta[k] ** 2).sum() for k in decayed)
+            return risk(loss, f(theta, support.x), support.y) + 0.5 * norms
+
+        return descend(inner, {k: v.to(support.x) for k, v in start.items()}, lr, steps)
+
+    return Learner(init, adapt, f)
+
+
+def reweighted(
+    net: nn.Module, loss: Loss, lr: float, steps: int, examples: int, decay: float = 0.0
+) -> Learner:
+    """Learning to reweight: φ is a weight for each of the `examples` of the support set, row by row.
+
+    θ(φ) ≈ argmin_θ Σ_i w_i ℓ(f_θ(x_i), y_i) + ½λ‖θ‖²,  w = softmax(φ["example.logit"]), λ = `decay`, by `steps`
+    gradient steps from the network's own start; all logits start at 0, uniform weights.
+    {cite}`ren2018reweight,franceschi2018bilevel`
+    Raises ValueError where the support set has another number of rows.
+    """
+    start, f = _start(net), apply(net)
+
+    def init() -> Params:
+        return {"example.logit": next(iter(start.values())).new_zeros(examples)}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, ["example.logit"])
+        if len(support.y) != examples:
+            raise ValueError(
+                f"expected {examples} support rows, one a weight; got {len(support.y)}"
+            )
+        w = phi["example.logit"].softmax(0)
+
+        def inner(theta: Params) -> Tensor:
+            said = f(theta, support.x)
+            each = torch.vmap(loss)(said[:, None], support.y[:, None])  # (N,)
+            return w @ each + 0.5 * decay * sum((v**2).sum() for v in theta.values())
+
+        return descend(inner, {k: v.to(support.x) for k, v in start.items()}, lr, steps)
+
+    return Learner(init, adapt, f)
+
+
+def distilled(net: nn.Module, loss: Loss, lr: float, steps: int, seeds: Batch) -> Learner:
+    """Data distillation: φ is the training data, as many examples as `seeds` has and starting there.
+
+    θ(φ) = `steps` gradient steps of rate exp(φ["distilled.log_lr"]) on L(θ; φ["distilled.x"], y), y = `seeds.y`. A task is
+    a *start* of the network: support.x (1, P) holds θ₀, `flat(params)`, and support.y is not used.
+    {cite}`wang2018distillation`
+    """
+    sizes, f = _start(net), apply(net)
+
+    def init() -> Params:
+        return {"distilled.x": seeds.x.clone(), "distilled.log_lr": seeds.x.new_tensor(lr).log()}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        phi = below("distilled.", phi)
+
+        def inner(theta: Params) -> Tensor:
+            return risk(loss, f(theta, phi["x"]), seeds.y.to(phi["x"]))
+
+        return descend(inner, unflat(support.x[0], sizes), phi["log_lr"].exp(), steps)
+
+    return Learner(init, adapt, f)
+
+
+def flat(params: Params) -> Tensor:
+    """All entries, one after the other: (P,)."""
+    return torch.cat([v.reshape(-1) for v in params.values()])
+
+
+def unflat(vector: Tensor, like: Params) -> Params:
+    """The inverse of `flat`, with the names and shapes of `like`."""
+    sizes = [v.numel() for v in like.values()]
+    if len(vector) != sum(sizes):
+        raise ValueError(
+            f"expected a start of {sum(sizes)} numbers, got {len(vector)}: another network's?"
+        )
+    parts = vector.split(sizes)
+    return {k: p.reshape(v.shape) for p, (k, v) in zip(parts, like.items(), strict=True)}
+
+
+def _start(net: nn.Module) -> Params:
+    return {k: v.detach().clone() for k, v in net.named_parameters()}

@@ -1,0 +1,103 @@
+"""Gradient descent whose rates or directions are learned: they are entries of φ like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mtlib.core import Batch, Learner, Loss, Params, Rule, below, require
+from mtlib.learners.gradient import maml
+
+
+def meta_sgd(
+    net: nn.Module, loss: Loss, lr: float, steps: int, rule: Rule | None = None
+) -> Learner:
+    """Meta-SGD: MAML with a learned rate for each parameter.
+
+    θ ← θ − α ⊙ ∇L^S(θ), α = φ["lr.*"] of θ's shape, `lr` at first. {cite}`li2017metasgd`
+    """
+    own = {f"lr.{k}": torch.full_like(v, lr) for k, v in _weights(net).items()}
+    return learned(own, lambda phi: maml(net, loss, below("lr.", phi), steps, rule=rule))
+
+
+def per_step_rates(
+    net: nn.Module, loss: Loss, lr: float, steps: int, rule: Rule | None = None
+) -> Learner:
+    """MAML++'s rates: one for each tensor of the network and each inner step.
+
+    θ_k ← θ_k − α_{k,j} ∇_k L^S(θ) at step j, α_k = φ["lr.k"] (steps,), `lr` at first. With more steps than
+    rates, the last rate stays. {cite}`antoniou2019how`
+    """
+    own = {f"lr.{k}": v.new_full((max(steps, 1),), lr) for k, v in _weights(net).items()}
+
+    def make(phi: Params) -> Learner:
+        def rates(step: int) -> Params:
+            return {k: a[min(step, len(a) - 1)] for k, a in below("lr.", phi).items()}
+
+        return maml(net, loss, rates, steps, rule=rule)
+
+    return learned(own, make)
+
+
+def meta_curvature(net: nn.Module, loss: Loss, lr: float, steps: int) -> Learner:
+    """Meta-Curvature: MAML whose gradient is multiplied by a learned matrix along each of its axes.
+
+    θ ← θ − α G ×₁ M_out ×₂ M_in ×₃ M_kernel, G = ∇L^S(θ) with the axes of a convolution's kernel as one;
+    M = φ["curvature.*"], identity at first. {cite}`park2019metacurvature`
+    """
+    own = {
+        f"curvature.{k}.{i}": torch.eye(n).to(v)
+        for k, v in _weights(net).items()
+        for i, n in enumerate(_flat(v).shape)
+    }
+
+    def make(phi: Params) -> Learner:
+        def rule(g: Params, state: None) -> tuple[Params, None]:
+            return {
+                k: along(_flat(v), list(below(f"curvature.{k}.", phi).values())).reshape(v.shape)
+                for k, v in g.items()
+            }, None
+
+        return maml(net, loss, lr, steps, rule=rule)
+
+    return learned(own, make)
+
+
+def along(g: Tensor, matrices: list[Tensor]) -> Tensor:
+    """G ×₁ M₁ ×₂ M₂ …: matrix i multiplies axis i, G'[…, a, …] = Σ_b M_i[a, b] G[…, b, …]."""
+    for i, m in enumerate(matrices):
+        g = torch.tensordot(m, g, dims=([1], [i])).movedim(0, i)
+    return g
+
+
+def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
+    """A learner whose settings are entries of φ: adapt(φ, S) = make(φ).adapt(φ, S).
+
+    `own` are their first values, under a prefix of their own. The outer objective chooses them with the
+    rest of φ; `unrolled` reaches them, `first_order` does not (the rule `constant` does, at its cost).
+    """
+    base = make(own)
+
+    def init() -> Params:
+        return {**base.init(), **{k: v.clone() for k, v in own.items()}}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, own)
+        return make(phi).adapt(phi, support)
+
+    def path(phi: Params, support: Batch) -> Iterator[Params]:
+        require(phi, own)
+        return make(phi).path(phi, support)  # type: ignore[misc]
+
+    return Learner(init, adapt, base.predict, base.vmap, path if base.path else None)
+
+
+def _weights(net: nn.Module) -> Params:
+    return {k: v.detach() for k, v in net.named_parameters()}
+
+
+def _flat(g: Tensor) -> Tensor:
+    """(out, in, h, w) as (out, in, h·w); a matrix or a vector as it is."""
+    return g.flatten(2) if g.ndim > 2 else g

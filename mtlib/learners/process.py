@@ -1,0 +1,116 @@
+"""Learners that adapt in one forward pass: a trained network reads the support set (neural processes).
+
+They predict a distribution: means and standard deviations side by side, (B, 2W), scored by `gaussian_nll`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from mtlib.core import Batch, Learner, Params, apply, below, features, parameters
+from mtlib.learners.metric import above, attend, body_of, width
+
+
+def cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
+    """Conditional neural process: the mean of what an encoder says of each support item stands for the task.
+
+    r_w = (1/N) Σ_i h([z(φ, x_i), y_iw]);  (μ_w, a_w) = g([z(φ, x), r_w]),  σ_w = f + (1 − f) softplus(a_w), f = `floor`.
+    One h and one g read each target w by itself, so that W = 1 is the paper's and the order of classes has no
+    meaning. Both have one hidden layer and lie under `process.`; the head is not used. θ carries r as
+    `process.task` (W, hidden). Raises ValueError as `width`. {cite}`garnelo2018cnp`
+    """
+    z, d = features(net), width(net)
+    own, (h, g) = networks(
+        net, encoder=perceptron(d + 1, hidden, hidden), decoder=perceptron(d + hidden, hidden, 2)
+    )
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        said = h(phi, joined(z(phi, support.x), support.y[..., None]))  # (N, W, hidden)
+        return {**phi, "process.task": said.mean(0)}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        r = theta["process.task"].expand(len(x), -1, -1)  # (B, W, hidden)
+        return distribution(g(theta, joined(z(theta, x), r)), floor)
+
+    return Learner(lambda: {**body_of(net), **own()}, adapt, predict)
+
+
+def attentive_cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
+    """Attentive conditional neural process: each query item asks the support items that it resembles.
+
+    r_w(x) = Σ_i softmax_i( q(z(φ, x)) · k(z(φ, x_i)) / √hidden ) h([z(φ, x_i), y_iw]), q and k linear; the rest is `cnp`,
+    which it is where q = 0. θ carries k(z_i) as `process.keys` (N, hidden) and what h says as `process.values`
+    (N, W, hidden). The paper's latent variable and its attention among the support items are not here.
+    Raises ValueError as `width`. {cite}`kim2019attentive`
+    """
+    z, d = features(net), width(net)
+    own, (h, g, q, k) = networks(
+        net,
+        encoder=perceptron(d + 1, hidden, hidden),
+        decoder=perceptron(d + hidden, hidden, 2),
+        query=nn.Linear(d, hidden, bias=False),
+        key=nn.Linear(d, hidden, bias=False),
+    )
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        zs = z(phi, support.x)
+        said = h(phi, joined(zs, support.y[..., None]))  # (N, W, hidden)
+        return {**phi, "process.keys": k(phi, zs), "process.values": said}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        zq, said = z(theta, x), theta["process.values"]
+        r = attend(q(theta, zq), theta["process.keys"], said.flatten(1))  # (B, W·hidden)
+        return distribution(g(theta, joined(zq, r.unflatten(1, said.shape[1:]))), floor)
+
+    return Learner(lambda: {**body_of(net), **own()}, adapt, predict)
+
+
+def gaussian_nll(prediction: Tensor, y: Tensor) -> Tensor:
+    """−log N(y; μ, σ²) = ½((y − μ)/σ)² + log σ + ½ log 2π, the mean over items and targets; (B, 2W), (B, W) -> scalar."""
+    mean, scale = prediction.chunk(2, -1)
+    return (0.5 * ((y - mean) / scale) ** 2 + scale.log()).mean() + 0.5 * math.log(2 * math.pi)
+
+
+gaussian_nll.columns = 2  # type: ignore[attr-defined]  # what `mtlib.core.fits` asks
+
+
+def point(learner: Learner) -> Learner:
+    """The same learner, answering with its means alone: (B, 2W) -> (B, W), for squared error or accuracy."""
+    return learner._replace(predict=lambda theta, x: learner.predict(theta, x).chunk(2, -1)[0])
+
+
+# What they share -----------------------------------------------------------------------------
+
+
+def networks(
+    net: nn.Module, **parts: nn.Module
+) -> tuple[Callable[[], Params], list[Callable[[Params, Tensor], Tensor]]]:
+    """Fresh φ of some small networks under `process.`, and each as a function of φ; dtype and device are `net`'s."""
+    together = nn.ModuleDict(parts).to(next(net.parameters()))
+
+    def part(name: str, module: nn.Module) -> Callable[[Params, Tensor], Tensor]:
+        f = apply(module)
+        return lambda theta, x: f(below(f"process.{name}.", theta), x)
+
+    return lambda: above("process.", parameters(together)), [part(*p) for p in parts.items()]
+
+
+def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Module:
+    """One hidden layer: (..., inputs) -> (..., outputs)."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def joined(z: Tensor, r: Tensor) -> Tensor:
+    """[z_b, r_bw] for each item and target: (B, D), (B, W, E) -> (B, W, D+E)."""
+    return torch.cat([z[:, None].expand(-1, r.shape[1], -1), r], -1)
+
+
+def distribution(out: Tensor, floor: float) -> Tensor:
+    """(μ, a) -> [μ, f + (1 − f) softplus(a)]: (B, W, 2) -> (B, 2W)."""
+    mean, a = out.unbind(-1)
+    return torch.cat([mean, floor + (1 - floor) * softplus(a)], 1)

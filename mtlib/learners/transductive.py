@@ -1,0 +1,114 @@
+"""TRANSDUCTIVE learners: the answer to one query item depends on the other query items.
+
+The protocol differs from every other learner's: all questions of a task are asked at once, without their labels, and
+the answers may use them. Their scores stand apart from those of learners that answer one item at a time. They
+adapt to the query in `predict`, which sees the whole query batch; θ carries what they need of the support set.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mtlib.core import Batch, Learner, Loss, Params, Rate, apply, descend, features, risk
+from mtlib.learners.metric import body_of, class_means, cosines, squared_distances, unit, width
+
+
+def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learner:
+    """Transductive fine-tuning: fit the support labels, and be sure of the query items, whatever they are.
+
+    θ ← θ − α ∇[ L^S(θ) + (1/B) Σ_x H(p_θ(·|x)) ] for `steps` steps over the query items x, every parameter moving,
+    H(p) = −Σ_k p_k log p_k. It starts from φ's body and a head of class means: w_k = c_k/‖c_k‖, c_k the mean of
+    z/‖z‖ over class k, b = 0. Raises ValueError as `width`. {cite}`dhillon2020baseline`
+    """
+    width(net)
+    z, f = features(net), apply(net)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        w = unit(class_means(unit(z(phi, support.x)), support.y))
+        head = {"head.weight": w, "head.bias": w.new_zeros(len(w))}
+        return {**phi, **head, "support.x": support.x, "support.y": support.y}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        def inner(moving: Params) -> Tensor:
+            now = {**theta, **moving}
+            fit = risk(loss, f(now, theta["support.x"]), theta["support.y"])
+            return fit + entropy(f(now, x)).mean()
+
+        moving = {k: theta[k] for k, _ in net.named_parameters()}
+        return f({**theta, **descend(inner, moving, lr, steps)}, x)
+
+    return Learner(lambda: body_of(net), adapt, predict)
+
+
+def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
+    """BD-CSPN: shift the query features onto the support's, then let them move the class means.
+
+    z_q ← z_q + (mean z_s − mean z_q); each query item is labelled with its class of the largest cosine; over the
+    items i of class k, of the support and the query, c'_k = Σ_i w_i z_i, w_i = softmax_i( ε cos(z_i, c_k) );
+    logit_k(x) = ε cos(z_q, c'_k), ε = `scale`. The labels given to the query are constants to the outer
+    gradient. {cite}`liu2020prototype`
+    """
+    z = features(net)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        zs = z(phi, support.x)
+        return {**phi, "support.z": zs, "support.y": support.y}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        zs, ys, zq = theta["support.z"], theta["support.y"], z(theta, x)
+        c = class_means(zs, ys)  # (W, D)
+        zq = zq + zs.mean(0) - zq.mean(0)
+        guess = hardened(cosines(zq, c))  # (B, W)
+        every, y = torch.cat([zs, zq]), torch.cat([ys, guess])  # (N+B, D), (N+B, W)
+        w = (scale * cosines(every, c) + y.log()).softmax(0)
+        return scale * cosines(zq, w.mT @ every)
+
+    return Learner(lambda: body_of(net), adapt, predict)
+
+
+def laplacian_shot(
+    net: nn.Module, strength: float = 0.7, neighbours: int = 3, steps: int = 20
+) -> Learner:
+    """LaplacianShot: nearest class means, and query items that are neighbours should be given one class.
+
+    y_q ← softmax_k( −‖z_q − c_k‖² + λ Σ_p w_qp y_p ) for `steps` rounds, from λ = 0; w_qp = 1 where p is one of the
+    `neighbours` query items nearest to q, else 0; λ = `strength`. The logits are the last round's exponents. Which items
+    are neighbours is a constant to the outer gradient. {cite}`ziko2020laplacian`
+    """
+    z = features(net)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        return {**phi, "prototypes": class_means(z(phi, support.x), support.y)}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        zq = z(theta, x)
+        w = nearest(zq, neighbours)  # (B, B)
+        alone = -squared_distances(zq, theta["prototypes"])
+        logit = alone
+        for _ in range(steps):
+            logit = alone + strength * w @ logit.softmax(1)
+        return logit
+
+    return Learner(lambda: body_of(net), adapt, predict)
+
+
+# What they share -----------------------------------------------------------------------------
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """H = −Σ_k p_k log p_k of p = softmax(logits): (B, W) -> (B,)."""
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def hardened(scores: Tensor) -> Tensor:
+    """One-hot rows of the largest score, as constants: (B, W) -> (B, W)."""
+    return (scores == scores.amax(1, keepdim=True)).to(scores.dtype)
+
+
+def nearest(z: Tensor, neighbours: int) -> Tensor:
+    """w_qp = 1 where p ≠ q is one of the rows nearest to q, as constants: (B, D) -> (B, B)."""
+    d = squared_distances(z, z).detach() + torch.diag(z.new_full((len(z),), torch.inf))
+    rank = d.argsort(1).argsort(1)  # of p among q's neighbours; q itself comes last
+    return (rank < min(neighbours, len(z) - 1)).to(z.dtype)

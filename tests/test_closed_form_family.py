@@ -1,0 +1,181 @@
+"""MetaOptNet's solver against scikit-learn's and its optimality; the Bayesian head against a Gaussian process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct
+from sklearn.svm import LinearSVC
+
+from mtlib.core import Batch, apply, features, parameters
+from mtlib.learners.closed_form import bayesian, crammer_singer, metaoptnet, ridge
+from mtlib.nets import mlp
+from mtlib.tasks import one_hot
+
+
+def problem(rows, ways, dims, seed=0, apart=2.0):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(rows) % ways
+    means = apart * torch.randn(ways, dims, generator=g, dtype=torch.float64)
+    z = torch.randn(rows, dims, generator=g, dtype=torch.float64) + means[labels]
+    return z, labels, one_hot(labels, ways, torch.float64)
+
+
+def objective(w, z, y, strength):
+    f = z @ w.T
+    hinge = (f + 1 - y).amax(1) - (f * y).sum(1)
+    return (0.5 * (w**2).sum() + strength * hinge.sum()).item()
+
+
+# MetaOptNet ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "ways", "dims", "strength"),
+    [(5, 5, 64, 0.1), (6, 3, 4, 0.1), (25, 5, 64, 0.1), (25, 5, 64, 1.0), (40, 5, 8, 0.1)],
+)
+def test_metaoptnets_solver_is_scikit_learns_crammer_singer(rows, ways, dims, strength):
+    z, labels, y = problem(rows, ways, dims)
+    w = crammer_singer(z @ z.T, y, strength).T @ z
+    theirs = LinearSVC(
+        multi_class="crammer_singer", C=strength, fit_intercept=False, tol=1e-12, max_iter=10**6
+    ).fit(z.numpy(), labels.numpy())
+    gap = np.abs(w.numpy() - theirs.coef_).max()
+    print(f"{rows} items, {ways} ways, {dims} dims, C = {strength}: largest gap {gap:.1e}")
+    assert gap <= 1e-8
+
+
+def test_metaoptnet_predicts_as_scikit_learn_on_its_features():
+    torch.manual_seed(0)
+    net = mlp(4, (16,), 3).double()
+    z, labels, y = problem(12, 3, 4, apart=1.0)
+    learner = metaoptnet(net, strength=0.5, scale=3.0)
+    theta = learner.adapt(learner.init(), Batch(z, y))
+    query = problem(20, 3, 4, seed=1)[0]
+    zs, zq = (features(net)(theta, x).numpy() for x in (z, query))
+    theirs = LinearSVC(
+        multi_class="crammer_singer", C=0.5, fit_intercept=False, tol=1e-12, max_iter=10**6
+    ).fit(zs, labels.numpy())
+    assert theta["svm.weight"].shape == (3, 16)
+    gap = np.abs(learner.predict(theta, query).numpy() - 3 * theirs.decision_function(zq)).max()
+    assert gap <= 1e-7
+
+
+def test_the_dual_is_feasible_and_closes_the_gap_over_many_problems():
+    """Primal = dual certifies an optimum without another solver. More rows than dimensions among them.
+
+    The ridge ε on K moves scores by at most ε C, so each of N margins by 2 ε C: the gap is at most 2 ε N C².
+    """
+    shapes = [(6, 3, 4, 0.1), (10, 5, 64, 1.0), (20, 2, 3, 1.0), (30, 3, 4, 1.0), (6, 3, 4, 1e3)]
+    worst = 0.0
+    for seed in range(40):
+        rows, ways, dims, strength = shapes[seed % 5]
+        z, _, y = problem(rows, ways, dims, seed, apart=seed % 3)
+        gram = z @ z.T
+        alpha = crammer_singer(gram, y, strength)
+        w = alpha.T @ z
+        assert alpha.sum(1).abs().max() <= 1e-9 * max(1, strength)
+        assert (strength * y - alpha).min() >= -1e-9 * max(1, strength)
+        primal = objective(w, z, y, strength)
+        gap = primal - ((y * alpha).sum() - 0.5 * (w**2).sum()).item()
+        added = torch.finfo(torch.float64).eps ** (2 / 3) * gram.diagonal().mean().item()
+        assert gap <= 2 * added * rows * strength**2 + 1e-9 * max(primal, 1)
+        worst = max(worst, gap / max(primal, 1))
+    print(f"largest relative duality gap {worst:.1e}")
+
+
+def test_equal_items_and_dead_features_have_a_solution_and_a_gradient():
+    z, _, y = problem(6, 3, 4)
+    z[3], z[4] = z[0], 0.0
+    for items in (z, torch.zeros_like(z), z.float()):
+        x = items.clone().requires_grad_()
+        w = crammer_singer(x @ x.T, y.to(x), 0.1).T @ x
+        (g,) = torch.autograd.grad((w**2).sum(), x)
+        assert bool(torch.isfinite(w).all() and torch.isfinite(g).all())
+
+
+def test_single_precision_agrees_with_double():
+    z, _, y = problem(25, 5, 64)
+    w = crammer_singer(z @ z.T, y, 0.1).T @ z
+    single = crammer_singer((z @ z.T).float(), y.float(), 0.1)
+    assert single.dtype == torch.float32
+    assert (single.double().T @ z - w).abs().max() <= 1e-4
+
+
+# The Bayesian head ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def regression():
+    torch.manual_seed(0)
+    net = mlp(3, (8, 8), 2).double()
+    g = torch.Generator().manual_seed(2)
+    return net, *(torch.randn(n, k, generator=g, dtype=torch.float64) for n, k in SHAPES)
+
+
+SHAPES = ((12, 3), (12, 2), (7, 3))
+
+
+def test_the_bayesian_heads_mean_is_ridge(regression):
+    net, x, y, query = regression
+    a, b = bayesian(net, strength=0.7, noise=0.3), ridge(net, strength=0.7)
+    means, scales = a.predict(a.adapt(a.init(), Batch(x, y)), query).chunk(2, 1)
+    expected = b.predict(b.adapt(b.init(), Batch(x, y)), query)
+    assert (means - expected).abs().max() <= 1e-10
+    assert (scales > 0.3).all() and torch.equal(scales[:, 0], scales[:, 1])
+
+
+def test_the_bayesian_head_is_a_gaussian_process_with_a_linear_kernel(regression):
+    """σ²/λ (z·z' + 1) and noise σ², on what φ's own head leaves over; scikit-learn's scale is the mean's alone."""
+    net, x, y, query = regression
+    learner = bayesian(net, strength=0.7, noise=0.3)
+    phi = learner.init()
+    means, scales = learner.predict(learner.adapt(phi, Batch(x, y)), query).chunk(2, 1)
+    z, f = features(net), apply(net)
+    kernel = ConstantKernel(0.3**2 / 0.7, "fixed") * DotProduct(1.0, "fixed")
+    process = GaussianProcessRegressor(kernel, alpha=0.3**2, optimizer=None)
+    process.fit(z(phi, x).numpy(), (y - f(phi, x)).numpy())
+    mean, std = process.predict(z(phi, query).numpy(), return_std=True)
+    assert np.abs(means.numpy() - f(phi, query).numpy() - mean).max() <= 1e-8
+    assert np.abs(scales.numpy() - np.sqrt(std.reshape(7, -1)[:, :1] ** 2 + 0.3**2)).max() <= 1e-8
+
+
+def test_the_bayesian_head_covers_what_it_says_under_its_own_model():
+    """Tasks drawn from the prior: 95 % intervals hold 95 % of the answers."""
+    torch.manual_seed(0)
+    net = mlp(2, (6,), 1).double()
+    learner = bayesian(net, strength=0.5, noise=0.2)
+    phi, g = learner.init(), torch.Generator().manual_seed(3)
+    head = torch.cat([phi["head.weight"], phi["head.bias"][:, None]], 1)
+    inside = []
+    for _ in range(400):
+        x = torch.randn(15, 2, generator=g, dtype=torch.float64)
+        z = torch.cat([features(net)(phi, x), torch.ones(15, 1)], 1)
+        v = head + 0.2 / 0.5**0.5 * torch.randn(head.shape, generator=g, dtype=torch.float64)
+        y = z @ v.T + 0.2 * torch.randn(15, 1, generator=g, dtype=torch.float64)
+        theta = learner.adapt(phi, Batch(x[:5], y[:5]))
+        mean, scale = learner.predict(theta, x[5:]).chunk(2, 1)
+        inside.append(((y[5:] - mean).abs() <= 1.959964 * scale).double().mean())
+    assert torch.stack(inside).mean().item() == pytest.approx(0.95, abs=0.015)
+
+
+BAD = {
+    "bayesian, no strength": lambda net: bayesian(net, strength=0.0),
+    "bayesian, no noise": lambda net: bayesian(net, noise=-1.0),
+    "metaoptnet, no strength": lambda net: metaoptnet(net, strength=0.0),
+    "metaoptnet, no scale": lambda net: metaoptnet(net, scale=float("nan")),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_numbers_that_make_no_sense_are_refused(name):
+    with pytest.raises(ValueError, match="> 0, got"):
+        BAD[name](mlp(3, (8,), 2))
+
+
+def test_parameters_of_another_learner_are_refused():
+    net = mlp(3, (8,), 2)
+    with pytest.raises(ValueError, match="expected parameters named"):
+        bayesian(net).adapt(parameters(net), Batch(torch.ones(4, 3), torch.ones(4, 2)))
