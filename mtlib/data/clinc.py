@@ -1,0 +1,156 @@
+"""Requests by intent, CLINC150 {cite}`larson2019clinc`; and drawn ones, where those cannot be reached."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mtlib.download import Remote, Unreachable, fetch
+
+_CLINC = (
+    "https://raw.githubusercontent.com/clinc/oos-eval/828f8093932c8fe6ca7936c3d2e52903b1c523de/data"
+)
+
+FILES = {
+    "sentences": Remote(
+        "clinc150/data_full.json",
+        f"{_CLINC}/data_full.json",
+        ("36923c3705a59e08fe9c3883d8bc2dd966ef93e22cb78ac41171782a698d56e0",),
+    ),
+    "domains": Remote(
+        "clinc150/domains.json",
+        f"{_CLINC}/domains.json",
+        ("b947b579d3b8e74b06f93b01083d8efaff2888b43a3e362533bd88a6e1211b3a",),
+    ),
+}
+"""150 intents in ten domains, 150 sentences each, and 1,200 sentences outside all of them; English."""
+
+PARTS = ("val", "test", "train")  # 20, 30 and 100 sentences an intent
+WAYS = 15  # intents of a domain
+
+
+class Intents(NamedTuple):
+    """Sentences by intent, the intents by domain."""
+
+    domains: list[str]  # D names
+    names: list[str]  # D · 15 names of intents, domain by domain
+    texts: list[list[str]]  # n sentences of each intent
+    outside: dict[str, list[str]]  # "val" and "test": sentences that mean none of the intents
+    repeated: int  # copies that were dropped
+    source: str
+
+
+def intents(sentences: int = 50) -> Intents:
+    """CLINC150; where it cannot be reached, drawn requests whose `source` says so.
+
+    `sentences` of each intent, from 2 to 130: the published validation and test parts first (50), then the
+    training part. Whole domains are held out here, so the published parts have no other meaning; of the sentences
+    outside, "val" is the published training and validation part (200), "test" the test part (1,000).
+    Raises `mtlib.download.Altered` for a file with another digest, ValueError for another number of sentences.
+    """
+    if not 2 <= sentences <= 130:
+        raise ValueError(f"expected from 2 to 130 sentences an intent, got {sentences}")
+    try:
+        content, domains = (
+            json.loads(fetch(FILES[k]).read_text("utf8")) for k in ("sentences", "domains")
+        )
+    except Unreachable:
+        return drawn(sentences)
+    return once(content, domains, sentences)
+
+
+def once(
+    content: Mapping[str, Sequence[Sequence[str]]], domains: Mapping[str, list[str]], n: int
+) -> Intents:
+    """Each sentence once, where it is met first; capitals and punctuation do not make it another.
+
+    So no copy of a support sentence is asked about, and none has two intents, as some have in the files.
+    """
+    names = [name for members in domains.values() for name in members]
+    texts: dict[str, list[str]] = {name: [] for name in names}
+    met: set[str] = set()
+    repeated = 0
+    for part in PARTS:
+        for text, name in content[part]:
+            if key(text) in met:
+                repeated += 1
+            else:
+                met.add(key(text))
+                texts[name].append(text)
+    outside = {
+        "val": [t for part in ("oos_train", "oos_val") for t, _ in content[part]],
+        "test": [t for t, _ in content["oos_test"]],
+    }
+    source = f"CLINC150, {len(names)} intents in {len(domains)} domains, {n} sentences each (real)"
+    kept = [texts[name][:n] for name in names]
+    return Intents(list(domains), names, kept, outside, repeated, source)
+
+
+def key(text: str) -> str:
+    """What two copies of a sentence share: its letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "", text.lower())
+
+
+def drawn(sentences: int = 50, seed: int = 0) -> Intents:
+    """The stand-in: an intent is an action on a thing; all domains share actions and polite words, not things.
+
+    Half of the sentences outside do another action with a domain's things, half are about other things. No
+    sentence stands twice.
+    """
+    rng = np.random.default_rng(seed)
+    met: set[str] = set()
+
+    def one(words: Sequence[str]) -> str:
+        return str(words[int(rng.integers(len(words)))])
+
+    def new(actions: Sequence[str], things: Sequence[str]) -> str:
+        while True:
+            action, thing = (one(one(words).split("/")) for words in (actions, things))
+            parts = (one(_POLITE), action, one(_MY), thing, one(_END))
+            text = " ".join(part for part in parts if part)
+            if key(text) not in met:
+                met.add(key(text))
+                return text
+
+    names, texts = [], []
+    things = {domain: words.split(", ") for domain, words in _THINGS.items()}
+    for domain in things:
+        for action in _ACTIONS:
+            for thing in things[domain]:
+                names.append(f"{domain}: {action.split('/')[0]} {thing.split('/')[0]}")
+                texts.append([new([action], [thing]) for _ in range(sentences)])
+    every = [thing for words in things.values() for thing in words]
+    outside = {
+        part: [new(_OTHERS, every) if i % 2 else new(_ACTIONS, _STRANGE) for i in range(size)]
+        for part, size in (("val", 200), ("test", 1000))
+    }
+    source = f"drawn requests, {len(names)} intents in {len(things)} domains, {sentences} sentences each (stand-in)"
+    return Intents(list(things), names, texts, outside, 0, source)
+
+
+_POLITE = ("please", "can you", "i want you to", "could you now", "hey,", "i need to", "")
+_MY = ("my", "the", "this", "our", "that")
+_END = ("", "now", "for me", "today", "if you can", "as soon as possible", "thank you")
+_ACTIONS = (  # words for one action, and for one thing, are separated by /
+    "cancel/stop/end/call off/get rid of",
+    "change/update/alter/edit/correct",
+    "tell me about/check/look up/show/report on",
+)
+_OTHERS = ("sell", "paint", "photograph", "describe", "borrow", "insure")
+_STRANGE = ("poem/novel", "goalkeeper", "planet/comet", "elephant/whale", "piano", "election")
+_THINGS = {
+    "bank": "account/deposit, transfer/wire, loan/mortgage, statement/summary, cheque/check book",
+    "cards": "credit card/plastic, limit/ceiling, points/bonus, pin/secret number, fee/charge",
+    "kitchen": "table/reservation, recipe/dish, groceries/shopping, oven/baking, diet/calories",
+    "home": "alarm/siren, heating/thermostat, lights/lamps, playlist/music, vacuum/hoover",
+    "car": "oil/lubricant, tyres/wheels, route/directions, parking/garage, fuel/petrol",
+    "travel": "flight/plane ticket, hotel/room, luggage/bags, visa/permit, train/railway ticket",
+    "tools": "wake up call/bell, timer/countdown, message/sms, phone call/ringing, forecast/weather",
+    "work": "meeting/conference, holiday/days off, salary/wages, health plan/cover, tax form/papers",
+    "doctor": "pills/tablets, blood test/sample, vaccination/jab, visit/consultation, bandage/plaster",
+    "school": "homework/exercises, exam/oral, lecture/course, book loan/library, campus pass/badge",
+}
