@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from differences import directional
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -149,17 +150,6 @@ def test_conjugate_gradient_solves_and_rests_at_the_solution():
 
 
 # Finite differences ---------------------------------------------------------------------------
-
-
-def directional(objective, phi, data, seed=0, eps=1e-5):
-    """Central difference of the objective along a random unit direction, and that direction."""
-    g = torch.Generator().manual_seed(seed)
-    d = {k: torch.randn(v.shape, generator=g, dtype=v.dtype) for k, v in phi.items()}
-    norm = sum((v**2).sum() for v in d.values()).sqrt()
-    d = {k: v / norm for k, v in d.items()}
-    up = objective({k: phi[k] + eps * d[k] for k in phi}, data)
-    down = objective({k: phi[k] - eps * d[k] for k in phi}, data)
-    return float((up - down) / (2 * eps)), d
 
 
 CASES = {
