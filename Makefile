@@ -12,7 +12,7 @@ NOTEBOOKS := $(wildcard book/*.ipynb)
 SOURCES := $(sort $(shell find mtlib -name '*.py')) constraints.txt
 # Tests that need the built book, or a fresh environment for each page: they have targets of their own.
 APART := tests/test_book_built.py tests/test_notebooks_alone.py
-# One core a worker. Two workers; `make test JOBS=8` uses more.
+# Tests, and notebooks of the book, that run at a time; `make test JOBS=8` uses more cores.
 JOBS ?= 2
 # `make book SCALE=small`: every page in seconds, to look at its layout. Its numbers mean nothing.
 SCALE ?= full
@@ -42,6 +42,7 @@ book: $(READY)  ## the book at its full scale -> _build/html/index.html
 	if [ "$$(cat $(STAMP) 2>/dev/null)" != "$$now" ]; then \
 	  rm -rf _build/.jupyter_cache _build/.doctrees; echo "$$now" > $(STAMP); \
 	fi
+	MTLIB_SCALE=$(SCALE) $(BIN)/python tools/execute.py --jobs $(JOBS)
 	@# Sphinx warns of a page only when it reads it: after a failure, let it read all again.
 	MTLIB_SCALE=$(SCALE) $(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
 

@@ -44,6 +44,7 @@ STAR = {
     "checkpoint": {"core"},
     "train": {"core", "objective", "tasks", "checkpoint", "progress"},
     "evaluate": {"core", "objective", "tasks", "progress"},
+    "cost": set(),
     "plots": {"train", "evaluate"},
 }
 ONLY_IN = {  # third-party name -> its rooms

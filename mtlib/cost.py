@@ -1,0 +1,57 @@
+"""What a computation costs beside time: the memory of the tensors that it makes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def peak_memory(f: Callable[..., Any], *args: Any) -> int:
+    """The most bytes that tensors made during `f(*args)` hold at one time, on any device.
+
+    Counted storage by storage, so that a view costs nothing and a graph costs what it saves. What lay there before
+    does not count, nor does what an operation borrows while it runs.
+    """
+    with _Ledger() as ledger:
+        f(*args)
+    return ledger.peak
+
+
+class _Ledger(TorchDispatchMode):
+    """Sees every operation below autograd and vmap, enters new storages and strikes out freed ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self.known = weakref.WeakSet[torch.UntypedStorage]()
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        before = {id(_storage(t)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = operation(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor) and id(_storage(t)) not in before:
+                self._enter(_storage(t))
+        return out
+
+    def _enter(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.known:
+            return
+        self.known.add(storage)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._strike, storage.nbytes()).atexit = False
+
+    def _strike(self, size: int) -> None:
+        self.live -= size
+
+
+def _storage(t: Tensor) -> torch.UntypedStorage:
+    return t.untyped_storage()
