@@ -1,18 +1,27 @@
-"""The page on transductive learners: labels of test tasks choose nothing."""
+"""The page on transductive learners: labels of test characters choose nothing, and its counterparts are inductive."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from pages import run_until
 
+from mtlib.core import Batch, take
 from mtlib.data import characters as letters
+from mtlib.learners.metric import protonet
+from mtlib.learners.transductive import entropy_finetune
 
 
-def test_settings_are_chosen_without_labels_of_test_tasks(monkeypatch):
+@pytest.fixture
+def small(monkeypatch):
     monkeypatch.setenv("MTLIB_SCALE", "small")
     monkeypatch.setenv("MTLIB_PROGRESS", "0")
     monkeypatch.delenv("MTLIB_RECORD", raising=False)
+    return monkeypatch
+
+
+def test_settings_are_chosen_without_labels_of_test_characters(small):
     plain = letters.characters
 
     def shuffled(part="train", **options):
@@ -20,13 +29,38 @@ def test_settings_are_chosen_without_labels_of_test_tasks(monkeypatch):
         data = plain(part, **options)
         if part != "test":
             return data
-        flat = data.items.flatten(0, 1)
-        rows = torch.from_numpy(np.random.default_rng(0).permutation(len(flat)))
-        return data._replace(items=flat[rows].view(data.items.shape))
+        items = data.items.flatten(0, 1)
+        rows = torch.from_numpy(np.random.default_rng(0).permutation(len(items)))
+        return data._replace(items=items[rows].view(data.items.shape))
 
-    before = run_until("transductive", "shown")
-    monkeypatch.setattr(letters, "characters", shuffled)
-    after = run_until("transductive", "shown")
-    assert before["CHOSEN"] == after["CHOSEN"] and before["tried"] == after["tried"]
-    runs = [{row: kept["runs"] for row, kept in page["table"].items()} for page in (before, after)]
-    assert len(runs[0]) == 8 and runs[0] != runs[1]  # the change was seen
+    before = run_until("transductive", "CHOSEN")
+    small.setattr(letters, "characters", shuffled)
+    after = run_until("transductive", "CHOSEN")
+    assert len(before["CHOSEN"]) == 12 and before["CHOSEN"] == after["CHOSEN"]
+    assert before["table"] != after["table"]
+
+
+def test_who_is_asked_and_what_a_counterpart_is(small):
+    page = run_until("transductive", "asked")
+    data = page["test_set"]
+    whole, two = (page["asked"](data, how, seed=3)(0) for how in ("15 of each", "two classes"))
+    assert torch.equal(whole.support.x, two.support.x)
+    assert whole.query.y.sum(1).tolist() == [[15.0] * 5] * len(whole.query.y)
+    assert two.query.y.sum(1).tolist() == [[15.0, 15, 0, 0, 0]] * len(two.query.y)
+    assert torch.equal(whole.query.x[:, :30], two.query.x)
+    # alone or together, an inductive learner answers the same; and with no step the two tunings agree
+    net, phi = page["stored"](protonet(page["network"](0)).init(), 0)
+    support, query = take(two, 0)
+    for name in ("class means", "class means, cosine", "fine-tuning"):
+        make, settings = page["METHODS"][name]
+        learner = make(net, settings[0])
+        theta = learner.adapt({**learner.init(), **phi}, support)
+        together = learner.predict(theta, query.x[:4])
+        alone = torch.cat([learner.predict(theta, x[None]) for x in query.x[:4]])
+        assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5), name
+    page["without_entropy"].__globals__["INNER"] = 0
+    plain = page["without_entropy"](net, 0.1)
+    tuned = entropy_finetune(net, torch.nn.functional.cross_entropy, 0.1, 0)
+    own = Batch(support.x, support.y)
+    a, b = (m.predict(m.adapt({**m.init(), **phi}, own), query.x) for m in (plain, tuned))
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
