@@ -30,7 +30,10 @@ def small(monkeypatch):
     monkeypatch.setenv("MTLIB_SCALE", "small")
     monkeypatch.setenv("MTLIB_PROGRESS", "0")
     monkeypatch.delenv("MTLIB_RECORD", raising=False)
-    return monkeypatch
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small gain nothing from a second thread
+    yield monkeypatch
+    torch.set_num_threads(threads)
 
 
 def test_settings_are_chosen_without_labels_of_test_classes(small):
