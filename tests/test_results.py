@@ -57,6 +57,13 @@ def test_stand_in_data_are_never_recorded(folder, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
+def test_what_is_not_a_number_is_refused_in_details_too_and_leaves_no_file(folder, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    with pytest.raises(ValueError, match="JSON"):
+        record(GOOD._replace(details={"tried": [0.7, float("nan")]}))
+    assert list(folder.iterdir()) == []
+
+
 def test_what_makes_no_sense_is_refused(folder):
     bad = GOOD.entries[0]
     for entries, said in (

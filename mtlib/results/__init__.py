@@ -164,11 +164,11 @@ def _check(result: Result) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Whole or not at all, and strict JSON: NaN raises ValueError."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, suffix=".part", delete=False, encoding="utf8"
     ) as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+        file.write(f"{text}\n")
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
