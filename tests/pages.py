@@ -6,6 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from mtlib.core import Batch, Episode
+from mtlib.data import characters as letters
+from mtlib.data import planted as plants
+from mtlib.data import sinusoids as sines
+from mtlib.tasks import ClassSet
+
 BOOK = Path(__file__).resolve().parent.parent / "book"
 
 
@@ -23,3 +32,48 @@ def run_until(page: str, name: str) -> dict[str, Any]:
         if name in space:
             return space
     raise NameError(f"{page}.ipynb defines no {name!r}")
+
+
+def mixed(data: ClassSet) -> ClassSet:
+    """The same items under each other's names."""
+    flat = data.items.flatten(0, 1)
+    rows = torch.from_numpy(np.random.default_rng(0).permutation(len(flat)))
+    return data._replace(items=flat[rows].view(data.items.shape))
+
+
+def mix_test_characters(monkeypatch) -> None:
+    """Test drawings stand under each other's names from here on."""
+    plain = letters.characters
+
+    def other(part="train", **options):
+        data = plain(part, **options)
+        return mixed(data) if part == "test" else data
+
+    monkeypatch.setattr(letters, "characters", other)
+
+
+def mix_test_planted(monkeypatch) -> None:
+    """Planted items of the pages' test seed, 2, stand under each other's names from here on."""
+    plain = plants.planted
+
+    def other(*args, seed=0, **options):
+        data = plain(*args, seed=seed, **options)
+        return mixed(data) if seed == 2 else data
+
+    monkeypatch.setattr(plants, "planted", other)
+
+
+def negate_sinusoids(monkeypatch, test_seed: int) -> None:
+    """Query points of one seed have the wrong sign from here on."""
+    plain = sines.sinusoids
+
+    def other(shots=10, queries=10, tasks=25, seed=0, **options):
+        stream = plain(shots, queries, tasks, seed, **options)
+
+        def wrong(step):
+            support, query = stream(step)
+            return Episode(support, Batch(query.x, -query.y))
+
+        return wrong if seed == test_seed else stream
+
+    monkeypatch.setattr(sines, "sinusoids", other)

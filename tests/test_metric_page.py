@@ -5,51 +5,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from math import e
 
-import numpy as np
 import pytest
 import torch
-from pages import run_until
+from pages import mix_test_characters, mix_test_planted, run_until
 from torch import nn
 from torch.distributions import MultivariateNormal
 
 from mtlib.core import Batch, parameters
-from mtlib.data import characters as letters
-from mtlib.data import planted as plants
 from mtlib.learners.metric import matching
 
 
-def mixed(data):
-    """The same items under each other's names."""
-    items = data.items.flatten(0, 1)
-    rows = torch.from_numpy(np.random.default_rng(0).permutation(len(items)))
-    return data._replace(items=items[rows].view(data.items.shape))
-
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
-    monkeypatch.delenv("MTLIB_RECORD", raising=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks this small gain nothing from a second thread
-    yield monkeypatch
-    torch.set_num_threads(threads)
-
-
 def test_settings_are_chosen_without_labels_of_test_classes(small):
-    plain, drawn = letters.characters, plants.planted
-
-    def other_characters(part="train", **options):
-        data = plain(part, **options)
-        return mixed(data) if part == "test" else data
-
-    def other_planted(*args, seed=0, **options):
-        data = drawn(*args, seed=seed, **options)
-        return mixed(data) if seed == 2 else data
-
     before = run_until("metric", "table")
-    small.setattr(letters, "characters", other_characters)
-    small.setattr(plants, "planted", other_planted)
+    mix_test_characters(small)
+    mix_test_planted(small)
     after = run_until("metric", "table")
     assert before["unseen"].source.endswith("seed 2") and len(before["tuning"]) == 14
     assert before["CHOSEN"] and before["CHOSEN"] == after["CHOSEN"]

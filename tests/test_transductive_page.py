@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 import torch
-from pages import run_until
+from pages import mix_test_characters, run_until
 
 from mtlib.core import Batch, take
-from mtlib.data import characters as letters
 from mtlib.learners.metric import protonet
 from mtlib.learners.transductive import entropy_finetune
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
-    monkeypatch.delenv("MTLIB_RECORD", raising=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks this small gain nothing from a second thread
-    yield monkeypatch
-    torch.set_num_threads(threads)
-
-
 def test_settings_are_chosen_without_labels_of_test_characters(small):
-    plain = letters.characters
-
-    def shuffled(part="train", **options):
-        """Test drawings under each other's names."""
-        data = plain(part, **options)
-        if part != "test":
-            return data
-        items = data.items.flatten(0, 1)
-        rows = torch.from_numpy(np.random.default_rng(0).permutation(len(items)))
-        return data._replace(items=items[rows].view(data.items.shape))
-
     before = run_until("transductive", "CHOSEN")
-    small.setattr(letters, "characters", shuffled)
+    mix_test_characters(small)
     after = run_until("transductive", "CHOSEN")
     assert len(before["CHOSEN"]) == 12 and before["CHOSEN"] == after["CHOSEN"]
     assert before["table"] != after["table"]

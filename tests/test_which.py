@@ -8,13 +8,9 @@ import pkgutil
 import re
 from pathlib import Path
 
-import numpy as np
-import pytest
 import torch
-from pages import run_until
+from pages import mix_test_characters, mix_test_planted, run_until
 
-import mtlib.data.characters as letters
-import mtlib.data.planted as clouds
 import mtlib.learners
 from mtlib.core import Learner, take
 from mtlib.tasks import episodes
@@ -26,16 +22,6 @@ ELSEWHERE = {
     "policy",
     "hyper",
 }  # modules whose protocol is another; each has its page
-
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
-    monkeypatch.delenv("MTLIB_RECORD", raising=False)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def public_learners():
@@ -72,28 +58,10 @@ def test_every_line_of_the_catalogue_adapts_and_answers(small):
         assert torch.isfinite(prediction).all(), name
 
 
-def test_settings_are_chosen_without_test_labels(small, monkeypatch):
-    plain, drawn = clouds.planted, letters.characters
-
-    def mixed(data):
-        """Items under each other's names."""
-        flat = data.items.flatten(0, 1)
-        rows = torch.from_numpy(np.random.default_rng(0).permutation(len(flat)))
-        return data._replace(items=flat[rows].view(data.items.shape))
-
+def test_settings_are_chosen_without_test_labels(small):
     before = run_until("which", "some")
-    monkeypatch.setattr(
-        clouds,
-        "planted",
-        lambda *a, seed=0, **k: (
-            mixed(plain(*a, seed=seed, **k)) if seed == 2 else plain(*a, seed=seed, **k)
-        ),
-    )
-    monkeypatch.setattr(
-        letters,
-        "characters",
-        lambda part="train", **k: mixed(drawn(part, **k)) if part == "test" else drawn(part, **k),
-    )
+    mix_test_characters(small)
+    mix_test_planted(small)
     after = run_until("which", "some")
     for rows in ("rows", "some"):
         assert before[rows]
