@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,14 @@ def joint(
     weights: Sequence[float] | None = None,
     penalties: Sequence[Penalty] = (),
     chunk: int | None = None,
+    columns: Sequence[slice] | None = None,
 ) -> Objective:
     """min_θ Σ_t w_t L_t(f_θ) + Σ_r R_r(θ): sources and targets are the entries t of one batch.
 
     `weights` is 1/T each where None is given; weights (1, 0) leave the target's labels unused, which with an
-    alignment penalty is domain adaptation. Each data set is a batch of its own: statistics are taken per t.
-    The data are batches with a leading axis T (`mtlib.tasks.mixture`).
+    alignment penalty is domain adaptation, and (1 − α, α) is the α-weighted risk {cite}`bendavid2010theory`.
+    `columns[t]` are the outputs that belong to data set t where label spaces differ (`own_columns`). Each data set is
+    a batch of its own: statistics are taken per t. The data are batches with a leading axis T (`mtlib.tasks.mixture`).
     """
     w = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
     f = apply(net)
@@ -33,16 +36,14 @@ def joint(
     def term(theta: Params, batch: Batch) -> Tensor:
         return risk(loss, f(theta, _batch(batch).x), batch.y)
 
-    if not penalties:
+    if not penalties and columns is None:
         return over_tasks(term, w, chunk)
     z, head = features(net), classify(net)
 
     def value(theta: Params, batch: Batch) -> Tensor:
         zs = torch.stack([z(theta, x) for x in _batch(batch).x])  # (T, B, D)
         logits = torch.stack([head(theta, zt) for zt in zs])  # (T, B, W)
-        terms = torch.stack(
-            [risk(loss, a, y) for a, y in zip(logits, batch.y, strict=True)]
-        )  # (T,)
+        terms = _own_risks(loss, logits, batch.y, columns)  # (T,)
         v = torch.full_like(terms, 1 / len(terms)) if w is None else w.to(terms)
         if len(v) != len(terms):
             raise ValueError(
@@ -53,6 +54,28 @@ def joint(
     return whole(value)
 
 
+def risks(
+    net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None
+) -> Callable[[Params, Batch], Tensor]:
+    """The risks L_t(f_θ) one by one, (θ, batch) -> (T,): what weights and other sums of them are made from."""
+    f = apply(net)
+
+    def terms(theta: Params, batch: Batch) -> Tensor:
+        logits = torch.stack([f(theta, x) for x in _batch(batch).x])  # (T, B, W)
+        return _own_risks(loss, logits, batch.y, columns)
+
+    return terms
+
+
+def own_columns(widths: Sequence[int]) -> list[slice]:
+    """Heads of their own as blocks of one head's outputs: widths (W_1, …, W_T) -> T slices of ΣW_t columns.
+
+    Data set t numbers its classes from W_1 + … + W_{t−1} on, so that `mtlib.tasks.mixture` gives targets that wide.
+    """
+    ends = list(accumulate(widths, initial=0))
+    return [slice(a, b) for a, b in pairwise(ends)]
+
+
 def toward(anchor: Params, strength: float) -> Penalty:
     """L2-SP: λ · ½‖θ − anchor‖² over the anchor's entries, λ = `strength`. {cite}`li2018l2sp`"""
 
@@ -60,6 +83,20 @@ def toward(anchor: Params, strength: float) -> Penalty:
         return strength * proximity({k: theta[k] for k in anchor}, anchor)
 
     return penalty
+
+
+def _own_risks(
+    loss: Loss, logits: Tensor, y: Tensor, columns: Sequence[slice] | None
+) -> Tensor:
+    """Each data set's risk on its own columns of logits and targets (T, B, W) -> (T,)."""
+    own = [slice(None)] * len(logits) if columns is None else columns
+    if len(own) != len(logits):
+        raise ValueError(
+            f"expected the columns of each data set: {len(own)} given, {len(logits)} data sets"
+        )
+    return torch.stack(
+        [risk(loss, a[:, c], b[:, c]) for a, b, c in zip(logits, y, own, strict=True)]
+    )
 
 
 def _batch(batch: Batch) -> Batch:

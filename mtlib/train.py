@@ -42,7 +42,7 @@ class Diverged(RuntimeError):
 
 
 def fit(
-    objective: Objective,
+    objective: Objective | Callable[[int], Objective],
     params: Params,
     stream: Stream,
     steps: int,
@@ -55,6 +55,9 @@ def fit(
     progress: bool = True,
 ) -> Run:
     """Minimise an objective over φ: one draw of the stream and one optimizer step, `steps` times.
+
+    An objective that changes as training goes on is given as a function of the step: `lambda step: joint(net, loss,
+    (1, 0), [dann(critic, warm(step / steps))])`.
 
     `optimizer` and `schedule` are torch's, given as functions: `partial(torch.optim.SGD, lr=0.1)`,
     `lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps)`; the schedule moves once a step.
@@ -81,11 +84,12 @@ def fit(
     with bar(steps, "fit", progress, initial=min(done, steps)) as shown:
         for step in range(done, steps):
             data = move(stream(step), leaves[0].device)
-            value, grads = _step(objective, phi, data, seed, step)
+            now = objective if isinstance(objective, Objective) else objective(step)
+            value, grads = _step(now, phi, data, seed, step)
             losses.append(value.item())
             if not (math.isfinite(losses[-1]) and _finite(grads)):
                 run = Run(phi, losses[:-1], time.perf_counter() - began)
-                raise Diverged(_diagnosis(objective, phi, data, step, value, checkpoint), run)
+                raise Diverged(_diagnosis(now, phi, data, step, value, checkpoint), run)
             for k, p in phi.items():
                 p.grad = grads.get(k)
             rule.step()

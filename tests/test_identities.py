@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from mtlib.align import coral, covariance
 from mtlib.bilevel import bilevel, secant
 from mtlib.core import Batch, Episode, apply, features, load, net_state, over, parameters, start
-from mtlib.joint import joint, toward
+from mtlib.joint import joint, own_columns, risks, toward
 from mtlib.learners.closed_form import ridge, ridge_solution
 from mtlib.learners.finetune import as_is, finetune, linear_probe
 from mtlib.learners.gradient import anil, maml
@@ -175,6 +175,28 @@ def test_joint_is_the_weighted_sum_of_its_parts(net, episode):
             net, mse_loss, weights, penalties=[lambda th, z, a: 0 * z.sum()]
         ).value_and_grad(phi, batch)
         assert largest(grads, reference[1]) <= 1e-12
+
+
+def test_risks_are_the_parts_and_own_columns_are_heads_of_their_own(episode):
+    net = seeded(lambda: mlp(3, (8,), 2 + 3))
+    g = torch.Generator().manual_seed(0)
+    first = one_hot(torch.randint(2, (6,), generator=g), 5, torch.float64)
+    second = one_hot(2 + torch.randint(3, (6,), generator=g), 5, torch.float64)
+    batch = Batch(episode.query.x[:2], torch.stack([first, second]))
+    columns = own_columns((2, 3))
+    assert columns == [slice(0, 2), slice(2, 5)]
+    phi, f = parameters(net), apply(net)
+    parts = [
+        cross_entropy(f(phi, x)[:, c], y[:, c]) for x, y, c in zip(*batch, columns, strict=True)
+    ]
+    assert torch.allclose(risks(net, cross_entropy, columns)(phi, batch), torch.stack(parts))
+    objective = joint(net, cross_entropy, (0.3, 0.7), columns=columns)
+    value, grads = objective.value_and_grad(phi, batch)
+    assert value.item() == pytest.approx((0.3 * parts[0] + 0.7 * parts[1]).item())
+    alone = joint(net, cross_entropy, (0.3, 0.0), columns=columns).value_and_grad(phi, batch)[1]
+    assert alone["head.weight"][2:].abs().max() == 0 < grads["head.weight"][2:].abs().min()
+    with pytest.raises(ValueError, match="columns of each data set"):
+        joint(net, cross_entropy, columns=columns[:1])(phi, batch)
 
 
 def test_coral_is_the_formula_of_the_paper():

@@ -64,6 +64,21 @@ def test_one_step_of_sgd_is_the_equation(task):
     assert all(torch.allclose(run.params[k], phi[k] - 0.1 * grads[k], atol=1e-7) for k in phi)
 
 
+def test_an_objective_may_follow_the_step(task):
+    _, phi, stream = task
+    net = mlp(1, (8,), 1)
+    plain, batches = joint(net, mse_loss, (1.0, 1.0, 1.0, 1.0)), quiz(stream)
+    halved = joint(net, mse_loss, (0.5, 0.5, 0.5, 0.5))
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    run = fit(lambda step: plain if step == 0 else halved, phi, batches, 2, sgd)
+    first = fit(plain, phi, batches, 1, sgd)
+    value, grads = halved.value_and_grad(first.params, batches(1))
+    assert run.losses == [first.losses[0], value.item()]
+    assert all(
+        torch.allclose(run.params[k], first.params[k] - 0.1 * grads[k], atol=1e-7) for k in phi
+    )
+
+
 def test_params_are_not_changed_in_place(task):
     objective, phi, stream = task
     before = {k: v.clone() for k, v in phi.items()}
