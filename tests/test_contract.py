@@ -15,8 +15,20 @@ from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, Learner, Loss, over
 from mtlib.learners.closed_form import bayesian, metaoptnet, ridge
 from mtlib.learners.context import cavia, protomaml
-from mtlib.learners.finetune import as_is, finetune, linear_probe
+from mtlib.learners.finetune import (
+    as_is,
+    bss,
+    delta,
+    discriminative,
+    finetune,
+    fresh_head,
+    gradual,
+    l2_sp,
+    linear_probe,
+    lp_ft,
+)
 from mtlib.learners.gradient import adam, anil, boil, maml, momentum
+from mtlib.learners.lora import lora
 from mtlib.learners.metric import (
     baseline_plus_plus,
     feat,
@@ -67,6 +79,18 @@ ROWS = {
     "cavia": Row(lambda net: cavia(net, cross_entropy, 1.0, 2), "both", own="context"),
     "protomaml": Row(lambda net: protomaml(net, cross_entropy, 0.05, 2), "body", head=False),
     "finetune": Row(lambda net: finetune(net, cross_entropy, 0.05, 4), "both"),
+    "l2_sp": Row(lambda net: finetune(net, cross_entropy, 0.05, 4, l2_sp(0.5)), "both"),
+    "delta": Row(lambda net: finetune(net, cross_entropy, 0.05, 4, delta(net, 0.5)), "both"),
+    "bss": Row(lambda net: finetune(net, cross_entropy, 0.05, 2, bss(net, 0.01)), "both"),
+    "discriminative": Row(
+        lambda net: finetune(net, cross_entropy, discriminative(net, 0.1), 2), "both"
+    ),
+    "gradual": Row(lambda net: finetune(net, cross_entropy, gradual(net, 0.1, 1), 3), "both"),
+    "fresh_head": Row(
+        lambda net: fresh_head(finetune(net, cross_entropy, 0.1, 3), net), "body", head=False
+    ),
+    "lp_ft": Row(lambda net: lp_ft(net, cross_entropy, 0.05, 2), "body", head=False, vmap=False),
+    "lora": Row(lambda net: lora(net, cross_entropy, 0.5, 3), "both", own="lora"),
     "as_is": Row(as_is, "both"),
     "protonet": Row(protonet, "body", head=False),
     "matching": Row(matching, "body", head=False),

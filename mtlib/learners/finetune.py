@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, Rate, apply, features, parameters, risk
-from mtlib.learners.gradient import descent
+from mtlib.core import (
+    Batch,
+    Learner,
+    Loss,
+    Params,
+    Rate,
+    Rule,
+    apply,
+    features,
+    half,
+    parameters,
+    proximity,
+    risk,
+)
+from mtlib.learners.gradient import Pull, descent
 
 
 def as_is(net: nn.Module) -> Learner:
@@ -14,13 +30,21 @@ def as_is(net: nn.Module) -> Learner:
     return Learner(lambda: parameters(net), lambda phi, support: phi, apply(net))
 
 
-def finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learner:
+def finetune(
+    net: nn.Module,
+    loss: Loss,
+    lr: Rate,
+    steps: int,
+    pull: Pull | None = None,
+    rule: Rule | None = None,
+) -> Learner:
     """Fine-tuning: continue gradient descent on the target's support set, every parameter moving.
 
-    θ ← θ − α ∇L^S(θ) from θ₀ = φ. Inside a task this is what MAML does; the two differ in what trained φ,
-    and in how far the steps go.
+    θ ← θ − α ∇[ L^S(θ) + R(θ, φ, S) ] from θ₀ = φ. Inside a task this is what MAML does; the two differ in what
+    trained φ, and in how far the steps go. R = `pull` is none, `l2_sp`, `delta` or `bss`; `lr` is one rate, or
+    `discriminative` or `gradual`.
     """
-    return descent(net, loss, lr, steps, adapted="")
+    return descent(net, loss, lr, steps, adapted="", pull=pull, rule=rule)
 
 
 def linear_probe(
@@ -70,3 +94,145 @@ def linear_probe(
         return z(theta, x) @ theta["probe.weight"].mT + theta["probe.bias"]
 
     return Learner(init, adapt, predict, vmap=False)
+
+
+def lp_ft(
+    net: nn.Module,
+    loss: Loss,
+    lr: Rate,
+    steps: int,
+    strength: float = 1e-2,
+    pull: Pull | None = None,
+) -> Learner:
+    """Linear probing, then fine-tuning: the new head is solved first, so that it does not drag the body about.
+
+    θ₀ = (φ_body, W*, b*) with the solution of `linear_probe`; then `finetune`. Runs in a loop over tasks only.
+    Raises ValueError where the head is not one linear layer. {cite}`kumar2022finetuning`
+    """
+    probe, tune = linear_probe(net, loss, strength), finetune(net, loss, lr, steps, pull)
+    heads = {k for k in parameters(net) if k.startswith("head.")}
+    if heads != {"head.weight", "head.bias"}:
+        raise ValueError(f"expected a head of one linear layer with a bias, got {sorted(heads)}")
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        solved = probe.adapt(phi, support)
+        head = {"head.weight": solved["probe.weight"], "head.bias": solved["probe.bias"]}
+        return tune.adapt({**phi, **head}, support)
+
+    return Learner(probe.init, adapt, tune.predict, vmap=False)
+
+
+def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Learner:
+    """Head re-initialisation: adapt from φ's body and another head, zeros or, with a `seed`, drawn as the net draws.
+
+    What the source's classes were called is nothing to the target. With zeros the body stands still in the first step:
+    ∂L/∂z = Wᵀ ∂L/∂ŷ = 0.
+    """
+    head = {k: torch.zeros_like(v) for k, v in parameters(net).items() if k.startswith("head.")}
+    if seed is not None:
+        other = deepcopy(half(net, "head"))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            other.apply(_redraw)
+        head = {f"head.{k}": v for k, v in parameters(other).items()}
+
+    def init() -> Params:
+        return {k: v for k, v in learner.init().items() if k not in head}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        return learner.adapt({**phi, **{k: v.to(support.x) for k, v in head.items()}}, support)
+
+    return Learner(init, adapt, learner.predict, learner.vmap)
+
+
+def _redraw(module: nn.Module) -> None:
+    getattr(module, "reset_parameters", lambda: None)()
+
+
+# What holds θ back ---------------------------------------------------------------------------
+
+
+def l2_sp(strength: float, head: float = 1e-2) -> Pull:
+    """L2-SP: ½λ‖θ_body − φ_body‖² + ½β‖θ_head‖², λ = `strength`, β = `head`: the head has nothing to stay near.
+
+    {cite}`li2018l2sp`
+    """
+
+    def pull(theta: Params, anchor: Params, x: Tensor) -> Tensor:
+        body = {k: v for k, v in theta.items() if k.startswith("body.")}
+        norm = sum((v**2).sum() for k, v in theta.items() if k.startswith("head."))
+        return strength * proximity(body, anchor) + 0.5 * head * norm
+
+    return pull
+
+
+def delta(net: nn.Module, strength: float) -> Pull:
+    """Features, not parameters, stay: ½λ (1/N) Σ_i ‖z_θ(x_i) − z_φ(x_i)‖², z the body's output.
+
+    DELTA {cite}`li2019delta` without its weights of single channels, which it learns on the target first.
+    """
+    z = features(net)
+
+    def pull(theta: Params, anchor: Params, x: Tensor) -> Tensor:
+        gap = z(theta, x) - z(anchor, x)
+        return 0.5 * strength * (gap**2).sum() / len(x)
+
+    return pull
+
+
+def bss(net: nn.Module, strength: float, smallest: int = 1) -> Pull:
+    """Batch spectral shrinkage: λ Σ_{i ≤ k} σ₋ᵢ², the k = `smallest` singular values of the features z (N, D).
+
+    Directions that the support set barely uses carry nothing to the target; they are shrunk away.
+    {cite}`chen2019bss`
+    """
+    z = features(net)
+
+    def pull(theta: Params, anchor: Params, x: Tensor) -> Tensor:
+        f = z(theta, x)
+        gram = f @ f.mT if len(f) <= f.shape[1] else f.mT @ f  # its eigenvalues are the σ²
+        return strength * torch.linalg.eigvalsh(gram)[:smallest].sum()
+
+    return pull
+
+
+# How fast which layer goes -------------------------------------------------------------------
+
+
+def layers(net: nn.Module) -> list[list[str]]:
+    """The parameters' names, layer by layer from the first to the head: one list for each module that owns some."""
+    owned: dict[str, list[str]] = {}
+    for k, _ in net.named_parameters():
+        owned.setdefault(k.rpartition(".")[0], []).append(k)
+    return list(owned.values())
+
+
+def discriminative(net: nn.Module, lr: float, factor: float = 2.6) -> Params:
+    """A rate for each layer, the head's is `lr`, each layer before it has `factor` less: η_{l−1} = η_l / factor.
+
+    {cite}`howard2018ulmfit`
+    """
+    rates: Params = {}
+    for depth, names in enumerate(reversed(layers(net))):
+        rates |= {k: torch.tensor(lr / factor**depth) for k in names}
+    return rates
+
+
+def gradual(net: nn.Module, lr: float, every: int) -> Callable[[int], Params]:
+    """Gradual unfreezing: the head moves first, and one more layer, from the top, after each `every` steps.
+
+    A rate for `finetune` that follows the step. {cite}`howard2018ulmfit`
+    """
+    if every < 1:
+        raise ValueError(f"expected every ≥ 1, got {every}")
+    order = list(reversed(layers(net)))
+
+    def rate(step: int) -> Params:
+        open_ = 1 + step // every
+        return {
+            k: torch.tensor(lr if depth < open_ else 0.0)
+            for depth, names in enumerate(order)
+            for k in names
+        }
+
+    return rate

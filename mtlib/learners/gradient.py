@@ -23,6 +23,9 @@ from mtlib.core import (
     risk,
 )
 
+Pull = Callable[[Params, Params, Tensor], Tensor]
+"""`pull(theta, anchor, x)` -> scalar: what holds θ near where it began, or its features of x in some shape."""
+
 
 def maml(
     net: nn.Module,
@@ -38,7 +41,8 @@ def maml(
     0 the inner problem of iMAML). `rule` is another way of stepping: `momentum()`, `adam()`.
     {cite}`finn2017maml,rajeswaran2019imaml`
     """
-    return descent(net, loss, lr, steps, adapted="", strength=strength, rule=rule)
+    pull = proximal(strength) if strength else None
+    return descent(net, loss, lr, steps, adapted="", pull=pull, rule=rule)
 
 
 def anil(net: nn.Module, loss: Loss, lr: Rate, steps: int, rule: Rule | None = None) -> Learner:
@@ -63,7 +67,7 @@ def descent(
     lr: Rate,
     steps: int,
     adapted: str,
-    strength: float = 0.0,
+    pull: Pull | None = None,
     rule: Rule | None = None,
 ) -> Learner:
     """Gradient descent on the entries of φ whose names start with `adapted`; the others stay φ's.
@@ -80,7 +84,7 @@ def descent(
         require(phi, moving)
         return {k: phi[k] for k in moving}
 
-    return inner_loop(lambda: parameters(net), begin, apply(net), loss, lr, steps, strength, rule)
+    return inner_loop(lambda: parameters(net), begin, apply(net), loss, lr, steps, pull, rule)
 
 
 def inner_loop(
@@ -90,12 +94,12 @@ def inner_loop(
     loss: Loss,
     lr: Rate,
     steps: int,
-    strength: float = 0.0,
+    pull: Pull | None = None,
     rule: Rule | None = None,
 ) -> Learner:
     """The general case: θ₀ = begin(φ, S) are the entries that move, f(θ, x) predicts with all of them.
 
-    θ ← θ − α rule(∇_θ [ L^S(θ) + ½λ‖θ − θ₀‖² ]); the entries of φ that are not in θ₀ travel along.
+    θ ← θ − α rule(∇_θ [ L^S(θ) + R(θ, θ₀, S) ]) with R = `pull`; the entries of φ that are not in θ₀ travel along.
     """
     if steps < 0:
         raise ValueError(f"expected a number of steps of at least 0, got {steps}")
@@ -104,8 +108,9 @@ def inner_loop(
         anchor = begin(phi, support)
 
         def inner(theta: Params) -> Tensor:
-            value = risk(loss, f({**phi, **theta}, support.x), support.y)
-            return value + strength * proximity(theta, anchor) if strength else value
+            whole = {**phi, **theta}
+            value = risk(loss, f(whole, support.x), support.y)
+            return value + pull(whole, {**phi, **anchor}, support.x) if pull else value
 
         for theta in iterates(inner, anchor, lr, steps, rule):
             yield {**phi, **theta}
@@ -116,6 +121,11 @@ def inner_loop(
         return last
 
     return Learner(init, adapt, f, path=path)
+
+
+def proximal(strength: float) -> Pull:
+    """½λ‖θ − θ₀‖², every entry alike: the inner problem of iMAML. {cite}`rajeswaran2019imaml`"""
+    return lambda theta, anchor, x: strength * proximity(theta, anchor)
 
 
 # Rules: how a step is made from a gradient ----------------------------------------------------
