@@ -1,16 +1,19 @@
-"""Penalties of `joint` that draw the features of several domains together."""
+"""Penalties of `joint` that draw the features of several domains together: distances, spectra, sure answers.
+
+Those with a critic of their own are in `mtlib.critics`. AdaBN needs no penalty: `mtlib.norm.calibrate` on the target.
+"""
 
 from __future__ import annotations
 
 from itertools import combinations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mtlib.core import Params, apply, below, parameters
+from mtlib.core import Params
 from mtlib.joint import Penalty
 
-CRITIC = "critic."  # where `dann` looks for its critic's parameters among θ's
+WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of Gaussian kernels, times the mean squared distance
 
 
 def coral(strength: float = 1.0) -> Penalty:
@@ -20,10 +23,7 @@ def coral(strength: float = 1.0) -> Penalty:
     """
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        if z.ndim != 3 or len(z) < 2 or z.shape[1] < 2:
-            raise ValueError(
-                f"CORAL expects features (T, B, D) of T ≥ 2 domains and B ≥ 2 items, got {tuple(z.shape)}"
-            )
+        _pairs(z, "CORAL")
         c = [covariance(zt) for zt in z]
         gaps = torch.stack([((a - b) ** 2).sum() for a, b in combinations(c, 2)])
         return strength * gaps.mean() / (4 * z.shape[-1] ** 2)
@@ -55,7 +55,7 @@ def mcc(strength: float = 1.0, temperature: float = 2.5) -> Penalty:
     return penalty
 
 
-def mmd(strength: float = 1.0, widths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)) -> Penalty:
+def mmd(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
     """Maximum mean discrepancy, unbiased: λ · Σ_k [ E k(s, s') + E k(t, t') − 2 E k(s, t) ]. {cite}`gretton2012kernel,long2015dan`
 
     Gaussian kernels k(a, b) = exp(−‖a − b‖² / (c m)), m the mean squared distance of the two domains' features (a
@@ -63,23 +63,48 @@ def mmd(strength: float = 1.0, widths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0,
     """
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        if z.ndim != 3 or len(z) < 2 or z.shape[1] < 2:
-            raise ValueError(
-                f"MMD expects features (T, B, D) of T ≥ 2 domains and B ≥ 2 items, got {tuple(z.shape)}"
-            )
-        gaps = torch.stack([_mmd(a, b, widths) for a, b in combinations(z, 2)])
-        return strength * gaps.mean()
+        _pairs(z, "MMD")
+        gaps = [discrepancy(kernel(torch.cat(pair), widths)) for pair in combinations(z, 2)]
+        return strength * torch.stack(gaps).mean()
 
     return penalty
 
 
-def _mmd(s: Tensor, t: Tensor, widths: tuple[float, ...]) -> Tensor:
-    b = len(s)
-    both = torch.cat([s, t])
-    squared = ((both[:, None] - both[None]) ** 2).sum(-1)  # (2B, 2B)
-    mean = squared.detach().sum() / (2 * b * (2 * b - 1))
-    k = torch.stack([torch.exp(-squared / (c * mean)) for c in widths]).sum(0)
-    off = ~torch.eye(b, dtype=torch.bool, device=s.device)
+def jan(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
+    """Joint adaptation: MMD of features and answers together, its kernel k(z, z') · k(p, p'), p = softmax(logits).
+
+    Two domains whose features agree and whose answers agree may still pair them otherwise. {cite}`long2017jan`
+    """
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        _pairs(z, "JAN")
+        p = torch.softmax(logits, -1)
+        gaps = [
+            discrepancy(
+                kernel(torch.cat([z[s], z[t]]), widths) * kernel(torch.cat([p[s], p[t]]), widths)
+            )
+            for s, t in combinations(range(len(z)), 2)
+        ]
+        return strength * torch.stack(gaps).mean()
+
+    return penalty
+
+
+def kernel(both: Tensor, widths: tuple[float, ...] = WIDTHS) -> Tensor:
+    """Σ_c exp(−‖a − b‖² / (c m)) over all pairs of rows (2B, D) -> (2B, 2B); m is a constant to the gradient."""
+    n = len(both)
+    squared = ((both[:, None] - both[None]) ** 2).sum(-1)
+    mean = squared.detach().sum() / (n * (n - 1))
+    return torch.stack([torch.exp(-squared / (c * mean)) for c in widths]).sum(0)
+
+
+def discrepancy(k: Tensor) -> Tensor:
+    """MMD² without bias from the kernel of two samples of B rows each: (2B, 2B) -> scalar, which may be below 0.
+
+    Σ_{i≠j} [k(s_i, s_j) + k(t_i, t_j)] / (B(B − 1)) − 2 Σ_ij k(s_i, t_j) / B²
+    """
+    b = len(k) // 2
+    off = ~torch.eye(b, dtype=torch.bool, device=k.device)
     return k[:b, :b][off].mean() + k[b:, b:][off].mean() - 2 * k[:b, b:].mean()
 
 
@@ -96,28 +121,37 @@ def entropy(strength: float = 1.0) -> Penalty:
     return penalty
 
 
-def dann(critic: nn.Module, strength: float = 1.0) -> Penalty:
-    """Domain-adversarial training: −(1/T) Σ_t E log q_t(R(z_t)), q = softmax(critic(·)) over the T domains.
+def afn(strength: float = 0.05, step: float = 1.0) -> Penalty:
+    """Adaptive feature norm, stepwise: λ E ( ‖z‖ − (‖z‖₀ + Δ) )², ‖z‖₀ the norm as it is, a constant; Δ = `step`.
 
-    R is the identity whose derivative is −λ: the critic, (B, D) -> (B, T), descends on telling the domains apart while the
-    body ascends on it. θ must hold the critic's parameters: start training at `{**phi, **adversary(critic)}`.
-    {cite}`ganin2016dann`, without its schedule of λ.
+    Features of both domains grow alike: small ones carry little, and the target's are small. {cite}`xu2019afn`
     """
-    f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        reversed_z = (1 + strength) * z.detach() - strength * z
-        own = below(CRITIC, theta)
-        said = torch.stack([f(own, zt) for zt in reversed_z])  # (T, B, T)
-        if said.shape[-1] != len(z):
-            raise ValueError(
-                f"expected a critic with one output for each of {len(z)} domains, got {said.shape[-1]}"
-            )
-        return -torch.log_softmax(said, -1).mean(1).diagonal().mean()
+        norm = z.norm(dim=-1)
+        return strength * ((norm - (norm.detach() + step)) ** 2).mean()
 
     return penalty
 
 
-def adversary(critic: nn.Module) -> Params:
-    """The critic's parameters as `dann` looks for them, under `critic.`."""
-    return {f"{CRITIC}{k}": v for k, v in parameters(critic).items()}
+def bsp(strength: float = 1e-4, largest: int = 1) -> Penalty:
+    """Batch spectral penalisation: λ Σ_t Σ_{i ≤ k} σ_i², the k = `largest` singular values of each domain's z (B, D).
+
+    What transfers best lies in the largest directions, what tells classes apart in the others: a companion of `dann`
+    and `cdan`. {cite}`chen2019bsp`
+    """
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        gram = (
+            z @ z.mT if z.shape[1] <= z.shape[2] else z.mT @ z
+        )  # (T, ·, ·), its eigenvalues are the σ²
+        return strength * torch.linalg.eigvalsh(gram)[:, -largest:].sum()
+
+    return penalty
+
+
+def _pairs(z: Tensor, who: str) -> None:
+    if z.ndim != 3 or len(z) < 2 or z.shape[1] < 2:
+        raise ValueError(
+            f"{who} expects features (T, B, D) of T ≥ 2 domains and B ≥ 2 items, got {tuple(z.shape)}"
+        )

@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mtlib import download
-from mtlib.align import adversary, coral, dann, entropy, mcc, mmd
+from mtlib.align import coral, entropy, mcc, mmd
 from mtlib.core import Batch, parameters
+from mtlib.critics import adversary, dann
 from mtlib.data import digits as module
 from mtlib.data.digits import FILES, changed, prepared, read_semeion, scanners
 from mtlib.download import Altered, fetch

@@ -1,0 +1,163 @@
+"""Penalties of `joint` with a critic: a second network that training plays against the body.
+
+Its parameters live in θ under `critic.`: start training at `{**phi, **adversary(critic)}`. One step serves both
+players, by a gradient that is reversed between them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mtlib.core import Batch, Loss, Params, apply, below, classify, features, parameters
+from mtlib.joint import Penalty
+from mtlib.objective import Objective, whole
+
+CRITIC = "critic."  # where a penalty looks for its critic's parameters among θ's
+
+
+def adversary(critic: nn.Module) -> Params:
+    """The critic's parameters as the penalties look for them, under `critic.`."""
+    return {f"{CRITIC}{k}": v for k, v in parameters(critic).items()}
+
+
+def reverse(z: Tensor, strength: float = 1.0) -> Tensor:
+    """R(z) = z with dR/dz = −λ, λ = `strength`: gradient reversal. {cite}`ganin2016dann`"""
+    return (1 + strength) * z.detach() - strength * z
+
+
+def warm(progress: float) -> float:
+    """The published schedule of λ: 2 / (1 + e^{−10p}) − 1, from 0 at p = 0 to 1 at p = 1. {cite}`ganin2016dann`
+
+    Training with it: `fit(lambda step: joint(net, loss, (1, 0), [dann(critic, warm(step / steps))]), ...)`.
+    """
+    return 2 / (1 + math.exp(-10 * progress)) - 1
+
+
+def dann(critic: nn.Module, strength: float = 1.0) -> Penalty:
+    """Domain-adversarial training: −(1/T) Σ_t E log q_t(R(z_t)), q = softmax(critic(·)) over the T domains.
+
+    The critic, (B, D) -> (B, T), descends on telling the domains apart while the body, behind R, ascends on it with
+    λ = `strength`. {cite}`ganin2016dann`
+    """
+    f = apply(critic)
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        said = _said(f, theta, reverse(z, strength))  # (T, B, T)
+        return -torch.log_softmax(said, -1).mean(1).diagonal().mean()
+
+    return penalty
+
+
+def cdan(critic: nn.Module, strength: float = 1.0, by_entropy: bool = True) -> Penalty:
+    """Conditional DANN: the critic, (B, D·W) -> (B, T), reads z ⊗ p, p = softmax(logits) as a constant.
+
+    −(1/T) Σ_t Σ_i w_i log q_t(R(z_i) ⊗ p_i); w_i is 1/B, or with `by_entropy` grows with 1 + e^{−H(p_i)}: sure
+    answers count more (CDAN+E). {cite}`long2018cdan`
+    """
+    f = apply(critic)
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        p = torch.softmax(logits, -1).detach()  # (T, B, W)
+        both = (reverse(z, strength)[..., None] * p[..., None, :]).flatten(2)  # (T, B, D·W)
+        said = torch.log_softmax(_said(f, theta, both), -1)  # (T, B, T)
+        w = (
+            1 + torch.exp(-torch.special.entr(p).sum(-1))
+            if by_entropy
+            else torch.ones_like(z[..., 0])
+        )
+        own = said.diagonal(dim1=0, dim2=2).mT  # (T, B): log q_t of domain t's items
+        return -((w / w.sum(1, keepdim=True)) * own).sum(1).mean()
+
+    return penalty
+
+
+def mdd(critic: nn.Module, strength: float = 1.0, margin: float = 4.0) -> Penalty:
+    """Margin disparity discrepancy: a second head f', the critic (B, D) -> (B, W), against the net's answers ŷ.
+
+    γ E_s[ −log σ_ŷ(f'(R(z))) ] + E_t[ −log(1 − σ_ŷ(f'(R(z)))) ], ŷ = argmax of the net, γ = `margin`: f' agrees with
+    the net on the source (the first domain) and disagrees on the target (the last) where it can; the body sees to it
+    that it cannot. {cite}`zhang2019mdd`
+    """
+    f = apply(critic)
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        other = torch.softmax(_said(f, theta, reverse(z, strength), logits.shape[-1]), -1)
+        agree = other.gather(-1, logits.argmax(-1, keepdim=True))[..., 0]  # (T, B)
+        tiny = torch.finfo(z.dtype).tiny
+        on_source = -agree[0].clamp(min=tiny).log().mean()
+        on_target = -(1 - agree[-1]).clamp(min=torch.finfo(z.dtype).eps).log().mean()
+        return margin * on_source + on_target
+
+    return penalty
+
+
+def mcd(net: nn.Module, strength: float = 1.0) -> Penalty:
+    """Maximum classifier discrepancy: −E_t ‖p₁ − p₂‖₁/W on R(z), p₁ and p₂ the two halves of a head of 2W outputs.
+
+    The halves descend towards disagreement on the target (the last domain), the body, behind R, towards agreement; both
+    halves learn the source by `both_halves(loss)`. The paper alternates three steps; this is one, with R between them.
+    {cite}`saito2018mcd`
+    """
+    head = classify(net)
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        first, second = head(theta, reverse(z[-1], strength)).chunk(2, -1)
+        return -(torch.softmax(first, -1) - torch.softmax(second, -1)).abs().mean()
+
+    return penalty
+
+
+def both_halves(loss: Loss) -> Loss:
+    """L(first half) + L(second half) of outputs (B, 2W) for targets (B, W): the loss of `mcd`'s network."""
+
+    def total(prediction: Tensor, y: Tensor) -> Tensor:
+        first, second = prediction.chunk(2, -1)
+        return loss(first, y) + loss(second, y)
+
+    total.columns = 2  # type: ignore[attr-defined]
+    return total
+
+
+def adda(net: nn.Module, anchor: Params, critic: nn.Module) -> Objective:
+    """ADDA: the target's body leaves the source's, which stays, until a critic takes the one's features for the other's.
+
+    L = −E_s log q_s(z_anchor(x)) − E_t log q_t(z_θ(x)) over the critic, (B, D) -> (B, 2), plus −E_t log q_s(z_θ(x)) over
+    the body: inverted labels where DANN reverses the gradient. Start at {**anchor, **adversary(critic)}; the head gets no
+    gradient and stays the source's. Data: x (2, B, ...), source then target; labels are not read. {cite}`tzeng2017adda`
+    """
+    z, f = features(net), apply(critic)
+
+    def value(theta: Params, batch: Batch) -> Tensor:
+        if len(batch.x) != 2:
+            raise ValueError(f"adda expects a source and a target, got {len(batch.x)} domains")
+        own = below(CRITIC, theta)
+        fixed = {k: v.detach() for k, v in own.items()}
+        with torch.no_grad():
+            source = z(anchor, batch.x[0])
+        target = z(theta, batch.x[1])
+        said = torch.log_softmax(f(own, torch.stack([source, target.detach()]).flatten(0, 1)), -1)
+        b = len(source)
+        tells = -said[:b, 0].mean() - said[b:, 1].mean()
+        fools = -torch.log_softmax(f(fixed, target), -1)[:, 0].mean()
+        return tells + fools
+
+    return whole(value)
+
+
+def _said(
+    f: Callable[[Params, Tensor], Tensor], theta: Params, z: Tensor, outputs: int | None = None
+) -> Tensor:
+    """The critic's outputs for each domain's features: (T, B, D) -> (T, B, outputs), T of them where none are named."""
+    own = below(CRITIC, theta)
+    said = torch.stack([f(own, zt) for zt in z])
+    wanted = outputs or len(z)
+    if said.shape[-1] != wanted:
+        raise ValueError(
+            f"expected a critic with one output for each of {wanted} "
+            f"{'classes' if outputs else 'domains'}, got {said.shape[-1]}"
+        )
+    return said
