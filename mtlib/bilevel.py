@@ -199,7 +199,8 @@ def neumann(
 def _adapted(learner: Learner, phi: Params, episode: Episode, who: str) -> Params:
     """θ as a constant: adapted from a detached φ, so that no graph of the inner steps is kept."""
     fixed = {k: v.detach() for k, v in phi.items()}
-    theta = learner.adapt(fixed, episode.support)
+    with torch.no_grad():
+        theta = learner.adapt(fixed, episode.support)
     extra = [k for k in theta if k not in phi]
     if extra:
         raise ValueError(

@@ -85,9 +85,7 @@ def toward(anchor: Params, strength: float) -> Penalty:
     return penalty
 
 
-def _own_risks(
-    loss: Loss, logits: Tensor, y: Tensor, columns: Sequence[slice] | None
-) -> Tensor:
+def _own_risks(loss: Loss, logits: Tensor, y: Tensor, columns: Sequence[slice] | None) -> Tensor:
     """Each data set's risk on its own columns of logits and targets (T, B, W) -> (T,)."""
     own = [slice(None)] * len(logits) if columns is None else columns
     if len(own) != len(logits):

@@ -6,7 +6,8 @@ function with its own rule for `vmap`: T tasks of C channels are T·C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -100,8 +101,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 #   its own    with cotangents v, v_γ, v_β of (g_x, g_γ, g_β): `_Twice`
 
 
+def _signed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps the signature that torch would look up anew at every call, at a twentieth of a MAML step."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
+
+
 class _Normalise(Function):
     @staticmethod
+    @_signed
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,6 +134,7 @@ class _Normalise(Function):
 
 class _Backward(Function):
     @staticmethod
+    @_signed
     def forward(
         g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,6 +163,7 @@ class _Twice(Function):
     """The backward pass of `_Backward`: (v, v_γ, v_β) -> cotangents of g, x and γ."""
 
     @staticmethod
+    @_signed
     def forward(
         v: Tensor,
         vw: Tensor,

@@ -12,7 +12,9 @@ from torch import nn
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode
 
-CONSTANT = {"linear_probe": "its solution is a constant to the outer gradient, by design"}
+CONSTANT = dict.fromkeys(
+    ("linear_probe", "lp_ft"), "the probe's solution is a constant to the outer gradient, by design"
+)
 
 
 def vectors(tasks=3, rows=9, inputs=4):

@@ -106,7 +106,8 @@ def lp_ft(
 ) -> Learner:
     """Linear probing, then fine-tuning: the new head is solved first, so that it does not drag the body about.
 
-    θ₀ = (φ_body, W*, b*) with the solution of `linear_probe`; then `finetune`. Runs in a loop over tasks only.
+    θ₀ = (φ_body, W*, b*) with the solution of `linear_probe`, a constant to the outer gradient; then `finetune`. Runs in
+    a loop over tasks only.
     Raises ValueError where the head is not one linear layer. {cite}`kumar2022finetuning`
     """
     probe, tune = linear_probe(net, loss, strength), finetune(net, loss, lr, steps, pull)
