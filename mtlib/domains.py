@@ -1,0 +1,169 @@
+"""Training on several domains for one that is not seen: objectives over batches (T, B, ...), T the training domains."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtlib.bilevel import at, unrolled
+from mtlib.core import Batch, Episode, Loss, Params, Stream, apply, over, risk
+from mtlib.joint import risks
+from mtlib.learners.gradient import maml
+from mtlib.objective import Objective, add_gradient, over_tasks, whole
+
+GROUP = "group."  # where `group_dro` keeps its own entries among φ's
+
+
+def irm(net: nn.Module, loss: Loss, strength: float) -> Objective:
+    """IRMv1: 1/T Σ_t L_t(f_θ) + λ ‖∇_{w|w=1} L_t(w · f_θ)‖²: one scale of the outputs is to be best in all domains.
+
+    λ = `strength`; 0 is plain joint training. The paper begins with a small λ and raises it: `fit` takes a function of
+    the step. The square is taken on the batch, which adds the variance of the slope to its expectation.
+    {cite}`arjovsky2019invariant`
+    """
+    f = apply(net)
+
+    def value(theta: Params, batch: Batch) -> Tensor:
+        def one(x: Tensor, y: Tensor) -> Tensor:
+            prediction = f(theta, x)
+            level, slope = scale_slope(loss, prediction, y)
+            return level + strength * slope**2
+
+        return torch.stack([one(x, y) for x, y in zip(*batch, strict=True)]).mean()
+
+    return whole(value)
+
+
+def scale_slope(loss: Loss, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """L(w · ŷ) and its derivative by w, at w = 1: two scalars."""
+    slope, level = torch.func.grad_and_value(lambda w: risk(loss, w * prediction, y))(
+        torch.ones_like(prediction[0, 0])
+    )
+    return level, slope
+
+
+def vrex(net: nn.Module, loss: Loss, strength: float) -> Objective:
+    """VREx: mean_t L_t(f_θ) + λ Var_t L_t(f_θ), the variance over the T training domains (divided by T).
+
+    λ = `strength`; 0 is plain joint training. {cite}`krueger2021rex`
+    """
+    terms = risks(net, loss)
+
+    def value(theta: Params, batch: Batch) -> Tensor:
+        values = terms(theta, batch)
+        return values.mean() + strength * values.var(correction=0)
+
+    return whole(value)
+
+
+def group_dro(net: nn.Module, loss: Loss) -> Objective:
+    """Group DRO: Σ_t q_t L_t(f_θ) with q = softmax(γ), where the domains that do badly gain weight. {cite}`sagawa2020distributionally`
+
+    The gradient of θ is that of the sum, q constant; what is returned for γ is −L_t, so that SGD with rate η on γ is
+    the paper's exponentiated gradient, q_t ← q_t e^{η L_t} / Σ. (The paper moves q before θ, here both move at once.)
+    Rate 0 on γ is plain joint training. Start from {**φ, **group_weights(T)}, with plain SGD on the entries `group.`.
+    """
+    terms = risks(net, loss)
+
+    def value(phi: Params, batch: Batch) -> Tensor:
+        values = terms(phi, batch)
+        return torch.softmax(_logits(phi, values), 0) @ values
+
+    def value_and_grad(phi: Params, batch: Batch) -> tuple[Tensor, Params]:
+        leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
+        with torch.enable_grad():
+            values = terms(leaves, batch)
+            total = torch.softmax(_logits(phi, values).detach(), 0) @ values
+        grads = add_gradient({}, total, leaves)
+        return total.detach(), {**grads, _GAMMA: -values.detach().to(phi[_GAMMA])}
+
+    return Objective(value, value_and_grad)
+
+
+def group_weights(domains: int) -> Params:
+    """The entries that `group_dro` adds to φ: γ_t = 0, equal weights, for T = `domains`."""
+    return {_GAMMA: torch.zeros(domains)}
+
+
+def mldg(net: nn.Module, loss: Loss, lr: float, strength: float) -> Objective:
+    """MLDG: L^S(φ) + β L^Q(φ − α ∇L^S(φ)): a step on some domains should help on the one held out. {cite}`li2018mldg`
+
+    α = `lr`, β = `strength`; the data are the episodes of `held_out`. It is MAML with one step plus the joint risk of
+    the support set; strength 0 is plain joint training on it.
+    """
+    learner = maml(net, loss, lr, steps=1)
+    after = unrolled(learner, loss)
+
+    def task(phi: Params, episode: Episode) -> Tensor:
+        return at(learner, loss, phi, episode.support) + strength * after(phi, episode)
+
+    return over_tasks(task)
+
+
+def held_out(stream: Stream, seed: int) -> Stream:
+    """Episodes from batches of T domains: one domain, drawn by (seed, step), is the query, the others are the support.
+
+    Batch (T, B, ...) -> Episode with T = 1 task: support (1, (T − 1)·B, ...), query (1, B, ...).
+    """
+
+    def episodes(step: int) -> Episode:
+        batch = _domains(stream(step), "held_out")
+        out = int(np.random.default_rng([seed, step, 53]).integers(len(batch.x)))
+        kept = [t for t in range(len(batch.x)) if t != out]
+        return Episode(
+            over(lambda d: d[kept].flatten(0, 1)[None], batch), over(lambda d: d[out][None], batch)
+        )
+
+    return episodes
+
+
+def mixup(stream: Stream, strength: float, seed: int) -> Stream:
+    """Mixup: each item is mixed with another of the batch, of any domain. {cite}`zhang2018mixup`
+
+    x̃_i = λ_i x_i + (1 − λ_i) x_π(i), ỹ_i likewise, λ_i ~ Beta(α, α) with α = `strength` and π a permutation of all T·B
+    items, both drawn by (seed, step). Strength 0 is the stream itself; with T = 1 items of one domain mix.
+    """
+    if strength < 0:
+        raise ValueError(f"expected a strength of at least 0, got {strength}")
+    if strength == 0:
+        return stream
+
+    def mixed(step: int) -> Batch:
+        batch = stream(step)
+        rng = np.random.default_rng([seed, step, 59])
+        sets, items = batch.x.shape[:2]
+        order = torch.from_numpy(rng.permutation(sets * items)).to(batch.x.device)
+        share = torch.from_numpy(rng.beta(strength, strength, sets * items))
+
+        def mix(d: Tensor) -> Tensor:
+            flat = d.flatten(0, 1)  # (T·B, ...)
+            w = share.to(d).view(-1, *[1] * (flat.ndim - 1))
+            return (w * flat + (1 - w) * flat[order]).view_as(d)
+
+        return over(mix, batch)
+
+    return mixed
+
+
+# Helpers -----------------------------------------------------------------------------------------
+
+_GAMMA = f"{GROUP}logits"
+
+
+def _logits(phi: Params, values: Tensor) -> Tensor:
+    gamma = phi.get(_GAMMA)
+    if gamma is None or gamma.shape != values.shape:
+        got = "none" if gamma is None else f"shape {tuple(gamma.shape)}"
+        raise ValueError(
+            f"expected an entry {_GAMMA!r} of φ with one number for each of {len(values)} domains, got {got}. "
+            "Start from {**phi, **group_weights(T)}."
+        )
+    return gamma.to(values)
+
+
+def _domains(batch: Batch, who: str) -> Batch:
+    if not isinstance(batch, Batch) or len(batch.x) < 2:
+        got = f"{len(batch.x)} domain" if isinstance(batch, Batch) else type(batch).__name__
+        raise ValueError(f"{who} expects batches of at least 2 domains (T, B, ...), got {got}")
+    return batch

@@ -1,0 +1,98 @@
+"""Criteria that read no label of the target: for choosing methods, strengths and the step at which training stops.
+
+n items · C classes · D features. Everything is computed in float64. Which way is better stands in each docstring.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+
+def entropy(logits: Tensor) -> float:
+    """(1/n) Σ_i H(p_i), p = softmax(logits), in nats: lower is surer. {cite}`morerio2018minimal`
+
+    logits: (n, C) on the target's items. Its minimum, 0, is also reached by one class for everything. Raises ValueError for another
+    shape, or numbers that are not finite.
+    """
+    p = torch.softmax(_rows(logits, "logits"), 1)
+    return torch.special.entr(p).sum(1).mean().item()
+
+
+def information(logits: Tensor) -> float:
+    """H(mean p) − mean H(p), p = softmax(logits): mutual information of answer and item, higher is better. {cite}`bridle1991unsupervised`
+
+    logits: (n, C). Between 0 and log C, in nats: sure one by one, varied in sum. It supposes that the classes are about equally
+    frequent in the target.
+    """
+    p = torch.softmax(_rows(logits, "logits"), 1)
+    of_mean = torch.special.entr(p.mean(0)).sum()
+    return (of_mean - torch.special.entr(p).sum(1).mean()).item()
+
+
+def snd(x: Tensor, temperature: float = 0.05) -> float:
+    """Soft neighbourhood density: −(1/n) Σ_i Σ_{j≠i} P_ij log P_ij, higher is denser. {cite}`saito2021snd`
+
+    P_ij ∝ exp(⟨x_i, x_j⟩ / τ) over j ≠ i, rows of x: (n, D) at length one; the paper takes the softmax outputs as x. Between
+    0 and log(n − 1): items with many near neighbours score high, and one point for everything scores highest.
+    """
+    x = _rows(x, "x")
+    if len(x) < 2 or not temperature > 0:
+        raise ValueError(
+            f"expected n ≥ 2 rows and a temperature > 0, got {len(x)} and {temperature}"
+        )
+    x = torch.nn.functional.normalize(x, dim=1)
+    alike = (x @ x.mT / temperature).fill_diagonal_(-torch.inf)
+    return torch.special.entr(torch.softmax(alike, 1)).sum(1).mean().item()
+
+
+def density_ratio(source: Tensor, target: Tensor, at: Tensor) -> Tensor:
+    """w(f) = p_T(f) / p_S(f) at the rows of `at`, from a classifier that tells the domains apart. {cite}`you2019dev`
+
+    w = (n_S / n_T) · q(target | f) / q(source | f), q a logistic regression on standardised features. source: (n_S, D),
+    target: (n_T, D), at: (n, D) -> (n,).
+    """
+    source, target, at = _rows(source, "source"), _rows(target, "target"), _rows(at, "at")
+    if not source.shape[1] == target.shape[1] == at.shape[1]:
+        shapes = [tuple(d.shape) for d in (source, target, at)]
+        raise ValueError(f"expected features of one width, got {shapes}")
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    domain = np.repeat([0, 1], [len(source), len(target)])
+    model.fit(torch.cat([source, target]).cpu().numpy(), domain)
+    odds = np.exp(np.clip(model.decision_function(at.cpu().numpy()), -50, 50))
+    return torch.from_numpy(odds) * len(source) / len(target)
+
+
+def dev(losses: Tensor, weights: Tensor) -> float:
+    """Deep embedded validation: an estimate of the target's risk, lower is better. {cite}`you2019dev`
+
+    mean(wℓ) + η mean(w) − η, η = −cov(wℓ, w) / var(w). losses: (n,) of held-out source items, with labels; weights: (n,)
+    their `density_ratio` on features of the model that is judged. The control variate w, whose mean is 1, takes variance away: with the
+    true w the estimate errs by O(1/n) on average. Equal weights give mean(wℓ).
+    """
+    losses, weights = losses.detach().double(), weights.detach().double().to(losses.device)
+    if losses.ndim != 1 or losses.shape != weights.shape or len(losses) < 2:
+        raise ValueError(
+            f"expected a loss and a weight for each of n ≥ 2 items, got {tuple(losses.shape)} and {tuple(weights.shape)}"
+        )
+    if bool((weights < 0).any()) or not bool(torch.isfinite(torch.stack([losses, weights])).all()):
+        raise ValueError("expected finite losses and weights ≥ 0")
+    weighted, spread = weights * losses, weights.var()
+    if spread == 0:
+        return weighted.mean().item()
+    cov = ((weighted - weighted.mean()) * (weights - weights.mean())).sum() / (len(losses) - 1)
+    eta = -cov / spread
+    return (weighted.mean() + eta * weights.mean() - eta).item()
+
+
+def _rows(x: Tensor, name: str) -> Tensor:
+    x = x.detach().double()
+    if x.ndim != 2 or not x.numel():
+        raise ValueError(f"expected {name} of shape (n, columns), got {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"expected finite numbers in {name}; some are NaN or infinite")
+    return x

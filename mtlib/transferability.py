@@ -1,0 +1,222 @@
+"""How well a source model suits a target task, judged without training on it; and how far two domains lie apart.
+
+n items · D features · C target classes · Z source classes. Everything is computed in float64; higher means more suited.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+
+def h_score(f: Tensor, y: Tensor) -> float:
+    """tr(cov(f)⁺ cov(E[f | y])): the part of the features' variance that the class explains. {cite}`bao2019hscore`
+
+    f: (n, D), y: (n,) class numbers. Where the covariance is singular its pseudo-inverse stands in, so the score is between
+    0 and min(D, C − 1): the sum of squared canonical correlations of features and one-hot labels, the same after any
+    invertible affine map of f. Raises ValueError for shapes that do not fit, fewer than two classes, numbers not finite.
+    """
+    f, y = _labelled(f, y)
+    g = f - f.mean(0)
+    targets = _indicators(y)
+    means = targets @ (targets.mT @ g / targets.sum(0)[:, None])  # (n, D), E[f | y] of each item
+    inverse = torch.linalg.pinv(g.mT @ g, hermitian=True, rtol=1e-12)
+    return (inverse * (means.mT @ means)).sum().item()
+
+
+def nce(z: Tensor, y: Tensor) -> float:
+    """Negative conditional entropy −H(Y | Z) = Σ_zy P(z, y) log P(y | z), P the empirical shares. {cite}`tran2019nce`
+
+    z: (n,) source classes of the target's items (labels, or a model's answers), y: (n,) target classes. At most 0, which is
+    reached where z tells y. Raises ValueError for shapes that do not fit or numbers that are no classes.
+    """
+    z, y = _classes(z, "z"), _classes(y, "y")
+    if z.shape != y.shape:
+        raise ValueError(f"expected as many z as y, got {tuple(z.shape)} and {tuple(y.shape)}")
+    joint = _indicators(z).mT @ _indicators(y) / len(y)  # (Z, C)
+    given = joint / joint.sum(1, keepdim=True)
+    return torch.special.xlogy(joint, given).sum().item()
+
+
+def leep(p: Tensor, y: Tensor) -> float:
+    """Log expected empirical prediction: (1/n) Σ_i log Σ_z P(y_i | z) p_iz. {cite}`nguyen2020leep`
+
+    p: (n, Z) a source model's probabilities on the target's items, rows summing to one; y: (n,) target classes.
+    P(y | z) = Σ_{i: y_i = y} p_iz / Σ_i p_iz. For one-hot rows it equals `nce` of the answers. Raises ValueError for
+    shapes that do not fit, or rows that are no probabilities.
+    """
+    p, y = _labelled(p, y, at_least=1)
+    if bool((p < 0).any()) or bool(((p.sum(1) - 1).abs() > 1e-4).any()):
+        raise ValueError(
+            "expected probabilities: rows ≥ 0 that sum to 1; apply torch.softmax(logits, 1) first"
+        )
+    targets = _indicators(y)
+    joint = targets.mT @ p  # (C, Z)
+    given = joint / joint.sum(0).clamp(min=torch.finfo(torch.float64).tiny)
+    return (targets * (p @ given.mT)).sum(1).log().mean().item()
+
+
+def logme(f: Tensor, y: Tensor) -> float:
+    """Log maximum evidence: (1/n) max_{α, β} log p(y | f, α, β), averaged over the columns of y. {cite}`you2021logme`
+
+    f: (n, D); y: (n,) class numbers, made one-hot, or real targets (n,) or (n, K) for regression. The model is
+    y = f w + noise, w ~ N(0, α⁻¹ I), noise ~ N(0, β⁻¹ I), without an intercept; α and β are `evidence_maximum`'s. The same
+    after a rotation of f, or a change of its scale. Raises ValueError for shapes that do not fit or numbers not finite.
+    """
+    if y.is_floating_point():
+        f, targets = _real(f), _real(y[:, None] if y.ndim == 1 else y, "y")
+    else:
+        f, y = _labelled(f, y)
+        targets = _indicators(y)
+    best = evidence_maximum(f, targets)
+    columns = zip(targets.mT, best.alpha.tolist(), best.beta.tolist(), strict=True)
+    return sum(log_evidence(f, *column) for column in columns) / targets.shape[1] / len(f)
+
+
+class Precisions(NamedTuple):
+    alpha: Tensor  # of the prior of w; one a column of the targets
+    beta: Tensor  # of the noise
+
+
+def evidence_maximum(f: Tensor, t: Tensor, tolerance: float = 1e-9) -> Precisions:
+    """α and β where the evidence is largest: α = γ / ‖m‖², β = (n − γ) / ‖f m − t‖², repeated until still.
+
+    m = (fᵀf + (α/β) I)⁻¹ fᵀt, γ = Σ_i s_i² / (s_i² + α/β), s the singular values of f: (n, D); t: (n,) or (n, K) columns, each
+    with precisions of its own. Both follow from the ratio α/β, which is what is repeated. It is kept within 10^±10 of the largest s², where
+    the evidence is flat: features that say nothing send α to infinity, targets that are met exactly send β there.
+    {cite}`mackay1992bayesian`
+    """
+    f, columns = _real(f), _columns(t, len(f))
+    u, s, _ = torch.linalg.svd(f, full_matrices=False)
+    square, part = s[:, None] ** 2, (u.mT @ columns) ** 2  # (R, 1) and (R, K)
+    outside = (columns.square().sum(0) - part.sum(0)).clamp(min=0)
+    top, n = square.max(), len(columns)
+    if not (top > 0 and bool((columns != 0).any(0).all())):
+        raise ValueError("expected features and targets that are not all zero")
+    ratio = (top / n).expand(columns.shape[1])
+    for _ in range(10_000):
+        shrunk = ratio + square
+        m2 = (square * part / shrunk**2).sum(0)  # ‖m‖²
+        rest = ((ratio / shrunk) ** 2 * part).sum(0) + outside  # ‖f m − t‖²
+        gamma = (square / shrunk).sum(0)
+        new = gamma * rest / ((n - gamma) * m2).clamp(min=1e-300)
+        old, ratio = ratio, new.clamp(1e-10 * top, 1e10 * top)
+        if (ratio / old).log().abs().max() < tolerance:
+            break
+    beta = n / (ratio * m2 + rest).clamp(min=1e-300)
+    return Precisions((ratio * beta).view(t.shape[1:]), beta.view(t.shape[1:]))
+
+
+def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
+    """log p(t | f, α, β) = log N(t; 0, β⁻¹ I + α⁻¹ f fᵀ), for f: (n, D) and one column t: (n,).
+
+    = (n log β + D log α − n log 2π − β ‖f m − t‖² − α ‖m‖² − log |A|) / 2, A = α I + β fᵀf and m = β A⁻¹ fᵀt.
+    """
+    if t.ndim != 1:
+        raise ValueError(f"expected one column of targets (n,), got {tuple(t.shape)}")
+    f, t = _real(f), _columns(t, len(f))[:, 0]
+    if not (alpha > 0 and beta > 0):
+        raise ValueError(f"expected positive precisions, got alpha={alpha}, beta={beta}")
+    n, d = f.shape
+    a = alpha * torch.eye(d, dtype=f.dtype) + beta * f.mT @ f
+    m = beta * torch.linalg.solve(a, f.mT @ t)
+    fit = beta * (f @ m - t).square().sum() + alpha * m.square().sum() + torch.linalg.slogdet(a)[1]
+    constants = n * math.log(beta) + d * math.log(alpha) - n * math.log(2 * math.pi)
+    return (constants - fit.item()) / 2
+
+
+def transrate(f: Tensor, y: Tensor, eps: float = 1e-4) -> float:
+    """R(f) − Σ_c (n_c/n) R(f_c), R(f) = ½ log det(I + fᵀf / (n ε)): the bits per item that the class saves. {cite}`huang2022transrate`
+
+    f: (n, D), centred as a whole (not class by class) first; f_c the n_c rows of class c; in nats. At least 0, and 0 where all classes
+    have one second moment. With classes of unequal size the authors' listing weights each by 1/C instead. The scale of f counts
+    against ε.
+    """
+    f, y = _labelled(f, y)
+    if not eps > 0:
+        raise ValueError(f"expected eps > 0, got {eps}")
+    g = f - f.mean(0)
+    saved = [len(part) / len(g) * _rate(part, eps) for part in (g[y == c] for c in y.unique())]
+    return _rate(g, eps) - sum(saved)
+
+
+def _rate(f: Tensor, eps: float) -> float:
+    n, d = f.shape
+    eye = torch.eye(d, dtype=f.dtype)
+    return 0.5 * torch.linalg.slogdet(eye + f.mT @ f / (n * eps))[1].item()
+
+
+def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> float:
+    """2 (1 − 2 ε), ε the error of a linear classifier that tells domain a from domain b. {cite}`bendavid2010theory`
+
+    a: (n, D), b: (m, D) features. Logistic regression with a ridge (scikit-learn's C = `strength`) on standardised features is
+    trained on one half of each domain and tested on the other, then the halves change places; ε is the mean over the two domains, so sizes
+    need not be equal. 2 where the domains are told apart always, about 0 (also below it, by chance) where never. Raises
+    ValueError for shapes that do not fit.
+    """
+    a, b = _real(a, "a"), _real(b, "b")
+    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 4:
+        raise ValueError(
+            f"expected two domains of one width and ≥ 4 items each, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    rng = np.random.default_rng(seed)
+    halves = [np.array_split(d.detach().cpu().numpy()[rng.permutation(len(d))], 2) for d in (a, b)]
+    errors = []
+    for trained in (0, 1):
+        model = make_pipeline(
+            StandardScaler(),
+            LogisticRegression(C=strength, class_weight="balanced", max_iter=1000),
+        )
+        x = np.concatenate([half[trained] for half in halves])
+        model.fit(x, np.repeat([0, 1], [len(half[trained]) for half in halves]))
+        errors += [np.mean(model.predict(half[1 - trained]) != k) for k, half in enumerate(halves)]
+    return float(2 * (1 - 2 * np.mean(errors)))
+
+
+# What may come in ----------------------------------------------------------------------------
+
+
+def _real(f: Tensor, name: str = "f") -> Tensor:
+    f = f.detach().double()
+    if f.ndim != 2 or not f.numel():
+        raise ValueError(f"expected {name} of shape (n, D), got {tuple(f.shape)}")
+    if not bool(torch.isfinite(f).all()):
+        raise ValueError(f"expected finite numbers in {name}; some are NaN or infinite")
+    return f
+
+
+def _columns(t: Tensor, n: int) -> Tensor:
+    if t.ndim not in (1, 2) or len(t) != n:
+        raise ValueError(f"expected one target an item, ({n},), got {tuple(t.shape)}")
+    return _real(t.view(n, -1), "t")
+
+
+def _classes(y: Tensor, name: str) -> Tensor:
+    if y.ndim != 1 or y.is_floating_point() or not len(y):
+        raise ValueError(
+            f"expected {name} of class numbers (n,), integers; got {tuple(y.shape)} of {y.dtype}. "
+            "For one-hot rows take y.argmax(1)."
+        )
+    return y.long()
+
+
+def _labelled(f: Tensor, y: Tensor, at_least: int = 2) -> tuple[Tensor, Tensor]:
+    f, y = _real(f), _classes(y, "y")
+    if len(f) != len(y):
+        raise ValueError(f"expected as many rows as labels, got {len(f)} and {len(y)}")
+    if len(y.unique()) < at_least:
+        raise ValueError(f"expected at least {at_least} classes in y, got {y.unique().tolist()}")
+    return f, y.to(f.device)
+
+
+def _indicators(y: Tensor) -> Tensor:
+    """(n,) classes -> (n, C) ones and zeros, a column for each class that occurs."""
+    return one_hot(y.unique(return_inverse=True)[1]).double()

@@ -1,0 +1,200 @@
+"""Objectives that choose, or replace, the weights of the sum over data sets. They stand where `joint` stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtlib.core import Batch, Loss, Params
+from mtlib.joint import risks
+from mtlib.objective import Objective, add_gradient, whole
+
+WEIGHT = "weight."  # where these objectives keep their own entries among φ's
+
+
+def uncertainty(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -> Objective:
+    """Weights by uncertainty: Σ_t e^{−s_t} L_t(f_θ) + s_t/2, with s_t = log σ_t² learnt along. {cite}`kendall2018multi`
+
+    This is the paper's form for classification, L/σ² + log σ. With L = ½ · (squared error) it is its form for
+    regression, L/(2σ²) + log σ. Where s is optimal, e^{s_t} = 2L_t; s = 0 is the plain sum. Start from
+    {**φ, **log_variances(T)}.
+    """
+    terms = risks(net, loss, columns)
+
+    def value(phi: Params, batch: Batch) -> Tensor:
+        values = terms(phi, batch)  # (T,)
+        s = _entry(phi, "log_variance", len(values), "log_variances(T)")
+        return ((-s).exp() * values + s / 2).sum()
+
+    return whole(value)
+
+
+def log_variances(sets: int) -> Params:
+    """The entries that `uncertainty` adds to φ: s_t = 0 for T = `sets` data sets."""
+    return {f"{WEIGHT}log_variance": torch.zeros(sets)}
+
+
+def gradnorm(
+    net: nn.Module,
+    loss: Loss,
+    strength: float = 1.5,
+    columns: Sequence[slice] | None = None,
+    layer: str | None = None,
+) -> Objective:
+    """GradNorm: Σ_t w_t L_t(f_θ) with w = T softmax(ω), and ω such that all data sets train at one pace. {cite}`chen2018gradnorm`
+
+    The gradient of θ is that of the sum, w constant. The gradient of ω is that of Σ_t |G_t − Ḡ r_t^α|, where
+    G_t = w_t ‖∇_W L_t‖, Ḡ = mean(G), r_t = (L_t / L_t(0)) / mean(L / L(0)), α = `strength`, and Ḡ r_t^α is a constant.
+    W is the entry named `layer`: where None is given, the last of the body's weights with two axes or more. Start from
+    {**φ, **balances(L(0))}: L(0) travels in φ, and no gradient reaches it. Raises ValueError where there is no W.
+    """
+    terms, name = risks(net, loss, columns), layer or _last_shared(net)
+
+    def value(phi: Params, batch: Batch) -> Tensor:
+        values = terms(phi, batch)
+        return _balance(phi, values) @ values
+
+    def value_and_grad(phi: Params, batch: Batch) -> tuple[Tensor, Params]:
+        leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
+        with torch.enable_grad():
+            values = terms(leaves, batch)  # (T,)
+            w = _balance(leaves, values)
+            norms = torch.stack(
+                [torch.autograd.grad(v, leaves[name], retain_graph=True)[0].norm() for v in values]
+            )
+            pace = values.detach() / phi[f"{WEIGHT}initial"]
+            target = (w * norms).detach().mean() * (pace / pace.mean()) ** strength
+            unrest = (w * norms - target).abs().sum()
+            total = w.detach() @ values
+        grads = add_gradient({}, total, leaves)
+        return total.detach(), add_gradient(grads, unrest, {_OMEGA: leaves[_OMEGA]})
+
+    return Objective(value, value_and_grad)
+
+
+def balances(initial: Tensor) -> Params:
+    """The entries that `gradnorm` adds to φ: ω = 0, and the risks L(0) (T,) before training, all above 0."""
+    if initial.ndim != 1 or not bool((initial > 0).all()):
+        raise ValueError(
+            f"expected the risks of T data sets before training, (T,) and above 0, got {initial.tolist()}. "
+            "`risks(net, loss)(phi, stream(0))` has them."
+        )
+    start = initial.detach().clone()
+    return {_OMEGA: torch.zeros_like(start), f"{WEIGHT}initial": start}
+
+
+def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -> Objective:
+    """Gradient surgery: the mean of the gradients g_t, each without what works against another. {cite}`yu2020pcgrad`
+
+    For each t, through the other j in random order: g_t ← g_t − (g_t·g_j / ‖g_j‖²) g_j where g_t·g_j < 0, with g_j as
+    it was. The order is drawn from torch's random state, which `fit` sets by (seed, step). The value is the mean of the
+    L_t. With own heads (`columns`) the surgery is on all but the head, which nobody shares.
+    """
+    terms = risks(net, loss, columns)
+
+    def value(phi: Params, batch: Batch) -> Tensor:
+        return terms(phi, batch).mean()
+
+    def value_and_grad(phi: Params, batch: Batch) -> tuple[Tensor, Params]:
+        leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
+        with torch.enable_grad():
+            values = terms(leaves, batch)
+        each = [
+            torch.autograd.grad(v, list(leaves.values()), retain_graph=True, allow_unused=True)
+            for v in values
+        ]
+        grads, shared = dict[str, Tensor](), dict[str, Tensor]()
+        for k, parts in zip(leaves, zip(*each, strict=True), strict=True):
+            if parts[0] is not None:
+                rows = torch.stack(parts)  # (T, *shape)
+                grads[k] = rows.mean(0)
+                if columns is None or not k.startswith("head."):
+                    shared[k] = rows
+        flat = torch.cat([rows.flatten(1) for rows in shared.values()], 1)  # (T, P)
+        pieces = without_conflict(flat).mean(0).split([grads[k].numel() for k in shared])
+        for k, piece in zip(shared, pieces, strict=True):
+            grads[k] = piece.view_as(grads[k])
+        return values.detach().mean(), grads
+
+    return Objective(value, value_and_grad)
+
+
+def without_conflict(g: Tensor) -> Tensor:
+    """Each row of g (T, P), projected off those other rows that it has a negative product with, in random order."""
+    result = []
+    for t in range(len(g)):
+        row = g[t]
+        for j in torch.randperm(len(g)).tolist():
+            product = row @ g[j]
+            if j != t and product < 0:
+                row = row - product / (g[j] @ g[j]) * g[j]
+        result.append(row)
+    return torch.stack(result)
+
+
+# The α of an α-weighted risk -------------------------------------------------------------------
+
+
+def best_alpha(target: int, source: int, distance: float, dimension: float) -> float:
+    """The α that makes the bound on (1 − α) L_S + α L_T smallest, in closed form. {cite}`bendavid2010theory`
+
+    min_α √(d/m) · √(α²/β + (1 − α)²/(1 − β)) + (1 − α) A, with m_T = `target` and m_S = `source` labels,
+    m = m_S + m_T, β = m_T/m, A = `distance` between the domains and d = `dimension` of the hypotheses. With D² = d/A²:
+    α* = 1 where m_T ≥ D², else min{1, β (1 + m_S / √(D² m − m_S m_T))}.
+    """
+    if target < 1 or source < 0 or distance < 0 or dimension <= 0:
+        raise ValueError(
+            "expected at least 1 target label, no negative number of source labels or distance, and a dimension "
+            f"above 0; got {target=}, {source=}, {distance=}, {dimension=}"
+        )
+    m = target + source
+    if target * distance**2 >= dimension:
+        return 1.0
+    pull = source * distance / (dimension * m - source * target * distance**2) ** 0.5
+    return min(1.0, target / m * (1 + pull))
+
+
+def exact_alpha(target: int, source: int, gap: float, deviation: float) -> float:
+    """The α for which α ȳ_T + (1 − α) ȳ_S has the smallest expected squared error as an estimate of the target's mean.
+
+    α* = (δ² + σ²/n_S) / (δ² + σ²/n_S + σ²/n_T), δ = `gap` between the two means, σ = `deviation` of one observation.
+    """
+    if target < 1 or source < 1 or deviation <= 0:
+        raise ValueError(
+            f"expected observations of both and a deviation above 0, got {target=}, {source=}, {deviation=}"
+        )
+    off = gap**2 + deviation**2 / source
+    return off / (off + deviation**2 / target)
+
+
+# Helpers -----------------------------------------------------------------------------------------
+
+_OMEGA = f"{WEIGHT}omega"
+
+
+def _balance(phi: Params, values: Tensor) -> Tensor:
+    omega = _entry(phi, "omega", len(values), "balances(initial)").to(values)
+    return len(values) * torch.softmax(omega, 0)
+
+
+def _entry(phi: Params, name: str, sets: int, maker: str) -> Tensor:
+    entry = phi.get(WEIGHT + name)
+    if entry is None or entry.shape != (sets,):
+        got = "none" if entry is None else f"shape {tuple(entry.shape)}"
+        raise ValueError(
+            f"expected an entry {WEIGHT + name!r} of φ with one number for each of {sets} data sets, got {got}. "
+            f"Start from {{**phi, **{maker}}}."
+        )
+    return entry
+
+
+def _last_shared(net: nn.Module) -> str:
+    names = [k for k, v in net.named_parameters() if k.startswith("body.") and v.ndim >= 2]
+    if not names:
+        raise ValueError(
+            f"GradNorm expects a network whose `body` has weights with two axes or more; {type(net).__name__} has "
+            "none. Name the shared entry as `layer`."
+        )
+    return names[-1]
