@@ -95,6 +95,7 @@ def kernel(both: Tensor, widths: tuple[float, ...] = WIDTHS) -> Tensor:
     n = len(both)
     squared = ((both[:, None] - both[None]) ** 2).sum(-1)
     mean = squared.detach().sum() / (n * (n - 1))
+    mean = mean.clamp(min=torch.finfo(both.dtype).tiny)  # rows that are all one
     return torch.stack([torch.exp(-squared / (c * mean)) for c in widths]).sum(0)
 
 

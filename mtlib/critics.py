@@ -85,11 +85,12 @@ def mdd(critic: nn.Module, strength: float = 1.0, margin: float = 4.0) -> Penalt
     f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        other = torch.softmax(_said(f, theta, reverse(z, strength), logits.shape[-1]), -1)
-        agree = other.gather(-1, logits.argmax(-1, keepdim=True))[..., 0]  # (T, B)
-        tiny = torch.finfo(z.dtype).tiny
-        on_source = -agree[0].clamp(min=tiny).log().mean()
-        on_target = -(1 - agree[-1]).clamp(min=torch.finfo(z.dtype).eps).log().mean()
+        other = _said(f, theta, reverse(z, strength), logits.shape[-1])  # (T, B, W)
+        named = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
+        total = other.logsumexp(-1)  # log σ_ŷ = own − total, log(1 − σ_ŷ) = rest − total
+        own, rest = other[named].view_as(total), other.masked_fill(named, -torch.inf).logsumexp(-1)
+        on_source = (total - own)[0].mean()
+        on_target = (total - rest)[-1].mean()
         return margin * on_source + on_target
 
     return penalty

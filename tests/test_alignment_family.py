@@ -75,6 +75,12 @@ def test_the_discrepancy_is_the_unbiased_estimator_written_out():
     assert discrepancy(k).item() == pytest.approx(total, abs=1e-14)
 
 
+def test_collapsed_features_have_no_distance_and_a_finite_gradient():
+    z = torch.ones(2, 5, 3, requires_grad=True)
+    value = mmd()({}, z, z)
+    assert value == 0 and torch.isfinite(torch.autograd.grad(value, z)[0]).all()
+
+
 def test_jan_is_the_discrepancy_of_the_product_kernel(z, logits):
     p = torch.softmax(logits, -1)
     product = kernel(z.flatten(0, 1)) * kernel(p.flatten(0, 1))
@@ -183,6 +189,15 @@ def test_mdd_is_its_two_terms(z, logits):
     own = np.take_along_axis(sigma, chosen[..., None], -1)[..., 0]
     expected = 3.0 * -np.log(own[0]).mean() - np.log(1 - own[1]).mean()
     assert mdd(q, margin=3.0)(adversary(q), z, logits).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_mdd_stays_finite_where_the_second_head_is_sure(z, logits):
+    q = critic(D, W)
+    own = {k: 1e4 * v for k, v in adversary(q).items()}
+    z.requires_grad_()
+    value = mdd(q)(own, z, logits)
+    assert torch.isfinite(value) and value > 100
+    assert torch.isfinite(torch.autograd.grad(value, z)[0]).all()
 
 
 @pytest.mark.parametrize(
