@@ -16,18 +16,18 @@ from torch import Tensor
 def entropy(logits: Tensor) -> float:
     """(1/n) Σ_i H(p_i), p = softmax(logits), in nats: lower is surer. {cite}`morerio2018minimal`
 
-    logits: (n, C) on the target's items. Its minimum, 0, is also reached by one class for everything. Raises ValueError for another
-    shape, or numbers that are not finite.
+    logits: (n, C) on the target's items. Its minimum, 0, is also reached by one class for everything. Raises
+    ValueError for another shape, or numbers that are not finite.
     """
     p = torch.softmax(_rows(logits, "logits"), 1)
     return torch.special.entr(p).sum(1).mean().item()
 
 
 def information(logits: Tensor) -> float:
-    """H(mean p) − mean H(p), p = softmax(logits): mutual information of answer and item, higher is better. {cite}`bridle1991unsupervised`
+    """H(mean p) − mean H(p), p = softmax(logits): mutual information of answer and item, higher is better.
 
-    logits: (n, C). Between 0 and log C, in nats: sure one by one, varied in sum. It supposes that the classes are about equally
-    frequent in the target.
+    logits: (n, C). Between 0 and log C, in nats: sure one by one, varied in sum. It supposes that the classes are
+    about equally frequent in the target. {cite}`bridle1991unsupervised`
     """
     p = torch.softmax(_rows(logits, "logits"), 1)
     of_mean = torch.special.entr(p.mean(0)).sum()
@@ -37,8 +37,9 @@ def information(logits: Tensor) -> float:
 def snd(x: Tensor, temperature: float = 0.05) -> float:
     """Soft neighbourhood density: −(1/n) Σ_i Σ_{j≠i} P_ij log P_ij, higher is denser. {cite}`saito2021snd`
 
-    P_ij ∝ exp(⟨x_i, x_j⟩ / τ) over j ≠ i, rows of x: (n, D) at length one; the paper takes the softmax outputs as x. Between
-    0 and log(n − 1): items with many near neighbours score high, and one point for everything scores highest.
+    P_ij ∝ exp(⟨x_i, x_j⟩ / τ) over j ≠ i, rows of x: (n, D) at length one; the paper takes the softmax outputs as
+    x. Between 0 and log(n − 1): items with many near neighbours score high, and one point for everything scores
+    highest.
     """
     x = _rows(x, "x")
     if len(x) < 2 or not temperature > 0:
@@ -53,8 +54,8 @@ def snd(x: Tensor, temperature: float = 0.05) -> float:
 def density_ratio(source: Tensor, target: Tensor, at: Tensor) -> Tensor:
     """w(f) = p_T(f) / p_S(f) at the rows of `at`, from a classifier that tells the domains apart. {cite}`you2019dev`
 
-    w = (n_S / n_T) · q(target | f) / q(source | f), q a logistic regression on standardised features. source: (n_S, D),
-    target: (n_T, D), at: (n, D) -> (n,).
+    w = (n_S / n_T) · q(target | f) / q(source | f), q a logistic regression on standardised features. source: (n_S,
+    D), target: (n_T, D), at: (n, D) -> (n,).
     """
     source, target, at = _rows(source, "source"), _rows(target, "target"), _rows(at, "at")
     if not source.shape[1] == target.shape[1] == at.shape[1]:
@@ -70,9 +71,9 @@ def density_ratio(source: Tensor, target: Tensor, at: Tensor) -> Tensor:
 def dev(losses: Tensor, weights: Tensor) -> float:
     """Deep embedded validation: an estimate of the target's risk, lower is better. {cite}`you2019dev`
 
-    mean(wℓ) + η mean(w) − η, η = −cov(wℓ, w) / var(w). losses: (n,) of held-out source items, with labels; weights: (n,)
-    their `density_ratio` on features of the model that is judged. The control variate w, whose mean is 1, takes variance away: with the
-    true w the estimate errs by O(1/n) on average. Equal weights give mean(wℓ).
+    mean(wℓ) + η mean(w) − η, η = −cov(wℓ, w) / var(w). losses: (n,) of held-out source items, with labels; weights:
+    (n,) their `density_ratio` on features of the model that is judged. The control variate w, whose mean is 1,
+    takes variance away: with the true w the estimate errs by O(1/n) on average. Equal weights give mean(wℓ).
     """
     losses, weights = losses.detach().double(), weights.detach().double().to(losses.device)
     if losses.ndim != 1 or losses.shape != weights.shape or len(losses) < 2:

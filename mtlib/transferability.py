@@ -1,6 +1,7 @@
 """How well a source model suits a target task, judged without training on it; and how far two domains lie apart.
 
-n items · D features · C target classes · Z source classes. Everything is computed in float64; higher means more suited.
+n items · D features · C target classes · Z source classes. Everything is computed in float64; higher means more
+suited.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from torch.nn.functional import one_hot
 def h_score(f: Tensor, y: Tensor) -> float:
     """tr(cov(f)⁺ cov(E[f | y])): the part of the features' variance that the class explains. {cite}`bao2019hscore`
 
-    f: (n, D), y: (n,) class numbers. Where the covariance is singular its pseudo-inverse stands in, so the score is between
-    0 and min(D, C − 1): the sum of squared canonical correlations of features and one-hot labels, the same after any
-    invertible affine map of f. Raises ValueError for shapes that do not fit, fewer than two classes, numbers not finite.
+    f: (n, D), y: (n,) class numbers. Where the covariance is singular its pseudo-inverse stands in, so the score is
+    between 0 and min(D, C − 1): the sum of squared canonical correlations of features and one-hot labels, the same
+    after any invertible affine map of f. Raises ValueError for shapes that do not fit, fewer than two classes,
+    numbers not finite.
     """
     f, y = _labelled(f, y)
     g = f - f.mean(0)
@@ -35,8 +37,8 @@ def h_score(f: Tensor, y: Tensor) -> float:
 def nce(z: Tensor, y: Tensor) -> float:
     """Negative conditional entropy −H(Y | Z) = Σ_zy P(z, y) log P(y | z), P the empirical shares. {cite}`tran2019nce`
 
-    z: (n,) source classes of the target's items (labels, or a model's answers), y: (n,) target classes. At most 0, which is
-    reached where z tells y. Raises ValueError for shapes that do not fit or numbers that are no classes.
+    z: (n,) source classes of the target's items (labels, or a model's answers), y: (n,) target classes. At most 0,
+    which is reached where z tells y. Raises ValueError for shapes that do not fit or numbers that are no classes.
     """
     z, y = _classes(z, "z"), _classes(y, "y")
     if z.shape != y.shape:
@@ -49,8 +51,8 @@ def nce(z: Tensor, y: Tensor) -> float:
 def leep(p: Tensor, y: Tensor) -> float:
     """Log expected empirical prediction: (1/n) Σ_i log Σ_z P(y_i | z) p_iz. {cite}`nguyen2020leep`
 
-    p: (n, Z) a source model's probabilities on the target's items, rows summing to one; y: (n,) target classes.
-    P(y | z) = Σ_{i: y_i = y} p_iz / Σ_i p_iz. For one-hot rows it equals `nce` of the answers. Raises ValueError for
+    p: (n, Z) a source model's probabilities on the target's items, rows summing to one; y: (n,) target classes. P(y
+    | z) = Σ_{i: y_i = y} p_iz / Σ_i p_iz. For one-hot rows it equals `nce` of the answers. Raises ValueError for
     shapes that do not fit, or rows that are no probabilities.
     """
     p, y = _labelled(p, y, at_least=1)
@@ -67,9 +69,10 @@ def leep(p: Tensor, y: Tensor) -> float:
 def logme(f: Tensor, y: Tensor) -> float:
     """Log maximum evidence: (1/n) max_{α, β} log p(y | f, α, β), averaged over the columns of y. {cite}`you2021logme`
 
-    f: (n, D); y: (n,) class numbers, made one-hot, or real targets (n,) or (n, K) for regression. The model is
-    y = f w + noise, w ~ N(0, α⁻¹ I), noise ~ N(0, β⁻¹ I), without an intercept; α and β are `evidence_maximum`'s. The same
-    after a rotation of f, or a change of its scale. Raises ValueError for shapes that do not fit or numbers not finite.
+    f: (n, D); y: (n,) class numbers, made one-hot, or real targets (n,) or (n, K) for regression. The model is y =
+    f w + noise, w ~ N(0, α⁻¹ I), noise ~ N(0, β⁻¹ I), without an intercept; α and β are `evidence_maximum`'s. The
+    same after a rotation of f, or a change of its scale. Raises ValueError for shapes that do not fit or numbers
+    not finite.
     """
     if y.is_floating_point():
         f, targets = _real(f), _real(y[:, None] if y.ndim == 1 else y, "y")
@@ -89,10 +92,10 @@ class Precisions(NamedTuple):
 def evidence_maximum(f: Tensor, t: Tensor, tolerance: float = 1e-9) -> Precisions:
     """α and β where the evidence is largest: α = γ / ‖m‖², β = (n − γ) / ‖f m − t‖², repeated until still.
 
-    m = (fᵀf + (α/β) I)⁻¹ fᵀt, γ = Σ_i s_i² / (s_i² + α/β), s the singular values of f: (n, D); t: (n,) or (n, K) columns, each
-    with precisions of its own. Both follow from the ratio α/β, which is what is repeated. It is kept within 10^±10 of the largest s², where
-    the evidence is flat: features that say nothing send α to infinity, targets that are met exactly send β there.
-    {cite}`mackay1992bayesian`
+    m = (fᵀf + (α/β) I)⁻¹ fᵀt, γ = Σ_i s_i² / (s_i² + α/β), s the singular values of f: (n, D); t: (n,) or (n, K)
+    columns, each with precisions of its own. Both follow from the ratio α/β, which is what is repeated. It is kept
+    within 10^±10 of the largest s², where the evidence is flat: features that say nothing send α to infinity,
+    targets that are met exactly send β there. {cite}`mackay1992bayesian`
     """
     f, columns = _real(f), _columns(t, len(f))
     u, s, _ = torch.linalg.svd(f, full_matrices=False)
@@ -126,7 +129,7 @@ def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
     if not (alpha > 0 and beta > 0):
         raise ValueError(f"expected positive precisions, got alpha={alpha}, beta={beta}")
     n, d = f.shape
-    a = alpha * torch.eye(d, dtype=f.dtype) + beta * f.mT @ f
+    a = alpha * torch.eye(d, dtype=f.dtype, device=f.device) + beta * f.mT @ f
     m = beta * torch.linalg.solve(a, f.mT @ t)
     fit = beta * (f @ m - t).square().sum() + alpha * m.square().sum() + torch.linalg.slogdet(a)[1]
     constants = n * math.log(beta) + d * math.log(alpha) - n * math.log(2 * math.pi)
@@ -134,11 +137,11 @@ def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
 
 
 def transrate(f: Tensor, y: Tensor, eps: float = 1e-4) -> float:
-    """R(f) − Σ_c (n_c/n) R(f_c), R(f) = ½ log det(I + fᵀf / (n ε)): the bits per item that the class saves. {cite}`huang2022transrate`
+    """R(f) − Σ_c (n_c/n) R(f_c), R(f) = ½ log det(I + fᵀf / (n ε)): how much code per item the class saves.
 
-    f: (n, D), centred as a whole (not class by class) first; f_c the n_c rows of class c; in nats. At least 0, and 0 where all classes
-    have one second moment. With classes of unequal size the authors' listing weights each by 1/C instead. The scale of f counts
-    against ε.
+    f: (n, D), centred as a whole (not class by class) first; f_c the n_c rows of class c; in nats. At least 0, and
+    0 where all classes have one second moment. With classes of unequal size the authors' listing weights each by
+    1/C instead. The scale of f counts against ε. {cite}`huang2022transrate`
     """
     f, y = _labelled(f, y)
     if not eps > 0:
@@ -150,17 +153,17 @@ def transrate(f: Tensor, y: Tensor, eps: float = 1e-4) -> float:
 
 def _rate(f: Tensor, eps: float) -> float:
     n, d = f.shape
-    eye = torch.eye(d, dtype=f.dtype)
+    eye = torch.eye(d, dtype=f.dtype, device=f.device)
     return 0.5 * torch.linalg.slogdet(eye + f.mT @ f / (n * eps))[1].item()
 
 
 def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> float:
     """2 (1 − 2 ε), ε the error of a linear classifier that tells domain a from domain b. {cite}`bendavid2010theory`
 
-    a: (n, D), b: (m, D) features. Logistic regression with a ridge (scikit-learn's C = `strength`) on standardised features is
-    trained on one half of each domain and tested on the other, then the halves change places; ε is the mean over the two domains, so sizes
-    need not be equal. 2 where the domains are told apart always, about 0 (also below it, by chance) where never. Raises
-    ValueError for shapes that do not fit.
+    a: (n, D), b: (m, D) features. Logistic regression with a ridge (scikit-learn's C = `strength`) on standardised
+    features is trained on one half of each domain and tested on the other, then the halves change places; ε is the
+    mean over the two domains, so sizes need not be equal. 2 where the domains are told apart always, about 0 (also
+    below it, by chance) where never. Raises ValueError for shapes that do not fit.
     """
     a, b = _real(a, "a"), _real(b, "b")
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 4:

@@ -1,0 +1,66 @@
+"""The page on choosing: test labels of the target reach the bad habit's column and no other; scores rank the planted models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pages import run_until
+from scipy.stats import kendalltau
+
+from mtlib.data import digits as module
+from mtlib.data.digits import changed, prepared
+
+
+def stand_in(wrong: bool):
+    """The stand-in's scanners; where `wrong`, the labels of each one's test half are those of other images."""
+    found = {}
+    for name, (images, y) in changed().items():
+        x = torch.from_numpy(np.stack([prepared(i, 16, True) for i in images]))[:, None]
+        y = y.copy()
+        if wrong:
+            tested = np.random.default_rng(9).permutation(len(y))[: len(y) // 2]
+            y[tested] = np.random.default_rng(0).permutation(y[tested])
+        found[name] = module.Domain(x, torch.from_numpy(y.astype(np.int64)), "x (stand-in)")
+    return found
+
+
+def test_test_labels_choose_nothing_but_the_bad_habits_column(small):
+    def run(wrong: bool):
+        held = stand_in(wrong)
+        small.setattr(module, "scanners", lambda **_: held)
+        return run_until("choosing", "CHOSEN")
+
+    a, b = run(False), run(True)
+    assert a["scores"] == b["scores"] and a["distance"] == b["distance"]
+    for key, choice in a["CHOSEN"].items():
+        if key[0] != "test labels":
+            assert choice == b["CHOSEN"][key], key
+    habit = [key for key in a["CHOSEN"] if key[0] == "test labels"]
+    assert any(a["CHOSEN"][key] != b["CHOSEN"][key] for key in habit), "the change was not seen"
+    assert {key[0] for key in a["CHOSEN"]} == set(a["COLUMNS"])
+    best = max(a["right"][c] for c in a["right"] if c[:3] == (*a["DIRECTIONS"][0], 0))
+    assert a["right"][a["CHOSEN"]["test labels", "all methods", *a["DIRECTIONS"][0], 0]] == best
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """The page's pools of specialists, as large as it trains them: five seeds of (truth, scores)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTLIB_SCALE", "small")
+        patch.setenv("MTLIB_PROGRESS", "0")
+        patch.delenv("MTLIB_RECORD", raising=False)
+        page = run_until("choosing", "judged")
+    page["MODELS"] = 14
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = [page["judged"]("specialists", seed, (100,), 100) for seed in range(5)]
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.mark.parametrize("name", ["LogME", "H-score", "LEEP", "NCE"])
+def test_scores_rank_source_models_as_their_probes_do(judged, name):
+    taus = [kendalltau(found[name, 100], truth).statistic for truth, found in judged]
+    assert all(len(truth) == 14 and np.ptp(truth) > 0.25 for truth, _ in judged)
+    assert np.mean(taus) > 0.6 and min(taus) > 0.4, taus

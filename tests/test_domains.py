@@ -1,0 +1,210 @@
+"""Training for an unseen domain: penalties by hand, gradients by differences, joint training at strength 0."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from differences import directional
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from mtlib.core import Batch, parameters
+from mtlib.domains import group_dro, group_weights, held_out, irm, mixup, mldg, scale_slope, vrex
+from mtlib.joint import joint, risks
+from mtlib.nets import mlp
+from mtlib.tasks import one_hot
+from mtlib.train import fit
+
+
+def half_mse(prediction, y):
+    return 0.5 * ((prediction - y) ** 2).mean()
+
+
+def smooth(inputs=4, outputs=3):
+    parts = [nn.Linear(inputs, 5), nn.Tanh(), nn.Linear(5, outputs)]
+    return nn.Sequential(*parts).double()
+
+
+def drawn(sets=3, rows=8, seed=0):
+    torch.manual_seed(seed)
+    net = smooth()
+    x = torch.randn(sets, rows, 4, dtype=torch.float64)
+    return net, Batch(x, one_hot(torch.randint(3, (sets, rows)), 3, torch.float64))
+
+
+def constant(batch):
+    return lambda step: batch
+
+
+def agree(a, b):
+    assert a.keys() >= b.keys() and all(torch.allclose(a[k], b[k], atol=1e-12) for k in b)
+
+
+def checked(objective, phi, data, tolerance=1e-7):
+    """The gradient agrees with central differences along three directions."""
+    _, grads = objective.value_and_grad(phi, data)
+    for seed in range(3):
+        slope, d = directional(objective, phi, data, seed)
+        assert abs(sum((grads[k] * d[k]).sum() for k in grads) - slope) < tolerance
+
+
+def test_irm_on_a_linear_model_by_hand():
+    # f(x) = 2x at x = 1, y = 1 and 3: L = (½, ½), dL/dw = (f − y) f = (2, −2), squares 4
+    net, phi = nn.Linear(1, 1, bias=False).double(), {"weight": torch.full((1, 1), 2.0).double()}
+    batch = Batch(torch.ones(2, 1, 1).double(), torch.tensor([[[1.0]], [[3.0]]]).double())
+    value, grads = irm(net, half_mse, 10.0).value_and_grad(phi, batch)
+    assert torch.isclose(value, torch.tensor(0.5 + 10 * 4).double())
+    # d/dθ of mean_t [½(θ − y)² + λ (θ² − yθ)²] = mean[(θ − y) + 2λ (θ² − yθ)(2θ − y)]
+    by_hand = ((2 - 1) + 20 * 2 * 3 + (2 - 3) + 20 * (-2) * 1) / 2
+    assert torch.isclose(grads["weight"].squeeze(), torch.tensor(by_hand).double())
+
+
+def test_irm_penalty_is_the_slope_by_scale():
+    net, batch = drawn()
+    y = batch.y[0]
+    prediction = net(batch.x[0]).detach()
+    level, slope = scale_slope(cross_entropy, prediction, y)
+    up, down = (cross_entropy(w * prediction, y) for w in (1 + 1e-6, 1 - 1e-6))
+    assert torch.isclose(level, cross_entropy(prediction, y))
+    assert abs(slope - (up - down) / 2e-6) < 1e-8
+
+
+@pytest.mark.parametrize("make", [irm, vrex])
+def test_penalties_have_the_right_gradient(make):
+    net, batch = drawn()
+    checked(make(net, cross_entropy, 3.0), parameters(net), batch, 1e-6)
+
+
+def test_vrex_value():
+    net, batch = drawn()
+    values = risks(net, cross_entropy)(parameters(net), batch).detach()
+    expected = values.mean() + 5 * ((values - values.mean()) ** 2).mean()
+    assert torch.isclose(vrex(net, cross_entropy, 5.0)(parameters(net), batch), expected)
+
+
+def test_group_dro_with_sgd_is_the_exponentiated_gradient():
+    net, batch = drawn()
+    phi = {**parameters(net), "group.logits": torch.tensor([0.5, -0.2, 0.0]).double()}
+    values = risks(net, cross_entropy)(phi, batch).detach()
+    q = torch.softmax(phi["group.logits"], 0)
+    eta = 0.3
+
+    def sgd(leaves):
+        *others, gamma = leaves
+        groups = [{"params": others, "lr": 0.1}, {"params": [gamma], "lr": eta}]
+        return torch.optim.SGD(groups)
+
+    run = fit(group_dro(net, cross_entropy), phi, constant(batch), 1, sgd, progress=False)
+    expected = q * (eta * values).exp()
+    assert torch.allclose(torch.softmax(run.params["group.logits"], 0), expected / expected.sum())
+    weighted = joint(net, cross_entropy, q.tolist()).value_and_grad(parameters(net), batch)[1]
+    agree(run.params, {k: phi[k] - 0.1 * weighted[k] for k in weighted})
+
+
+def test_group_dro_asks_for_its_entries():
+    net, batch = drawn()
+    with pytest.raises(ValueError, match="group_weights"):
+        group_dro(net, cross_entropy)({**parameters(net), **group_weights(2)}, batch)
+
+
+def test_held_out_parts_the_domains():
+    x = torch.arange(3.0)[:, None, None].expand(3, 2, 1)
+    stream = held_out(constant(Batch(x, x)), seed=0)
+    outs = set()
+    for step in range(20):
+        support, query = stream(step)
+        assert support.x.shape == (1, 4, 1) and query.x.shape == (1, 2, 1)
+        outs.add(query.x[0, 0, 0].item())
+        assert query.x[0, 0, 0] not in support.x and torch.equal(query.x, query.y)
+        assert torch.equal(stream(step).query.x, query.x)
+    assert outs == {0.0, 1.0, 2.0}
+    with pytest.raises(ValueError, match="at least 2 domains"):
+        held_out(constant(Batch(x[:1], x[:1])), seed=0)(0)
+
+
+def test_mldg_gradient_equals_finite_differences():
+    net, batch = drawn()
+    episode = held_out(constant(batch), seed=0)(0)
+    checked(mldg(net, cross_entropy, 0.3, 0.7), parameters(net), episode)
+
+
+def test_mldg_is_its_taylor_expansion_to_first_order_in_the_rate():
+    net, batch = drawn()
+    phi, strength = parameters(net), 0.7
+    episode = held_out(constant(batch), seed=0)(0)
+    f = joint(net, cross_entropy)
+
+    def inner(p):  # ∇L^S · ∇L^Q
+        g = [torch.func.grad(lambda q, part=part: f(q, part))(p) for part in episode]
+        return sum((g[0][k] * g[1][k]).sum() for k in p)
+
+    _, gs = f.value_and_grad(phi, episode.support)
+    _, gq = f.value_and_grad(phi, episode.query)
+    product = torch.func.grad(inner)(phi)
+
+    def rest(lr):
+        _, g = mldg(net, cross_entropy, lr, strength).value_and_grad(phi, episode)
+        first = {k: gs[k] + strength * gq[k] - lr * strength * product[k] for k in phi}
+        return max((g[k] - first[k]).abs().max().item() for k in phi)
+
+    assert (
+        rest(1e-2) < 1e-4 and 80 < rest(1e-2) / rest(1e-3) < 120
+    )  # what is left is of second order
+
+
+def test_mixup_by_hand_and_on_average():
+    x = torch.tensor([[[0.0], [1.0]], [[4.0], [7.0]]]).double()
+    batch = Batch(x, torch.cat([x, -x], -1))
+    stream = mixup(constant(batch), strength=0.4, seed=0)
+    draws = [stream(step) for step in range(4000)]
+    for d in draws[:20]:
+        assert torch.allclose(d.y, torch.cat([d.x, -d.x], -1))  # one share for x and y
+    assert torch.equal(stream(7).x, draws[7].x) and not torch.equal(draws[7].x, draws[8].x)
+    mean = torch.stack([d.x for d in draws]).mean(0)
+    assert torch.allclose(mean, x / 2 + x.mean() / 2, atol=0.1)  # E λ = ½
+    spread = torch.stack([d.x for d in draws]).flatten(1)
+    rng = np.random.default_rng(1)
+    share, j = rng.beta(0.4, 0.4, 100_000), rng.integers(4, size=100_000)
+    by_hand = share * 7 + (1 - share) * x.flatten().numpy()[j]
+    assert abs(spread[:, 3].std().item() - by_hand.std()) < 0.1
+    with pytest.raises(ValueError, match="at least 0"):
+        mixup(constant(batch), -1.0, 0)
+
+
+def test_all_are_joint_training_at_strength_zero():
+    net, batch = drawn()
+    phi = parameters(net)
+    value, plain = joint(net, cross_entropy).value_and_grad(phi, batch)
+    for make in (irm, vrex):
+        same, grads = make(net, cross_entropy, 0.0).value_and_grad(phi, batch)
+        assert torch.isclose(same, value)
+        agree(grads, plain)
+    begin = {**phi, "group.logits": torch.zeros(3).double()}
+    same, grads = group_dro(net, cross_entropy).value_and_grad(begin, batch)
+    assert torch.isclose(same, value)
+    agree(grads, plain)
+    assert mixup(constant(batch), 0.0, 0)(0) is batch
+    episode = held_out(constant(batch), seed=0)(0)
+    same, grads = mldg(net, cross_entropy, 0.5, 0.0).value_and_grad(phi, episode)
+    value, plain = joint(net, cross_entropy).value_and_grad(phi, episode.support)
+    assert torch.isclose(same, value)
+    agree({k: grads[k] for k in plain}, plain)
+
+
+def test_they_train_a_network():
+    torch.manual_seed(0)
+    net = mlp(4, (8,), 3)
+    x = torch.randn(2, 30, 4)
+    batch = Batch(x, one_hot(x[..., :3].argmax(-1), 3))
+    plain = constant(batch)
+    for objective, stream, entries in (
+        (irm(net, cross_entropy, 0.1), plain, {}),
+        (vrex(net, cross_entropy, 0.1), plain, {}),
+        (group_dro(net, cross_entropy), plain, group_weights(2)),
+        (mldg(net, cross_entropy, 0.1, 1.0), held_out(plain, 0), {}),
+        (joint(net, cross_entropy), mixup(plain, 0.2, 0), {}),
+    ):
+        sgd = lambda leaves: torch.optim.SGD(leaves, lr=0.3)  # noqa: E731
+        run = fit(objective, {**parameters(net), **entries}, stream, 40, sgd, progress=False)
+        assert run.losses[-1] < 0.8 * run.losses[0]
