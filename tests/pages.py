@@ -20,18 +20,23 @@ BOOK = Path(__file__).resolve().parent.parent / "book"
 
 def run_until(page: str, name: str) -> dict[str, Any]:
     """The page's variables once `name` is defined; figures and installs are left out."""
-    cells = json.loads((BOOK / f"{page}.ipynb").read_text("utf8"))["cells"]
     space: dict[str, Any] = {"__name__": page}
-    for cell in cells:
-        text = "".join(cell["source"])
-        if cell["cell_type"] != "code" or "remove-cell" in cell["metadata"].get("tags", []):
-            continue
-        if "with figure(" in text:
-            continue
+    for text in code_cells(page):
         exec(compile(text, f"{page}.ipynb", "exec"), space)
         if name in space:
             return space
     raise NameError(f"{page}.ipynb defines no {name!r}")
+
+
+def code_cells(page: str) -> list[str]:
+    """The page's code, cell by cell; figures and installs are left out."""
+    cells = json.loads((BOOK / f"{page}.ipynb").read_text("utf8"))["cells"]
+    kept = [
+        "".join(cell["source"])
+        for cell in cells
+        if cell["cell_type"] == "code" and "remove-cell" not in cell["metadata"].get("tags", [])
+    ]
+    return [text for text in kept if "with figure(" not in text]
 
 
 def mixed(data: ClassSet) -> ClassSet:

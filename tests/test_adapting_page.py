@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pages import mix_test_characters, run_until
+from pages import code_cells, mix_test_characters, run_until
 
 from mtlib.evaluate import interval
 from mtlib.learners.finetune import lp_ft
@@ -13,7 +13,7 @@ def test_probing_first_helps_with_good_features_and_not_with_bad_ones(small):
     """E6: exact risks of the linear example after adaptation to convergence."""
     page = run_until("adapting", "worlds")
     page["DESCENT"] = 3000
-    cell = next(c for c in _cells() if "def risks" in c)
+    cell = next(c for c in code_cells("adapting") if "def risks" in c)
     exec(cell, page)
     inside, far = ({k: v[i] for k, v in page["found"].items()} for i in (0, 1))
     probe_first, fine, zero = (
@@ -49,12 +49,3 @@ def test_settings_are_chosen_without_labels_of_test_characters(small):
     assert any(
         not torch.equal(s.values, after["scores"][k].values) for k, s in before["scores"].items()
     )
-
-
-def _cells():
-    import json
-
-    from pages import BOOK
-
-    cells = json.loads((BOOK / "adapting.ipynb").read_text("utf8"))["cells"]
-    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
