@@ -26,11 +26,13 @@ class Objective(NamedTuple):
     """A number to minimise over φ.
 
     `value(phi, data)` is the plain reference, the equation. `value_and_grad(phi, data)` is what `fit`
-    uses: the same value, and the gradient for each entry of φ that one reaches.
+    uses: the same value, and the gradient for each entry of φ that one reaches. `separable` says that it is the
+    plain mean over the axis of tasks, so that several processes may each take a part of them.
     """
 
     value: Callable[[Params, Any], Tensor]
     value_and_grad: Callable[[Params, Any], tuple[Tensor, Params]]
+    separable: bool = False
 
     def __call__(self, phi: Params, data: Any) -> Tensor:
         return self.value(phi, data)
@@ -72,7 +74,7 @@ def over_tasks(
         assert total is not None
         return total, grads
 
-    return Objective(value, value_and_grad)
+    return Objective(value, value_and_grad, separable=weights is None)
 
 
 def whole(value: Callable[[Params, Any], Tensor]) -> Objective:
