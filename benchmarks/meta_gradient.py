@@ -1,0 +1,256 @@
+"""Times of the meta-gradient beside other libraries and the arithmetic floor, once all of them agree in float64.
+
+    python benchmarks/meta_gradient.py                       # every workload; the result as JSON
+    python benchmarks/meta_gradient.py --only W1 W2 --repeats 21 --threads 2
+    python benchmarks/meta_gradient.py --device cuda --write # keeps the result with the package
+
+Implementations take turns in one process, with the same seed, weights and data. `ratio` is the fastest peer's time over
+one's own in the same round: above 1 is faster. A peer is what is not mtlib; `peers.py` says which there are, learn2learn's
+loop among them (it does not install on Python 3.11 and later). `floors` is the median over the arithmetic floor: the
+operations of convolutions and matrix products, at the speed of one 64-channel 3×3 convolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from peers import HAND, Make, Run, by_hand, implementations, protonet_by_hand
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+from workloads import Workload, case, reduced, small, workloads
+
+from mtlib.progress import bar
+from mtlib.results import FOLDER, _write, provenance
+
+TOLERANCE = 1e-9
+WARM_UP = 2  # rounds
+
+
+class Disagreement(Exception):
+    """Two implementations give different gradients: their times are not to be compared."""
+
+
+def main() -> None:
+    given = options().parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    report = suite(given.device, given.repeats, given.only, given.small)
+    print(json.dumps(report, indent=1, ensure_ascii=False))
+    if given.write:
+        keep(report, f"{slug(given.device)}-{torch.get_num_threads()}-threads")
+
+
+def options() -> argparse.ArgumentParser:
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask.add_argument("--device", default="cpu", help="cpu or cuda")
+    ask.add_argument("--threads", type=int, help="of one operation; torch's own choice otherwise")
+    ask.add_argument("--repeats", type=int, default=11, help="rounds, at least 2")
+    ask.add_argument("--only", nargs="+", default=[""], help="how workloads begin: W1 W2")
+    ask.add_argument("--small", action="store_true", help="tiny workloads: whether all runs")
+    ask.add_argument("--write", action="store_true", help="keep the result with the package")
+    return ask
+
+
+def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, Any]:
+    """Check every chosen workload, then time it."""
+    every = workloads(device)
+    chosen = {k: w for k, w in every.items() if k.startswith(tuple(only))}
+    if not chosen:
+        raise SystemExit(f"no workload begins with {only}; there are {list(every)}")
+    if tiny:
+        chosen = {k: small(w) for k, w in chosen.items()}
+    with bar(len(chosen), "float64") as shown:
+        gaps = {}
+        for name, work in chosen.items():
+            gaps[name] = check(work, implementations(work), device)
+            shown.update()
+    speed, results = peak(device), {}
+    with bar(len(chosen) * (WARM_UP + repeats), "rounds") as shown:
+        for name, work in chosen.items():
+            seconds = rounds(work, implementations(work), device, repeats, shown.update)
+            results[name] = summary(work, seconds, gaps[name], flops(work, device) / speed)
+            tqdm.write(table(name, results[name]), file=sys.stderr)
+    return {
+        "setting": setting(device, repeats, tiny, speed),
+        "workloads": results,
+        "provenance": made(),
+    }
+
+
+# Agreement -----------------------------------------------------------------------------------
+
+
+def check(work: Workload, makes: dict[str, Make], device: str = "cpu") -> dict[str, float]:
+    """Name -> ‖g − g_hand‖ / ‖g_hand‖ in float64, on few tasks. Raises Disagreement above 1e-9."""
+    data = case(reduced(work), dtype=torch.float64, device=device)
+    grads = {name: flat(make(data)()) for name, make in makes.items()}
+    hand = grads[HAND]
+    gaps = {name: ((g - hand).norm() / hand.norm()).item() for name, g in grads.items()}
+    for name, gap in gaps.items():
+        if not gap <= TOLERANCE:
+            raise Disagreement(
+                f"{work.what}, {work.method}: the gradients of {name!r} and {HAND!r} differ by {gap:.1e} in float64, "
+                f"expected at most {TOLERANCE:.0e}; nothing is timed"
+            )
+    return gaps
+
+
+def flat(grads: list[Tensor]) -> Tensor:
+    return torch.cat([g.flatten() for g in grads])
+
+
+# Time ----------------------------------------------------------------------------------------
+
+
+def rounds(
+    work: Workload,
+    makes: dict[str, Make],
+    device: str,
+    repeats: int,
+    tick: Callable[[], Any] = lambda: None,
+) -> dict[str, list[float]]:
+    """Name -> seconds of each round, in which every implementation has one turn; every other round runs backwards."""
+    data = case(work, device=device)
+    runs = {name: make(data) for name, make in makes.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(WARM_UP + repeats):
+        for name in list(runs) if i % 2 else reversed(runs):
+            spent = clock(runs[name], device)
+            if i >= WARM_UP:
+                seconds[name].append(spent)
+        tick()
+    return seconds
+
+
+def clock(run: Run | Callable[[], Tensor], device: str) -> float:
+    """Seconds of one call, to the end of what it started."""
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait()
+    began = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - began
+
+
+# The floor -----------------------------------------------------------------------------------
+
+
+def flops(work: Workload, device: str) -> float:
+    """Operations of convolutions and matrix products in the loop by hand: one task's, times their number."""
+    make = protonet_by_hand if work.method == "protonet" else by_hand
+    run = make(case(work._replace(tasks=1), device=device))
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() * work.tasks
+
+
+def peak(device: str, images: int = 75) -> float:
+    """Operations a second of a 3×3 convolution of 64 channels on 28×28, channels last: the best of 20."""
+    if device != "cpu":
+        images *= 32
+    x = torch.rand(images, 64, 28, 28, device=device).to(memory_format=torch.channels_last)
+    w = torch.rand(64, 64, 3, 3, device=device).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        best = min(
+            clock(lambda: torch.nn.functional.conv2d(x, w, padding=1), device) for _ in range(20)
+        )
+    return 2 * x.numel() * 64 * 9 / best
+
+
+# The report ----------------------------------------------------------------------------------
+
+
+def summary(
+    work: Workload, seconds: dict[str, list[float]], gaps: dict[str, float], floor: float
+) -> dict[str, Any]:
+    """Medians, quartiles, ratios to the fastest peer round by round, and distances to the floor."""
+    medians = {name: statistics.median(s) for name, s in seconds.items()}
+    fastest = min((name for name in seconds if not name.startswith("mtlib")), key=medians.get)
+
+    def row(name: str) -> dict[str, Any]:
+        ratios = [p / s for p, s in zip(seconds[fastest], seconds[name], strict=True)]
+        return {
+            "median": medians[name],
+            "quartiles": quartiles(seconds[name]),
+            "ratio": statistics.median(ratios),
+            "ratio quartiles": quartiles(ratios),
+            "floors": medians[name] / floor,
+            "float64 discrepancy": gaps[name],
+        }
+
+    return {
+        "workload": work._asdict(),
+        "fastest peer": fastest,
+        "floor": floor,
+        "implementations": {name: row(name) for name in seconds},
+    }
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """The first and the third."""
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return [first, third]
+
+
+def table(name: str, result: dict[str, Any]) -> str:
+    """A workload's rows as text."""
+    rows = [f"{name}: {result['workload']['what']}, floor {1e3 * result['floor']:.3g} ms"]
+    for label, r in result["implementations"].items():
+        low, high = r["ratio quartiles"]
+        rows.append(
+            f"  {label:<22}{1e3 * r['median']:9.2f} ms   × {r['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+            f"   {r['floors']:.1f} floors"
+        )
+    return "\n".join(rows)
+
+
+def keep(report: dict[str, Any], name: str) -> None:
+    """With the package, as mtlib/results/benchmarks/NAME.json."""
+    folder = FOLDER / "benchmarks"
+    folder.mkdir(exist_ok=True)
+    _write(folder / f"{name}.json", report)
+
+
+def setting(device: str, repeats: int, tiny: bool, speed: float) -> dict[str, Any]:
+    """What the times depend on beside the code."""
+    return {
+        "device": slug(device),
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "warm-up": WARM_UP,
+        "small": tiny,
+        "dtype": "float32",
+        "peak GFLOP/s": speed / 1e9,
+        "units": "seconds",
+    }
+
+
+def slug(device: str) -> str:
+    """The device in words fit for a file's name: cpu-avx512, nvidia-h100-80gb-hbm3."""
+    name = (
+        f"cpu {torch.backends.cpu.get_cpu_capability()}"
+        if device == "cpu"
+        else torch.cuda.get_device_name(device)
+    )
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def made() -> dict[str, Any]:
+    """`provenance`, with the peers' versions."""
+    here = provenance()
+    here["versions"] |= {name: version(name) for name in ("higher", "torchopt")}
+    return here
+
+
+if __name__ == "__main__":
+    main()
