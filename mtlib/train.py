@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from mtlib.checkpoint import Checkpoint, read, write
 from mtlib.core import Params, Stream, move, over, take
 from mtlib.objective import Objective, count
+from mtlib.processes import average, meet, part, rank, size, spread
 from mtlib.progress import bar
 from mtlib.tasks import check_draw
 
@@ -68,50 +69,85 @@ def fit(
     existing file is resumed: the result equals the uninterrupted run bit for bit. Raises ValueError where
     the file belongs to another network, optimizer, stream or seed; `Diverged` where a number stops being finite,
     naming step and tasks (the checkpoint then still holds the last state written).
+
+    Under `torchrun`, inside `with mtlib.processes.processes()`, each process takes a part of the tasks of an objective
+    that is separable, and one all_reduce a step averages value and gradient; another objective runs whole in every
+    process, with a warning. Each process must begin with the same φ and stream. The first one alone writes the
+    checkpoint, and all of them read it: it must lie where all can see it. The number of processes may change from
+    one resumption to the next. The result is that of one process up to rounding, except for random draws inside the
+    objective: they follow (`seed`, step, rank).
     """
     if steps < 0 or every < 1:
         raise ValueError(f"expected steps ≥ 0 and every ≥ 1, got {steps} and {every}")
     first = stream(0)
     check_draw(first)
     phi = {k: v.detach().to(device, copy=True) for k, v in params.items()}
-    leaves = list(phi.values())
-    rule = optimizer(leaves)
+    rule = optimizer(list(phi.values()))
     plan = schedule(rule) if schedule else None
     trainee = _Trainee(phi, rule, plan, _fingerprint(first, seed))
     done, losses, seconds = trainee.resume(Path(checkpoint)) if checkpoint else (0, [], 0.0)
+    trainee.check_processes(done, checkpoint)
 
     began = time.perf_counter() - seconds
-    with bar(steps, "fit", progress, initial=min(done, steps)) as shown:
+    with bar(steps, "fit", progress and rank() == 0, initial=min(done, steps)) as shown:
         for step in range(done, steps):
-            data = move(stream(step), leaves[0].device)
+            draw = stream(step)
             now = objective if isinstance(objective, Objective) else objective(step)
-            value, grads = _step(now, phi, data, seed, step)
+            if step == done:
+                _warn_coupled(now)
+            value, grads = _step(now, phi, draw, seed, step)
             losses.append(value.item())
             if not (math.isfinite(losses[-1]) and _finite(grads)):
                 run = Run(phi, losses[:-1], time.perf_counter() - began)
-                raise Diverged(_diagnosis(now, phi, data, step, value, checkpoint), run)
-            for k, p in phi.items():
-                p.grad = grads.get(k)
-            rule.step()
-            if plan:
-                plan.step()
+                raise Diverged(_diagnosis(now, phi, draw, step, value, checkpoint), run)
+            trainee.update(grads)
             shown.update()
             shown.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
             if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
                 trainee.save(Path(checkpoint), step + 1, losses, time.perf_counter() - began)
-    for p in leaves:
+    if checkpoint:
+        meet(next(iter(phi.values())).device)  # no process goes on before the file is written
+    for p in phi.values():
         p.grad = None
     return Run(phi, losses, time.perf_counter() - began)
 
 
 def _step(
-    objective: Objective, phi: Params, data: Any, seed: int, step: int
+    objective: Objective, phi: Params, draw: Any, seed: int, step: int
 ) -> tuple[Tensor, Params]:
-    """Value and gradient, with torch's random state set by (seed, step) and given back afterwards."""
+    """Value and gradient over all tasks of a draw, of which each process takes a part where that is exact.
+
+    torch's random state is set by (seed, step, rank) and given back afterwards.
+    """
+    device = next(iter(phi.values())).device
+    if size() == 1 or not objective.separable:
+        return _seeded(objective, phi, move(draw, device), seed * 1_000_003 + step)
+    tasks = count(draw)
+    mine = part(tasks)
+    share = (mine.stop - mine.start) / tasks
+    value, grads = torch.zeros((), device=device), dict[str, Tensor]()
+    if share:
+        data = move(take(draw, mine), device)
+        value, grads = _seeded(
+            objective, phi, data, seed * 1_000_003 + step + rank() * 2_654_435_761
+        )
+    return average(value, grads, phi, share)
+
+
+def _seeded(objective: Objective, phi: Params, data: Any, seed: int) -> tuple[Tensor, Params]:
     device = next(iter(phi.values())).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed * 1_000_003 + step)
+        torch.manual_seed(seed)
         return objective.value_and_grad(phi, data)
+
+
+def _warn_coupled(objective: Objective) -> None:
+    if size() > 1 and rank() == 0 and not objective.separable:
+        warnings.warn(
+            "this objective is not a plain mean over tasks (it couples or weights them), so each of the "
+            f"{size()} processes computes all of it and they gain nothing. Run it in one process.",
+            stacklevel=3,
+        )
 
 
 def _finite(grads: Params) -> bool:
@@ -121,13 +157,13 @@ def _finite(grads: Params) -> bool:
 def _diagnosis(
     objective: Objective,
     phi: Params,
-    data: Any,
+    draw: Any,
     step: int,
     value: Tensor,
     checkpoint: Path | str | None,
 ) -> str:
     """What went wrong, and in which tasks: each task's own value decides."""
-    bad = []
+    bad, data = [], move(draw, next(iter(phi.values())).device)
     for t in range(count(data)):
         try:
             one, grads = objective.value_and_grad(phi, take(data, slice(t, t + 1)))
@@ -155,7 +191,43 @@ class _Trainee(NamedTuple):
     plan: torch.optim.lr_scheduler.LRScheduler | None
     fingerprint: dict[str, Any]
 
+    def update(self, grads: Params) -> None:
+        for k, p in self.phi.items():
+            p.grad = grads.get(k)
+        self.rule.step()
+        if self.plan:
+            self.plan.step()
+
+    def check_processes(self, step: int, path: Path | str | None) -> None:
+        """Raise, in every process, unless all of them are at one step, with the same φ and the same stream."""
+        if size() == 1:
+            return
+        numbers = {
+            "step": step,
+            "parameters": sum(v.numel() for v in self.phi.values()),
+            "sum of φ": sum(v.double().sum().item() for v in self.phi.values()),
+            "seed": self.fingerprint["seed"],
+            "stream sum": self.fingerprint["stream sum"],
+        }
+        advice = {
+            "step": f"Does each of them see the file {path}? Put it on a file system that they share.",
+            "seed": "Give `fit` one seed in all of them.",
+            "stream sum": "Make the stream with one seed and the same data in all of them; `fit` divides its tasks.",
+        }
+        for name, (least, greatest) in spread(
+            numbers, next(iter(self.phi.values())).device
+        ).items():
+            raise ValueError(
+                f"expected the {size()} processes to begin alike; {name} lies between {least:.9g} and {greatest:.9g}. "
+                + advice.get(
+                    name, "Seed before making the network, in all of them: torch.manual_seed(0)."
+                )
+            )
+
     def save(self, path: Path, step: int, losses: list[float], seconds: float) -> None:
+        """Write the state, once: of several processes the first does."""
+        if rank() > 0:
+            return
         state = self.rule.state_dict()
         tensors = {f"params/{k}": v for k, v in self.phi.items()}
         numbers: dict[str, dict[str, Any]] = {}
