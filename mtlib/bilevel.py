@@ -26,11 +26,12 @@ def bilevel(
     loss: Loss,
     hypergradient: Hypergradient | None = None,
     chunk: int | None = None,
+    compile: bool = False,
 ) -> Objective:
     """min_φ (1/T) Σ_i L_i^Q( adapt(φ, S_i) ): choose φ so that what it adapts to does well on new data.
 
-    `hypergradient` is `unrolled` where none is given; `chunk` is how many tasks run as one program
-    (`mtlib.objective.over_tasks`). The data are episodes with a leading axis T.
+    `hypergradient` is `unrolled` where none is given; `chunk` is how many tasks run as one program, `compile` makes it
+    one of `torch.compile` (`mtlib.objective.over_tasks`). The data are episodes with a leading axis T.
     """
     task = (hypergradient or unrolled)(learner, loss)
 
@@ -42,7 +43,7 @@ def bilevel(
             )
         return task(phi, episode)
 
-    return over_tasks(checked, chunk=chunk, vmap=learner.vmap)
+    return over_tasks(checked, chunk=chunk, vmap=learner.vmap, compile=compile)
 
 
 def unrolled(learner: Learner, loss: Loss) -> Task:

@@ -6,11 +6,14 @@ D features · C classes.  `phi` is what tasks share, `theta` what one task adapt
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.eager_transforms import enable_inplace_requires_grad
 from torch.func import functional_call
 
 Params = dict[str, Tensor]
@@ -71,16 +74,23 @@ def move(data: Any, device: torch.device | str) -> Any:
     return over(lambda d: d.to(device), data)
 
 
+def plain() -> bool:
+    """Whether the plain reference runs instead of the fast paths, everywhere: MTLIB_PLAIN=1. They agree to rounding."""
+    return os.environ.get("MTLIB_PLAIN") == "1"
+
+
 # A network as a function of its parameters ---------------------------------------------------
 
 
 def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """f(θ, x): the network with its parameters as an argument; entries of θ it does not know stay out."""
 
+    tied = _tied(net)
+
     def f(theta: Params, x: Tensor) -> Tensor:
-        state = _state(net, theta)
+        state, module = _state(net, theta), _own(net)
         try:
-            return functional_call(net, state, (x,))
+            return functional_call(module, state, (x,), tie_weights=tied)
         except RuntimeError as error:
             if any(word in str(error) for word in ("shape", "size", "channels", "dtype")):
                 raise ValueError(
@@ -156,6 +166,22 @@ def require(theta: Params, names: Iterable[str]) -> None:
         )
 
 
+def _own(net: nn.Module) -> nn.Module:
+    """The network, or on another thread a shallow copy: `functional_call` lends the module its tensors for a while."""
+    if torch.compiler.is_compiling() or threading.current_thread() is threading.main_thread():
+        return net
+    copy = net._replicate_for_data_parallel()
+    copy._parameters = net._parameters.copy()
+    copy._modules = {k: m if m is None else _own(m) for k, m in net._modules.items()}
+    return copy
+
+
+def _tied(net: nn.Module) -> bool:
+    """Whether a parameter stands under two names; looking for such at every call would cost a tenth of a MAML step."""
+    names = net.named_parameters(remove_duplicate=False)
+    return len(list(names)) > len(list(net.parameters()))
+
+
 def _state(net: nn.Module, theta: Params) -> Params:
     """θ's entries for `net`; buffers as constant copies, so that a forward pass writes to nothing of ours."""
     names = [k for k, _ in net.named_parameters()]
@@ -224,19 +250,45 @@ def iterates(
 def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     """∇L(θ), differentiable in θ and in whatever else L reads, where gradients are enabled.
 
-    `torch.func.grad`, which `vmap` and its kin need, or outside of them plain autograd, which costs a sixth less.
+    `torch.func.grad`; or plain autograd, which costs a fifth less, outside of functorch's transforms and in one `vmap`,
+    where the tasks' θ are stacked and ∂Σ_t L_t(θ_t)/∂θ_t is each task's own gradient.
     """
-    outer = torch.is_grad_enabled()
-    moving = any(v.requires_grad for v in theta.values())
-    if torch._C._are_functorch_transforms_active() or (outer and not moving):
+    outer, way = torch.is_grad_enabled(), _way_to_autograd()
+    if way is None:
+        return torch.func.grad(loss)(theta)
+    down, up = way
+    plain = {k: down(v) for k, v in theta.items()}
+    if outer and not any(v.requires_grad for v in plain.values()):
         return torch.func.grad(loss)(theta)
     with torch.enable_grad():  # aliases: L may read the same tensors elsewhere, as an anchor
-        point = {k: v.view_as(v) if outer else v.detach() for k, v in theta.items()}
-        point = {k: v if v.requires_grad else v.requires_grad_() for k, v in point.items()}
+        point = {k: v.view_as(v) if outer else v.detach() for k, v in plain.items()}
+        with enable_inplace_requires_grad(True):
+            point = {k: v if v.requires_grad else v.requires_grad_() for k, v in point.items()}
+        value = down(loss({k: up(v) for k, v in point.items()})).sum()
         g = torch.autograd.grad(
-            loss(point), list(point.values()), create_graph=outer, materialize_grads=True
+            value, list(point.values()), create_graph=outer, materialize_grads=True
         )
-    return dict(zip(theta, g, strict=True))
+    return dict(zip(theta, map(up, g), strict=True))
+
+
+def _way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+    """How tensors go down to plain autograd, and up again: as they are, or out of one `vmap`, tasks first."""
+    if torch.compiler.is_compiling() or plain():
+        return None
+    if not torch._C._are_functorch_transforms_active():
+        return (lambda v: v), (lambda v: v)
+    f = torch._C._functorch
+    stack = f.get_interpreter_stack()
+    if stack is None or len(stack) != 1 or stack[0].key() != f.TransformType.Vmap:
+        return None
+    level, size = stack[0].level(), f.CVmapInterpreterPtr(stack[0]).batchSize()
+
+    def down(v: Tensor) -> Tensor:
+        if f.is_batchedtensor(v):
+            return f.get_unwrapped(v).movedim(f.maybe_get_bdim(v), 0)
+        return v.expand(size, *v.shape)
+
+    return down, lambda v: f._add_batch_dim(v, 0, level)
 
 
 def proximity(theta: Params, anchor: Params) -> Tensor:

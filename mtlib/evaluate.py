@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,9 +12,10 @@ from scipy import stats
 from torch import Tensor
 
 from mtlib.core import Episode, Learner, Params, Stream, accuracy, fits, move, take
-from mtlib.objective import batched, count, default_chunk
+from mtlib.objective import Batched, count, default_chunk, default_threads
 from mtlib.progress import bar
 from mtlib.tasks import check_draw
+from mtlib.threads import sharing
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """`metric(prediction, y)` -> one number an episode."""
@@ -63,7 +65,11 @@ def evaluate(
             )
         return metric(prediction, episode.query.y)
 
-    run, values, step, draw = batched(score, learner.vmap), list[Tensor](), 0, 0.0
+    def scores(data: Episode, size: int, starts: Sequence[int]) -> Tensor:
+        return torch.cat([run(params, take(data, slice(a, a + size))) for a in starts])
+
+    run, share = Batched(score, learner.vmap), sharing()
+    values, step, draw = list[Tensor](), 0, 0.0
     with torch.no_grad(), bar(episodes, "evaluate", progress) as shown:
         while sum(map(len, values)) < episodes:
             data = stream(step)
@@ -72,10 +78,10 @@ def evaluate(
                 draw = data.query.x.double().sum().item()
             data = move(data, device)
             size = chunk or default_chunk(params, count(data))
-            for a in range(0, count(data), size):
-                part = take(data, slice(a, a + size))
-                values.append(run(params, part, size).cpu())
-                shown.update(len(values[-1]))
+            workers = default_threads(params, data, size)
+            parts = share(partial(scores, data, size), range(0, count(data), size), workers)
+            values.append(torch.cat(parts).cpu())
+            shown.update(len(values[-1]))
             step += 1
     return interval(torch.cat(values)[:episodes], draw)
 

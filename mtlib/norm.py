@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mtlib.core import Params, apply, parameters
+from mtlib.core import Params, apply, parameters, plain
 
 Statistics = Literal["batch", "stored"]
 
@@ -43,10 +43,12 @@ class Norm(nn.Module):
             self.register_buffer("var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.statistics == "batch":
+        if self.statistics == "batch" and not plain():
             return _Normalise.apply(x, self.weight, self.bias, self.eps)[0]
-        scale = self.weight * (self.var.detach() + self.eps).rsqrt()
-        return x * _per_channel(scale, x) + _per_channel(self.bias - self.mean.detach() * scale, x)
+        stored = self.statistics == "stored"
+        mean, var = (self.mean.detach(), self.var.detach()) if stored else moments(x)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return x * _per_channel(scale, x) + _per_channel(self.bias - mean * scale, x)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, statistics={self.statistics!r}"

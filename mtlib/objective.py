@@ -8,7 +8,7 @@ follows the chunk and not the number of tasks.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mtlib.core import Params, over, take
+from mtlib.core import Params, over, plain, take
+from mtlib.threads import sharing, watched
+
+SMALL_TASK = 100_000  # numbers in one task's data, up to which a thread a task is faster
 
 Task = Callable[[Params, Any], Tensor]
 """`task(phi, data of one task)` -> a scalar whose value and whose gradient with respect to φ count."""
@@ -39,40 +42,52 @@ class Objective(NamedTuple):
 
 
 def over_tasks(
-    task: Task, weights: Tensor | None = None, chunk: int | None = None, vmap: bool = True
+    task: Task,
+    weights: Tensor | None = None,
+    chunk: int | None = None,
+    vmap: bool = True,
+    compile: bool = False,
 ) -> Objective:
     """Σ_t w_t · task(φ, data_t), with w_t = 1/T where `weights` is None.
 
     `chunk` is the number of tasks that run as one program, from 1 (a loop) to T; None chooses: a loop for
     convolutions on a CPU (`vmap` is slower there and takes the memory of all tasks), all tasks otherwise.
+    `compile` makes the gradient of a chunk one program of `torch.compile`, at the second call, which takes the better
+    part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"expected a chunk of at least 1 task, got {chunk}")
-    run = batched(task, vmap)
+    run, share = Batched(task, vmap), sharing()
 
-    def weigh(data: Any, tasks: int, like: Tensor) -> Tensor:
-        if weights is None:
-            return like.new_full((tasks,), 1 / tasks)
-        if len(weights) != tasks:
+    def weigh(tasks: int) -> Tensor:
+        if weights is not None and len(weights) != tasks:
             raise ValueError(f"expected one weight a task: {len(weights)} weights, {tasks} tasks")
-        return weights.to(like)
+        return torch.full((tasks,), 1 / tasks, dtype=torch.float64) if weights is None else weights
 
     def value(phi: Params, data: Any) -> Tensor:
         values = torch.stack([task(phi, take(data, t)) for t in range(count(data))])
-        return weigh(data, len(values), values) @ values
+        return weigh(len(values)).to(values) @ values
+
+    def gradient(leaves: Params, data: Any, w: Tensor) -> tuple[Tensor, Params]:
+        with torch.enable_grad():
+            values = run(leaves, data)
+            part = w.to(values) @ values
+        return part.detach(), add_gradient({}, part, leaves)
+
+    step = compiled(gradient, run) if compile else gradient
 
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
         leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
-        tasks, total, grads = count(data), None, dict[str, Tensor]()
-        size = chunk or default_chunk(phi, tasks)
-        for a in range(0, tasks, size):
-            with torch.enable_grad():
-                values = run(leaves, take(data, slice(a, a + size)), size)
-                part = weigh(data, tasks, values)[a : a + size] @ values
-            total = part.detach() if total is None else total + part.detach()
-            add_gradient(grads, part, leaves)
-        assert total is not None
-        return total, grads
+        tasks, size = count(data), chunk or default_chunk(phi, count(data))
+        w = weigh(tasks)
+
+        def sums(starts: Sequence[int]) -> tuple[Tensor, Params]:
+            """Σ w_t · task_t over the chunks that begin there, and its gradient: one backward pass a chunk."""
+            return _add(
+                step(leaves, take(data, slice(a, a + size)), w[a : a + size]) for a in starts
+            )
+
+        return _add(share(sums, range(0, tasks, size), default_threads(phi, data, size)))
 
     return Objective(value, value_and_grad, separable=weights is None)
 
@@ -101,6 +116,16 @@ def add_gradient(grads: Params, value: Tensor, leaves: Params) -> Params:
     return grads
 
 
+def _add(parts: Iterable[tuple[Tensor, Params]]) -> tuple[Tensor, Params]:
+    """Values, and gradients entry by entry, summed in order; an entry that one gradient lacks is 0 there."""
+    values, grads = list[Tensor](), dict[str, Tensor]()
+    for value, part in parts:
+        values.append(value)
+        for k, g in part.items():
+            grads[k] = g if k not in grads else grads[k] + g
+    return torch.stack(values).sum(), grads
+
+
 # The axis of tasks ---------------------------------------------------------------------------
 
 
@@ -122,40 +147,104 @@ def count(data: Any) -> int:
 
 def default_chunk(phi: Params, tasks: int) -> int:
     """One task at a time for convolutions on a CPU, all of them together otherwise."""
-    convolution = any(v.ndim >= 4 and v.device.type == "cpu" for v in phi.values())
-    return 1 if convolution else tasks
+    return 1 if plain() or _convolves_on_cpu(phi) else tasks
 
 
-def batched(task: Callable[[Params, Any], Tensor], vmap: bool = True) -> Callable[..., Tensor]:
-    """`run(phi, data, size)` -> the tasks' results, stacked: by `vmap` where that is exact, else by a loop.
+def default_threads(phi: Params, data: Any, size: int) -> int:
+    """Threads that take chunks of `size` tasks: all of torch's for a loop over small convolutions on a CPU, else one.
+
+    Measured on two cores: with 28×28 images and 5 ways a loop over 8 tasks takes a fifth less; with 84×84 images two
+    tasks at a time exhaust the caches and gain nothing.
+    """
+    if size > 1 or plain() or watched() or not _convolves_on_cpu(phi):
+        return 1
+    elements = 0
+
+    def measure(d: Tensor) -> Tensor:
+        nonlocal elements
+        elements += d[0].numel()
+        return d
+
+    over(measure, data)
+    return min(torch.get_num_threads(), count(data)) if elements <= SMALL_TASK else 1
+
+
+def _convolves_on_cpu(phi: Params) -> bool:
+    return any(v.ndim >= 4 and v.device.type == "cpu" for v in phi.values())
+
+
+class Batched:
+    """`run(phi, data)` -> the tasks' results, stacked: by `vmap` where that is exact, else by a loop.
 
     torch's batch, layer and instance norms give a silently wrong second-order gradient under `vmap`
     (pytorch/functorch issue 534). Where one is met the loop runs instead, for good, with a warning.
     """
-    exact, first = vmap, True
 
-    def loop(phi: Params, data: Any) -> Tensor:
-        return torch.stack([task(phi, take(data, t)) for t in range(count(data))])
+    def __init__(self, task: Callable[[Params, Any], Tensor], vmap: bool = True):
+        self.task, self.exact, self.first = task, vmap, True
 
-    def run(phi: Params, data: Any, size: int) -> Tensor:
-        nonlocal exact, first
-        if exact and size > 1 and count(data) > 1:
-            watch: AbstractContextManager[Any] = _WatchFunctions() if first else _watch_modules()
-            try:
-                with watch:
-                    result = torch.vmap(task, in_dims=(None, 0), randomness="different")(phi, data)
-                first = False
-                return result
-            except InexactNorm as norm:
-                exact = False
-                warnings.warn(
-                    f"{norm} has an inexact second-order gradient under vmap: tasks run in a loop. "
-                    "mtlib.norm.Norm, group norm and RMS norm are exact.",
-                    stacklevel=3,
-                )
-        return loop(phi, data)
+    def __call__(self, phi: Params, data: Any) -> Tensor:
+        if not self.exact or plain() or count(data) == 1:
+            return self.loop(phi, data)
+        watch: AbstractContextManager[Any] = _WatchFunctions() if self.first else _watch_modules()
+        try:
+            with watch:
+                result = self.vmap(phi, data)
+        except InexactNorm as norm:
+            self.exact = False
+            warnings.warn(
+                f"{norm} has an inexact second-order gradient under vmap: tasks run in a loop. "
+                "mtlib.norm.Norm, group norm and RMS norm are exact.",
+                stacklevel=3,
+            )
+            return self.loop(phi, data)
+        self.first = False
+        return result
 
-    return run
+    def loop(self, phi: Params, data: Any) -> Tensor:
+        return torch.stack([self.task(phi, take(data, t)) for t in range(count(data))])
+
+    def vmap(self, phi: Params, data: Any) -> Tensor:
+        return torch.vmap(self.task, in_dims=(None, 0), randomness="different")(phi, data)
+
+
+Gradient = Callable[[Params, Any, Tensor], tuple[Tensor, Params]]
+"""`gradient(leaves, data, w)` -> Σ_t w_t task_t over the tasks in `data`, and its gradient."""
+
+
+def compiled(gradient: Gradient, run: Batched) -> Gradient:
+    """The same gradient as one program of `torch.compile`, from the second call on.
+
+    The first runs as it is: it shows which entries a gradient reaches, and whether `vmap` is exact. So does each call
+    after torch's compiler has failed, with a warning that says why, or while a norm has statistics that `vmap` spoils.
+    """
+    reached: list[str] | None = None
+    norms = list[nn.Module]()
+    failed = False
+
+    def total(phi: Params, data: Any, w: Tensor) -> Tensor:
+        values = run.vmap(phi, data) if run.exact else run.loop(phi, data)
+        return w.to(values) @ values
+
+    program = torch.compile(torch.func.grad_and_value(total), fullgraph=True)
+
+    def faster(leaves: Params, data: Any, w: Tensor) -> tuple[Tensor, Params]:
+        nonlocal reached, failed
+        if reached is None or failed or plain() or any(map(_inexact, norms)):
+            with _each_module(lambda m: norms.append(m) if isinstance(m, NORMS) else None):
+                value, grads = gradient(leaves, data, w)
+            reached = list(grads)
+            return value, grads
+        try:
+            grads, value = program({k: v.detach() for k, v in leaves.items()}, data, w)
+        except Exception as error:  # the same call ran before without the compiler
+            failed = True
+            reason = " ".join(str(error).split()[:40]) or type(error).__name__
+            warnings.warn(f"torch.compile failed, so it runs without: {reason}", stacklevel=2)
+            return gradient(leaves, data, w)
+        return value, {k: grads[k] for k in reached}
+
+    return faster
 
 
 class InexactNorm(Exception):
@@ -177,18 +266,33 @@ class _WatchFunctions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@contextmanager
-def _watch_modules() -> Iterator[None]:
-    """Sees every module called (cheap: on each later call): `net.train()` may switch a norm over."""
+NORMS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
 
-    def look(module: nn.Module, args: Any) -> None:
-        own = module.training or getattr(module, "running_mean", None) is None
-        if isinstance(module, nn.LayerNorm) or (
-            isinstance(module, nn.modules.batchnorm._NormBase) and own
-        ):
+
+def _inexact(module: nn.Module) -> bool:
+    """Whether `vmap` spoils the second order of what this norm computes now."""
+    own = module.training or getattr(module, "running_mean", None) is None
+    return isinstance(module, nn.LayerNorm) or (isinstance(module, NORMS) and own)
+
+
+def _watch_modules() -> AbstractContextManager[None]:
+    """Raises `InexactNorm` at such a norm (cheap: on each later call): `net.train()` may switch one over."""
+
+    def look(module: nn.Module) -> None:
+        if _inexact(module):
             raise InexactNorm(type(module).__name__)
 
-    hook = nn.modules.module.register_module_forward_pre_hook(look)
+    return _each_module(look)
+
+
+@contextmanager
+def _each_module(look: Callable[[nn.Module], Any]) -> Iterator[None]:
+    """`look(module)` before each module that is called."""
+
+    def before(module: nn.Module, args: Any) -> None:
+        look(module)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(before)
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from mtlib.learners.finetune import as_is
 from mtlib.learners.gradient import anil, maml
 from mtlib.learners.metric import protonet
 from mtlib.nets import conv4, mlp
-from mtlib.objective import batched
+from mtlib.objective import over_tasks
 
 HYPERGRADIENTS = {
     "unrolled": unrolled,
@@ -299,8 +299,13 @@ def test_a_norm_that_is_inexact_under_vmap_runs_in_the_loop_and_says_so(norm):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())  # no state written
 
 
-def test_torchs_own_norm_under_vmap_is_wrong_which_is_why():
-    """The day this fails, torch is mended and the guard can go."""
+def test_torchs_own_norm_under_vmap_is_wrong_which_is_why(monkeypatch):
+    """The day this fails, torch is mended and the guard can go.
+
+    It shows where an inner step takes `torch.func.grad` under `vmap`. Our own steps take plain autograd on stacked tasks,
+    which is exact with any norm; a learner may take its gradients otherwise.
+    """
+    monkeypatch.setattr("mtlib.core._way_to_autograd", lambda: None)
     net = seeded(lambda: halves(INEXACT["LayerNorm"](), 8))
     learner, episode = maml(net, mse_loss, 0.1, 2), vectors()
     task = unrolled(learner, mse_loss)
@@ -347,9 +352,9 @@ def test_vmap_is_really_used():
         seen.append(torch._C._functorch.is_batchedtensor(x))
         return (phi["w"] * x).sum()
 
-    run = batched(task)
-    run({"w": torch.ones(2)}, torch.ones(3, 2), 3)
-    run({"w": torch.ones(2)}, torch.ones(3, 2), 1)
+    objective = over_tasks(task)
+    objective.value_and_grad({"w": torch.ones(2)}, torch.ones(3, 2))
+    over_tasks(task, chunk=1).value_and_grad({"w": torch.ones(2)}, torch.ones(3, 2))
     assert seen == [True, False, False, False]
 
 

@@ -1,0 +1,83 @@
+"""Tasks on threads: where one task's operations are too small to keep every core busy, each core takes a task.
+
+torch splits one operation over its threads; here each of several threads runs whole tasks, with its share of torch's
+threads for each operation.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+Share = Callable[[Callable[[Sequence[int]], Any], Sequence[int], int], list[Any]]
+"""`share(f, items, workers)` -> [f(block), …]: the items in contiguous blocks, one a worker."""
+
+
+def sharing() -> Share:
+    """A `share` that stays on one thread, for good, once `f` has drawn random numbers there.
+
+    torch has one generator for all threads, and the order of their draws would be chance: the state before them is put
+    back, and `f` runs anew.
+    """
+    draws = False
+
+    def share(f: Callable[[Sequence[int]], Any], items: Sequence[int], workers: int) -> list[Any]:
+        nonlocal draws
+        if workers < 2 or draws:
+            return [f(items)]
+        before, each = torch.get_rng_state(), -(-len(items) // workers)
+        blocks = [items[a : a + each] for a in range(0, len(items), each)]
+        results = on_threads([partial(f, block) for block in blocks], workers)
+        draws = not torch.equal(before, torch.get_rng_state())
+        if draws:
+            torch.set_rng_state(before)
+            return [f(items)]
+        return results
+
+    return share
+
+
+def on_threads(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
+    """The results of `calls` in their order, each on one of `workers` threads; an error in one is raised here.
+
+    Gradients are as enabled there as in the thread that asks.
+    """
+    grad = torch.is_grad_enabled()
+
+    def run(call: Callable[[], Any]) -> Any:
+        with torch.set_grad_enabled(grad):
+            return call()
+
+    pool = _pool(os.getpid(), workers, torch.get_num_threads())
+    return [future.result() for future in [pool.submit(run, call) for call in calls]]
+
+
+def watched() -> bool:
+    """Whether a mode of torch's watches this thread: it would not see what others do."""
+    return bool(_get_current_dispatch_mode_stack() or _get_current_function_mode_stack())
+
+
+@cache
+def _pool(process: int, workers: int, threads: int) -> ThreadPoolExecutor:
+    """Workers with threads // workers of torch's threads each, kept for the next call; torch's own setting stays."""
+    ready = threading.Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(max(1, threads // workers))
+        torch.get_num_threads()  # the first look would otherwise come later, and take the setting of then
+        ready.wait()
+
+    pool = ThreadPoolExecutor(workers, "mtlib-tasks", begin)
+    for _ in range(workers):
+        pool.submit(lambda: None)
+    ready.wait()
+    torch.set_num_threads(threads)  # the last setting is what a new thread begins with
+    return pool

@@ -1,0 +1,247 @@
+"""Every fast path equals the plain reference in float64, and torch's settings are as they were."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from mtlib.bilevel import bilevel, first_order, implicit, multi_step, secant
+from mtlib.core import Batch, Episode, apply, over, parameters
+from mtlib.cost import peak_memory
+from mtlib.evaluate import evaluate
+from mtlib.learners.gradient import anil, maml
+from mtlib.learners.metric import protonet
+from mtlib.nets import conv4, mlp
+from mtlib.objective import Objective, default_threads, over_tasks
+from mtlib.tasks import one_hot
+from mtlib.threads import on_threads
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+def images(tasks=5, channels=1, dtype=torch.float64) -> Episode:
+    def batch(n):
+        x = torch.randn(tasks, n, channels, 16, 16, dtype=dtype)
+        return Batch(x, one_hot(torch.arange(n) % 3, 3).to(dtype).expand(tasks, n, 3))
+
+    torch.manual_seed(1)
+    return Episode(batch(3), batch(6))
+
+
+def points(tasks=5) -> Episode:
+    torch.manual_seed(1)
+    x = torch.randn(2, tasks, 7, 3, dtype=torch.float64)
+    return Episode(Batch(x[0], x[0].sin()[..., :2]), Batch(x[1], x[1].sin()[..., :2]))
+
+
+def convolutional(channels=1):
+    torch.manual_seed(0)
+    return conv4(3, channels, width=6, size=16).double()
+
+
+def layered():
+    torch.manual_seed(0)
+    return mlp(3, (8, 8), 2).double()
+
+
+IMAGES = {
+    "maml": lambda net: bilevel(maml(net, cross_entropy, 0.1, 3), cross_entropy),
+    "first order": lambda net: bilevel(
+        maml(net, cross_entropy, 0.1, 3), cross_entropy, first_order
+    ),
+    "anil": lambda net: bilevel(anil(net, cross_entropy, 0.1, 3), cross_entropy),
+    "protonet": lambda net: bilevel(protonet(net), cross_entropy),
+}
+POINTS = {
+    "maml": lambda net: bilevel(maml(net, mse_loss, 0.1, 3), mse_loss),
+    "first order": lambda net: bilevel(maml(net, mse_loss, 0.1, 3), mse_loss, first_order),
+    "secant": lambda net: bilevel(maml(net, mse_loss, 0.1, 3), mse_loss, secant),
+    "every step": lambda net: bilevel(
+        maml(net, mse_loss, 0.1, 2), mse_loss, multi_step([0.5, 0.5])
+    ),
+    "implicit": lambda net: bilevel(maml(net, mse_loss, 0.1, 3, 2.0), mse_loss, implicit(2.0)),
+}
+
+
+def both_ways(objective: Objective, phi, data, monkeypatch):
+    """((value, gradient) of the plain reference, (value, gradient) of the fast paths)."""
+    monkeypatch.setenv("MTLIB_PLAIN", "1")
+    plain = objective.value_and_grad(phi, data)
+    monkeypatch.delenv("MTLIB_PLAIN")
+    return plain, objective.value_and_grad(phi, data)
+
+
+def agree(a, b, tolerance=1e-10):
+    assert abs(a[0] - b[0]) <= tolerance
+    assert a[1].keys() == b[1].keys()
+    assert max((a[1][k] - b[1][k]).abs().max().item() for k in a[1]) <= tolerance
+    assert max(g.abs().max().item() for g in a[1].values()) > 1e-6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
+def test_convolutions_on_threads_equal_the_plain_reference(make, channels, monkeypatch):
+    net, data = convolutional(channels), images(channels=channels)
+    phi = parameters(net)
+    assert default_threads(phi, data, 1) == 2
+    agree(*both_ways(make(net), phi, data, monkeypatch))
+
+
+@pytest.mark.parametrize("make", POINTS.values(), ids=POINTS)
+def test_stacked_tasks_equal_the_plain_reference(make, monkeypatch):
+    net = layered()
+    agree(*both_ways(make(net), parameters(net), points(), monkeypatch))
+
+
+def test_threads_and_one_thread_evaluate_alike(monkeypatch):
+    net = convolutional()
+    learner = maml(net, cross_entropy, 0.1, 3)
+    on_two = evaluate(learner, parameters(net), lambda step: images(), 10)
+    torch.set_num_threads(1)
+    on_one = evaluate(learner, parameters(net), lambda step: images(), 10)
+    torch.set_num_threads(2)
+    assert torch.equal(on_two.values, on_one.values)
+
+
+def test_tasks_run_on_other_threads_only_where_it_pays():
+    net, data = convolutional(), images()
+    phi = parameters(net)
+    assert default_threads(phi, data, 5) == 1  # vmap was asked for
+    assert default_threads(parameters(layered()), points(), 1) == 1  # no convolution
+    large = over(lambda d: d.expand(5, *d.shape[1:]).repeat_interleave(80, 1), data)
+    assert default_threads(phi, large, 1) == 1
+    assert default_threads(phi, over(lambda d: d[:1], data), 1) == 1
+
+
+def test_each_thread_has_its_share_of_torchs_threads_and_later_threads_have_all():
+    seen = on_threads([torch.get_num_threads] * 2, 2)
+    assert seen == [1, 1]
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [2] and torch.get_num_threads() == 2
+
+
+def test_an_error_of_a_thread_is_raised_here_and_gradients_are_as_enabled():
+    with pytest.raises(ZeroDivisionError):
+        on_threads([lambda: 1, lambda: 1 // 0], 2)
+    with torch.no_grad():
+        assert on_threads([torch.is_grad_enabled] * 2, 2) == [False, False]
+    assert on_threads([torch.is_grad_enabled] * 2, 2) == [True, True]
+
+
+def test_what_draws_random_numbers_runs_in_order_on_one_thread():
+    """Dropout on threads would draw in an order of chance, and no run could be resumed to the bit."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Dropout(), nn.Linear(4 * 14 * 14, 3))
+    net = net.double()
+    f, data, names = apply(net), images(), set()
+
+    def task(phi, episode):
+        names.add(threading.current_thread().name)
+        return cross_entropy(f(phi, episode.query.x), episode.query.y)
+
+    objective, alone = over_tasks(task), over_tasks(task)
+    torch.manual_seed(3)
+    first = objective.value_and_grad(parameters(net), data)
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    one = alone.value_and_grad(parameters(net), data)
+    torch.set_num_threads(2)
+    assert torch.equal(first[0], one[0])
+    assert all(torch.equal(first[1][k], one[1][k]) for k in one[1])
+    names.clear()
+    objective.value_and_grad(parameters(net), data)
+    assert names == {threading.current_thread().name}
+
+
+def test_a_watch_on_this_thread_sees_every_task():
+    net, data = convolutional(), images()
+    objective, phi = IMAGES["protonet"](net), parameters(net)
+    on_two = peak_memory(objective.value_and_grad, phi, data)
+    torch.set_num_threads(1)
+    on_one = peak_memory(objective.value_and_grad, phi, data)
+    torch.set_num_threads(2)
+    assert on_two == on_one > 0
+
+
+def test_the_plain_reference_takes_one_task_at_a_time(monkeypatch):
+    seen = []
+
+    def task(phi, x):
+        seen.append(torch._C._functorch.is_batchedtensor(x))
+        return (phi["w"] * x).sum()
+
+    monkeypatch.setenv("MTLIB_PLAIN", "1")
+    over_tasks(task, chunk=3).value_and_grad({"w": torch.ones(2)}, torch.ones(3, 2))
+    assert seen == [False] * 3
+
+
+def test_norms_of_torch_are_exact_where_steps_are_ours():
+    """Tasks are stacked below `vmap`, and so is the norm's backward pass."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Tanh())
+    net = nn.Sequential()
+    net.add_module("body", body)
+    net.add_module("head", nn.Linear(8, 2))
+    net = net.double()
+    f, learner = apply(net), maml(net, mse_loss, 0.1, 2)
+
+    def task(phi, episode):
+        theta = learner.adapt(phi, episode.support)
+        return mse_loss(f(theta, episode.query.x), episode.query.y)
+
+    phi, data = {k: v.requires_grad_() for k, v in parameters(net).items()}, points()
+    stacked = torch.vmap(task, in_dims=(None, 0))(phi, data).mean()
+    alone = torch.stack([task(phi, over(lambda d, t=t: d[t], data)) for t in range(5)]).mean()
+    a, b = (torch.autograd.grad(v, list(phi.values())) for v in (stacked, alone))
+    assert max((x - y).abs().max().item() for x, y in zip(a, b, strict=True)) <= 1e-12
+
+
+# torch.compile -------------------------------------------------------------------------------
+
+
+def test_where_the_compiler_fails_a_warning_says_so_and_the_result_is_the_same(monkeypatch):
+    def broken(f, **options):
+        def call(*args):
+            raise RuntimeError("no C++ compiler was found")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    net, data = layered(), points()
+    objective = bilevel(maml(net, mse_loss, 0.1, 2), mse_loss, compile=True)
+    phi = parameters(net)
+    first = objective.value_and_grad(phi, data)
+    with pytest.warns(UserWarning, match="torch.compile failed.*no C"):
+        second = objective.value_and_grad(phi, data)
+    agree(first, second, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agree(first, objective.value_and_grad(phi, data), 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch itself
+def test_the_compiled_gradient_equals_the_plain_one():
+    net, data = mlp(3, (4,), 2).double(), points()
+    phi = {**parameters(net), "unused": torch.ones(2, dtype=torch.float64)}
+    learner = maml(net, mse_loss, 0.1, 1)
+    plain = bilevel(learner, mse_loss).value_and_grad(phi, data)
+    objective = bilevel(learner, mse_loss, compile=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch.compile failed")
+        for _ in range(3):
+            agree(plain, objective.value_and_grad(phi, data))
+    assert "unused" not in plain[1]
