@@ -31,22 +31,20 @@ def processes(backend: str | None = None) -> Iterator[Group]:
 
     `backend` is torch.distributed's; None is NCCL for tensors on CUDA and Gloo for those on a CPU. Where CUDA is
     present the process computes on the device LOCAL_RANK. Without `torchrun` there is one process, and nothing to
-    join: the same script runs with `python script.py`.
+    join: the same script runs with `python script.py`. Raises ValueError where a machine has fewer CUDA devices
+    than processes.
     """
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else None
-    if device:
-        torch.cuda.set_device(device)
+    device = _device()
     if "WORLD_SIZE" not in os.environ:
-        yield Group(0, 1, device or torch.device("cpu"))
+        yield Group(0, 1, device)
         return
     if not dist.is_available():
         raise RuntimeError(
             "expected torch with torch.distributed, this build has none: run `python script.py`, in one process"
         )
-    dist.init_process_group(backend or ("cpu:gloo,cuda:nccl" if cuda else "gloo"))
+    dist.init_process_group(backend or ("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"))
     try:
-        yield Group(rank(), size(), device or torch.device("cpu"))
+        yield Group(rank(), size(), device)
     finally:
         dist.destroy_process_group()
 
@@ -113,6 +111,21 @@ def meet(device: torch.device | str) -> None:
         one = torch.ones((), device=device)
         dist.all_reduce(one)
         one.item()
+
+
+def _device() -> torch.device:
+    """The CUDA device of this process's number on its machine, made the current one; the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= there:
+        raise ValueError(
+            f"expected at most {there} processes on this machine, one for each CUDA device; this is number {number}. "
+            f"Start with --nproc-per-node={there}, or hide the devices with CUDA_VISIBLE_DEVICES= to use the CPU."
+        )
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _joined() -> bool:

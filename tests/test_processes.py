@@ -174,11 +174,12 @@ if __name__ == "__main__":
 
 
 def launch(script: Path, *arguments: str, count: int = 2) -> subprocess.CompletedProcess[str]:
-    """The script in `count` processes, warnings as errors."""
+    """The script in `count` processes on the CPU, warnings as errors."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [*command, f"--nproc_per_node={count}", str(script), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
+        env={**os.environ, **settings},
         capture_output=True,
         text=True,
         timeout=240,
@@ -252,6 +253,8 @@ def test_an_entry_that_no_process_reaches_is_left_alone(both):
     moved = of_two(both, "here and there")
     assert torch.equal(moved["never"], torch.ones(2)) and moved["wide"].dtype == torch.float64
     assert all((moved[k] < 1).all() for k in ("first", "last", "wide"))
+    wide = both.runs["here and there"].params["wide"]
+    assert torch.allclose(moved["wide"], wide, rtol=1e-12, atol=0)  # not by way of float32
 
 
 def test_one_all_reduce_of_the_gradient_a_step(both):
@@ -290,8 +293,7 @@ def test_processes_that_begin_apart_are_refused(both, what, words):
 
 
 def test_each_process_has_its_rank(both):
-    devices = ["cuda:0", "cuda:1"] if torch.cuda.is_available() else ["cpu", "cpu"]
-    assert [f["group"] for f in both.facts] == [[0, 2, devices[0]], [1, 2, devices[1]]]
+    assert [f["group"] for f in both.facts] == [[0, 2, "cpu"], [1, 2, "cpu"]]
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):
@@ -300,6 +302,14 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
         assert group[:2] == (0, 1) and isinstance(group, Group)
         assert not torch.distributed.is_initialized()
         assert part(7) == slice(0, 7)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="one for each CUDA device"), processes():
+        pass
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
