@@ -81,7 +81,12 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
             results[name] = summary(work, seconds, gaps[name], flops(work, device) / speed)
             tqdm.write(table(name, results[name]), file=sys.stderr)
     return {
-        "setting": setting(device, repeats, tiny, speed),
+        "setting": {
+            **setting(device, tiny),
+            "repeats": repeats,
+            "warm-up": WARM_UP,
+            "peak GFLOP/s": speed / 1e9,
+        },
         "workloads": results,
         "provenance": made(),
     }
@@ -91,9 +96,12 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
 
 
 def check(work: Workload, makes: dict[str, Make], device: str = "cpu") -> dict[str, float]:
-    """Name -> ‖g − g_hand‖ / ‖g_hand‖ in float64, on few tasks. Raises Disagreement above 1e-9."""
+    """Name -> ‖g − g_hand‖ / ‖g_hand‖ in float64, on few tasks, at the second call, as what is timed is never the first.
+
+    Raises Disagreement above 1e-9.
+    """
     data = case(reduced(work), dtype=torch.float64, device=device)
-    grads = {name: flat(make(data)()) for name, make in makes.items()}
+    grads = {name: flat(second_call(make(data))) for name, make in makes.items()}
     hand = grads[HAND]
     gaps = {name: ((g - hand).norm() / hand.norm()).item() for name, g in grads.items()}
     for name, gap in gaps.items():
@@ -103,6 +111,11 @@ def check(work: Workload, makes: dict[str, Make], device: str = "cpu") -> dict[s
                 f"expected at most {TOLERANCE:.0e}; nothing is timed"
             )
     return gaps
+
+
+def second_call(run: Run) -> list[Tensor]:
+    run()
+    return run()
 
 
 def flat(grads: list[Tensor]) -> Tensor:
@@ -221,17 +234,13 @@ def keep(report: dict[str, Any], name: str) -> None:
     _write(folder / f"{name}.json", report)
 
 
-def setting(device: str, repeats: int, tiny: bool, speed: float) -> dict[str, Any]:
-    """What the times depend on beside the code."""
+def setting(device: str, tiny: bool) -> dict[str, Any]:
+    """What the numbers depend on beside the code. Times are in seconds."""
     return {
         "device": slug(device),
         "threads": torch.get_num_threads(),
-        "repeats": repeats,
-        "warm-up": WARM_UP,
         "small": tiny,
         "dtype": "float32",
-        "peak GFLOP/s": speed / 1e9,
-        "units": "seconds",
     }
 
 

@@ -42,7 +42,7 @@ def implementations(work: Workload) -> dict[str, Make]:
 def variants(work: Workload) -> dict[str, Make]:
     """mtlib's ways of running it: one line a way, with what `bilevel` is given."""
     found = {"mtlib": ours()}
-    # found["mtlib, compiled"] = ours(compile=True)  # where not work.size
+    # if not work.size: found["mtlib, compiled"] = ours(compile=True)
     return found
 
 

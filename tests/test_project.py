@@ -244,7 +244,7 @@ def test_dependencies_have_lower_bounds_only():
     for r in REQUIRED:
         assert [s.operator for s in r.specifier] == [">="], f"{r}: expected one lower bound"
     pinned = {r.name for r in EVERY if any(s.operator not in (">=", "<") for s in r.specifier)}
-    assert pinned == {"higher"}
+    assert pinned == {"higher", "torchopt"}
 
 
 def test_colab_satisfies_the_bounds():
