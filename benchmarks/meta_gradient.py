@@ -18,6 +18,7 @@ import re
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -69,15 +70,18 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
         raise SystemExit(f"no workload begins with {only}; there are {list(every)}")
     if tiny:
         chosen = {k: small(w) for k, w in chosen.items()}
+    compiled = not tiny and compiles(device)
+    warnings.filterwarnings("error", "torch.compile failed")  # or its row would be another's
+    makes = {name: implementations(work, compiled) for name, work in chosen.items()}
     with bar(len(chosen), "float64") as shown:
         gaps = {}
         for name, work in chosen.items():
-            gaps[name] = check(work, implementations(work), device)
+            gaps[name] = check(work, makes[name], device)
             shown.update()
     speed, results = peak(device), {}
     with bar(len(chosen) * (WARM_UP + repeats), "rounds") as shown:
         for name, work in chosen.items():
-            seconds = rounds(work, implementations(work), device, repeats, shown.update)
+            seconds = rounds(work, makes[name], device, repeats, shown.update)
             results[name] = summary(work, seconds, gaps[name], flops(work, device) / speed)
             tqdm.write(table(name, results[name]), file=sys.stderr)
     return {
@@ -90,6 +94,15 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
         "workloads": results,
         "provenance": made(),
     }
+
+
+def compiles(device: str) -> bool:
+    """Whether torch.compile works here; on a CPU it needs a C++ compiler."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+    except Exception:  # torch names it differently from version to version
+        return False
+    return True
 
 
 # Agreement -----------------------------------------------------------------------------------

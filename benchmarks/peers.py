@@ -34,15 +34,16 @@ Make = Callable[[Case], Run]
 HAND = "torch by hand"
 
 
-def implementations(work: Workload) -> dict[str, Make]:
+def implementations(work: Workload, compiled: bool = False) -> dict[str, Make]:
     """Name -> `make`, every implementation that does this workload; mtlib's names begin with "mtlib"."""
-    return {**variants(work), **peers(work)}
+    return {**variants(work, compiled), **peers(work)}
 
 
-def variants(work: Workload) -> dict[str, Make]:
-    """mtlib's ways of running it: one line a way, with what `bilevel` is given."""
+def variants(work: Workload, compiled: bool = False) -> dict[str, Make]:
+    """mtlib's ways of running it, with what `bilevel` is given; `compiled`: where torch's compiler works, and on W1."""
     found = {"mtlib": ours()}
-    # if not work.size: found["mtlib, compiled"] = ours(compile=True)
+    if compiled and not work.size:
+        found["mtlib, compiled"] = ours(compile=True)
     return found
 
 

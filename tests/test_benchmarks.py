@@ -140,6 +140,23 @@ def test_an_unknown_workload_is_refused(benchmarks):
         suite("cpu", 2, ["W9"], True)
 
 
+def test_what_is_compiled_takes_part_where_torch_compiles(benchmarks, monkeypatch):
+    from meta_gradient import compiles
+    from peers import implementations
+    from workloads import workloads
+
+    compiled = [
+        name for name, w in workloads().items() if "mtlib, compiled" in implementations(w, True)
+    ]
+    assert compiled == ["W1, 1 step", "W1, 5 steps"]
+
+    def broken(function):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert not compiles("cpu")
+
+
 # Memory --------------------------------------------------------------------------------------
 
 
