@@ -37,7 +37,8 @@ STAR = {
     "download": {"progress"},
     "data": {"core", "tasks", "download", "data"},
     "learners": {"core", "norm", "learners"},
-    "objective": {"core"},
+    "threads": set(),
+    "objective": {"core", "threads"},
     "bilevel": {"core", "objective"},
     "joint": {"core", "objective"},
     "align": {"core", "joint"},
@@ -49,7 +50,7 @@ STAR = {
     "checkpoint": {"core"},
     "processes": {"core"},
     "train": {"core", "objective", "tasks", "checkpoint", "progress", "processes"},
-    "evaluate": {"core", "objective", "tasks", "progress"},
+    "evaluate": {"core", "objective", "tasks", "progress", "threads"},
     "cost": set(),
     "plots": {"train", "evaluate"},
 }
