@@ -27,7 +27,7 @@ from meta_gradient import clock, keep, made, setting, slug
 from peers import Make, ours, with_higher, with_torchopt
 from workloads import Case, Workload, case, images, small, workloads
 
-from mtlib.bilevel import bilevel, implicit
+from mtlib.bilevel import bilevel, checkpointed, implicit
 from mtlib.cost import peak_memory
 from mtlib.evaluate import evaluate
 from mtlib.learners.gradient import maml
@@ -138,7 +138,7 @@ def evaluation(work: Workload, episodes: int) -> Callable[[], Any]:
 TABLES: dict[str, dict[str, Start]] = {
     "steps": {
         "mtlib": by_steps(ours()),
-        # "mtlib, checkpointed": by_steps(ours(...)),
+        "mtlib, checkpointed": by_steps(ours(hypergradient=checkpointed)),
         "mtlib, implicit": by_steps(with_implicit),
         "higher": by_steps(with_higher),
     },

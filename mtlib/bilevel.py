@@ -7,12 +7,14 @@ FOMAML, Reptile and iMAML are one learner under four hypergradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mtlib.core import Batch, Episode, Learner, Loss, Params, risk
+from mtlib.core import Batch, Episode, Inner, Learner, Loss, Params, Point, risk
 from mtlib.objective import Objective, Task, over_tasks
+from mtlib.replay import replay
 
 Hypergradient = Callable[[Learner, Loss], Task]
 """Turns a learner into `task(phi, episode)`: a scalar with value L^Q(adapt(φ, S)) and the gradient it claims."""
@@ -43,7 +45,8 @@ def bilevel(
             )
         return task(phi, episode)
 
-    return over_tasks(checked, chunk=chunk, vmap=learner.vmap, compile=compile)
+    vmap = learner.vmap and hypergradient is not checkpointed
+    return over_tasks(checked, chunk=chunk, vmap=vmap, compile=compile)
 
 
 def unrolled(learner: Learner, loss: Loss) -> Task:
@@ -67,11 +70,11 @@ def multi_step(weights: Sequence[float]) -> Hypergradient:
 
     def hypergradient(learner: Learner, loss: Loss) -> Task:
         def task(phi: Params, episode: Episode) -> Tensor:
-            path = list(learner.path(phi, episode.support))[1:] if learner.path else []
+            path = list(learner.path(phi, episode.support))[1:]
             if not path or len(path) != len(weights):
                 raise ValueError(
                     f"multi_step got {len(weights)} weights, and expects one for each inner step; "
-                    f"this learner takes {len(path)} (0: it has no `path` of steps)"
+                    f"this learner takes {len(path)} (0: it does not go in steps)"
                 )
             points = [(w, theta) for w, theta in zip(weights, path, strict=True) if w]
             return sum(w * at(learner, loss, theta, episode.query) for w, theta in points)  # type: ignore[return-value]
@@ -103,6 +106,32 @@ def first_order(learner: Learner, loss: Loss) -> Task:
         )
 
     return task
+
+
+def checkpointed(learner: Learner, loss: Loss) -> Task:
+    """The gradient of `unrolled`, exactly, from the points θ_j alone: each step is run anew when its turn comes.
+
+    λ_K = ∇L^Q(θ_K),  λ_j = λ_{j+1} ∂θ_{j+1}/∂θ_j,  dL^Q/dφ = λ_0 ∂θ_0/∂φ + Σ_j λ_{j+1} ∂θ_{j+1}/∂φ. Memory is that of one
+    step and of K sets of parameters, where `unrolled` keeps the graphs of K steps; time is half as much again. Tasks
+    run in a loop. Raises ValueError where the learner does not go in steps. {cite}`chen2016sublinear`
+    """
+
+    def task(phi: Params, episode: Episode) -> Tensor:
+        inner = learner.inner
+        if inner is None:
+            raise ValueError("checkpointed expects a learner that goes in steps; use unrolled")
+        point = inner.begin(phi, episode.support)
+        for j in range(inner.steps):
+            one = partial(_step, inner, episode.support, j)
+            point = replay(one, (phi, point))
+        return at(learner, loss, {**phi, **point[0]}, episode.query)
+
+    return task
+
+
+def _step(inner: Inner, support: Batch, j: int, at: tuple[Params, Point]) -> Point:
+    phi, point = at
+    return inner.step(phi, support, j, point)
 
 
 def secant(learner: Learner, loss: Loss) -> Task:

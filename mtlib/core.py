@@ -39,8 +39,19 @@ class Episode(NamedTuple):
     query: Batch  # what it asks
 
 
+Point = tuple[Params, Any]
+"""Where an inner loop stands: the entries that move, and the state of its rule."""
+
 Stream = Callable[[int], Any]
 """`stream(step)` -> Episode or Batch with a leading axis T; the same step gives the same draw, always."""
+
+
+class Inner(NamedTuple):
+    """A way to θ in steps: θ_0 = begin(φ, S), θ_{j+1} = step(φ, S, j, θ_j) for j < `steps`."""
+
+    begin: Callable[[Params, Batch], Point]
+    step: Callable[[Params, Batch, int, Point], Point]
+    steps: int
 
 
 class Learner(NamedTuple):
@@ -54,9 +65,16 @@ class Learner(NamedTuple):
     adapt: Callable[[Params, Batch], Params]
     predict: Callable[[Params, Tensor], Tensor]
     vmap: bool = True  # False where only a loop over tasks runs (L-BFGS, for one)
-    path: Callable[[Params, Batch], Iterator[Params]] | None = (
-        None  # θ_0, …, θ_K, where it goes in steps
-    )
+    inner: Inner | None = None  # where `adapt` goes in steps
+
+    def path(self, phi: Params, support: Batch) -> Iterator[Params]:
+        """θ_0, …, θ_K, one at a time; none where the learner does not go in steps."""
+        if self.inner:
+            point = self.inner.begin(phi, support)
+            yield {**phi, **point[0]}
+            for j in range(self.inner.steps):
+                point = self.inner.step(phi, support, j, point)
+                yield {**phi, **point[0]}
 
 
 def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
@@ -85,10 +103,10 @@ def plain() -> bool:
 def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """f(θ, x): the network with its parameters as an argument; entries of θ it does not know stay out."""
 
-    tied = _tied(net)
+    tied, names = _tied(net), [k for k, _ in net.named_parameters()]
 
     def f(theta: Params, x: Tensor) -> Tensor:
-        state, module = _state(net, theta), _own(net)
+        state, module = _state(net, names, theta), _own(net)
         try:
             return functional_call(module, state, (x,), tie_weights=tied)
         except RuntimeError as error:
@@ -182,9 +200,8 @@ def _tied(net: nn.Module) -> bool:
     return len(list(names)) > len(list(net.parameters()))
 
 
-def _state(net: nn.Module, theta: Params) -> Params:
+def _state(net: nn.Module, names: list[str], theta: Params) -> Params:
     """θ's entries for `net`; buffers as constant copies, so that a forward pass writes to nothing of ours."""
-    names = [k for k, _ in net.named_parameters()]
     require(theta, names)
     device = theta[names[0]].device if names else torch.device("cpu")
     state = {k: theta[k] for k in names}
@@ -223,28 +240,22 @@ def descend(
     `lr` is one rate, or a rate per entry of θ (a dict: discriminative rates, Meta-SGD), or a function of
     the step that gives either. With a `rule`, θ ← θ − α rule(∇L(θ)): momentum, Adam, a curvature.
     """
-    for point in iterates(loss, theta, lr, steps, rule):
-        last = point
-    return last
+    point: Point = (theta, None)
+    for number in range(steps):
+        point = step(loss, point, lr, number, rule)
+    return point[0]
 
 
-def iterates(
-    loss: Callable[[Params], Tensor],
-    theta: Params,
-    lr: Rate,
-    steps: int,
-    rule: Rule | None = None,
-) -> Iterator[Params]:
-    """θ_0, θ_1, …, θ_steps: every point `descend` passes, one at a time."""
-    state = None
-    yield theta
-    for step in range(steps):
-        u = gradient(loss, theta)
-        if rule:
-            u, state = rule(u, state)
-        a = lr(step) if callable(lr) else lr
-        theta = {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}
-        yield theta
+def step(
+    loss: Callable[[Params], Tensor], point: Point, lr: Rate, number: int, rule: Rule | None = None
+) -> Point:
+    """One step, the one of that number: θ ← θ − α ∇L(θ), or along rule(∇L(θ))."""
+    theta, state = point
+    u = gradient(loss, theta)
+    if rule:
+        u, state = rule(u, state)
+    a = lr(number) if callable(lr) else lr
+    return {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}, state
 
 
 def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:

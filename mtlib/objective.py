@@ -30,12 +30,14 @@ class Objective(NamedTuple):
 
     `value(phi, data)` is the plain reference, the equation. `value_and_grad(phi, data)` is what `fit`
     uses: the same value, and the gradient for each entry of φ that one reaches. `separable` says that it is the
-    plain mean over the axis of tasks, so that several processes may each take a part of them.
+    plain mean over the axis of tasks, so that several processes may each take a part of them; `compiled`, that its
+    second call takes long.
     """
 
     value: Callable[[Params, Any], Tensor]
     value_and_grad: Callable[[Params, Any], tuple[Tensor, Params]]
     separable: bool = False
+    compiled: bool = False
 
     def __call__(self, phi: Params, data: Any) -> Tensor:
         return self.value(phi, data)
@@ -89,7 +91,7 @@ def over_tasks(
 
         return _add(share(sums, range(0, tasks, size), default_threads(phi, data, size)))
 
-    return Objective(value, value_and_grad, separable=weights is None)
+    return Objective(value, value_and_grad, separable=weights is None, compiled=compile)
 
 
 def whole(value: Callable[[Params, Any], Tensor]) -> Objective:

@@ -95,6 +95,8 @@ def fit(
             now = objective if isinstance(objective, Objective) else objective(step)
             if step == done:
                 _warn_coupled(now)
+            if now.compiled and step == done + 1:
+                shown.set_postfix_str("compiling, once")
             value, grads = _step(now, phi, draw, seed, step)
             losses.append(value.item())
             if not (math.isfinite(losses[-1]) and _finite(grads)):

@@ -10,16 +10,19 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from mtlib.bilevel import bilevel, first_order, implicit, multi_step, secant
+from mtlib.bilevel import bilevel, checkpointed, first_order, implicit, multi_step, secant
 from mtlib.core import Batch, Episode, apply, over, parameters
 from mtlib.cost import peak_memory
 from mtlib.evaluate import evaluate
-from mtlib.learners.gradient import anil, maml
+from mtlib.learners.gradient import adam, anil, maml, momentum
 from mtlib.learners.metric import protonet
+from mtlib.learners.preconditioned import meta_sgd
 from mtlib.nets import conv4, mlp
 from mtlib.objective import Objective, default_threads, over_tasks
+from mtlib.replay import replay
 from mtlib.tasks import one_hot
 from mtlib.threads import on_threads
+from mtlib.train import fit
 
 
 @pytest.fixture(autouse=True)
@@ -233,6 +236,17 @@ def test_where_the_compiler_fails_a_warning_says_so_and_the_result_is_the_same(m
         agree(first, objective.value_and_grad(phi, data), 0)
 
 
+def test_the_bar_says_that_it_compiles(monkeypatch, capsys):
+    monkeypatch.delenv("MTLIB_PROGRESS", raising=False)
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+    net, data = layered(), points()
+    objective = bilevel(maml(net, mse_loss, 0.1, 2), mse_loss, compile=True)
+    fit(objective, parameters(net), lambda step: data, 3)
+    assert "compiling, once" in capsys.readouterr().err
+    fit(bilevel(maml(net, mse_loss, 0.1, 2), mse_loss), parameters(net), lambda step: data, 3)
+    assert "compiling" not in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch itself
 def test_the_compiled_gradient_equals_the_plain_one():
     net, data = mlp(3, (4,), 2).double(), points()
@@ -245,3 +259,54 @@ def test_the_compiled_gradient_equals_the_plain_one():
         for _ in range(3):
             agree(plain, objective.value_and_grad(phi, data))
     assert "unused" not in plain[1]
+
+
+# Checkpoints of the inner loop ---------------------------------------------------------------
+
+
+STEPPERS = {
+    "maml": lambda net: maml(net, cross_entropy, 0.1, 4),
+    "held near its start": lambda net: maml(net, cross_entropy, 0.1, 4, strength=0.5),
+    "with momentum": lambda net: maml(net, cross_entropy, 0.1, 4, rule=momentum(0.5)),
+    "with adam": lambda net: maml(net, cross_entropy, 0.01, 4, rule=adam()),
+    "a rate for each step": lambda net: maml(net, cross_entropy, (0.1, 0.05, 0.2).__getitem__, 3),
+    "anil": lambda net: anil(net, cross_entropy, 0.1, 4),
+    "learned rates": lambda net: meta_sgd(net, cross_entropy, 0.1, 3),
+    "no step": lambda net: maml(net, cross_entropy, 0.1, 0),
+}
+
+
+@pytest.mark.parametrize("make", STEPPERS.values(), ids=STEPPERS)
+def test_checkpoints_give_the_gradient_of_unrolled(make):
+    learner, data = make(convolutional()), images(tasks=2)
+    phi = {**learner.init(), "unused": torch.ones(2, dtype=torch.float64)}
+    unrolled = bilevel(learner, cross_entropy).value_and_grad(phi, data)
+    agree(unrolled, bilevel(learner, cross_entropy, checkpointed).value_and_grad(phi, data), 1e-12)
+
+
+def test_checkpoints_on_a_small_network_run_in_a_loop_and_agree():
+    learner, data = maml(layered(), mse_loss, 0.1, 5), points()
+    phi = learner.init()
+    unrolled = bilevel(learner, mse_loss).value_and_grad(phi, data)
+    agree(unrolled, bilevel(learner, mse_loss, checkpointed).value_and_grad(phi, data), 1e-12)
+
+
+def test_checkpoints_of_twenty_steps_take_a_third_of_the_memory():
+    net, data = convolutional(), images(tasks=1)
+    learner = maml(net, cross_entropy, 0.01, 20)
+    whole, kept = (
+        peak_memory(bilevel(learner, cross_entropy, h).value_and_grad, learner.init(), data)
+        for h in (None, checkpointed)
+    )
+    assert kept <= 0.35 * whole
+
+
+def test_checkpoints_say_where_there_are_no_steps_and_have_no_second_gradient():
+    net, data = convolutional(), images(tasks=2)
+    with pytest.raises(ValueError, match="expects a learner that goes in steps"):
+        bilevel(protonet(net), cross_entropy, checkpointed).value_and_grad(parameters(net), data)
+    x = torch.ones((), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(replay(lambda v: v[0] ** 3, (x,)), x, create_graph=True)
+    assert slope == 3
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        torch.autograd.grad(slope, x)

@@ -21,7 +21,7 @@ from mtlib.bilevel import (
     secant,
     unrolled,
 )
-from mtlib.core import Batch, Episode, below, descend, features, iterates, over, parameters
+from mtlib.core import Batch, Episode, below, descend, features, over, parameters, step
 from mtlib.data.linear import exact_stream, linear_tasks
 from mtlib.joint import joint
 from mtlib.learners.context import cavia, protomaml
@@ -313,18 +313,19 @@ def test_inner_steps_are_torchs(rule, optimizer):
     assert len(points) == 13
 
 
-def test_descend_ends_where_its_iterates_do_with_a_rate_for_each_step():
+def test_descend_goes_step_by_step_with_a_rate_for_each():
     """By hand on ½θ² (g = θ): momentum ½ with rates 0.5, then 0.1 from θ = 2."""
 
     def loss(theta):
         return 0.5 * (theta["w"] ** 2).sum()
 
     theta = {"w": torch.tensor([2.0], dtype=torch.float64)}
-    rates = [0.5, 0.1]
-    end = descend(loss, theta, rates.__getitem__, 2, momentum(0.5))
-    points = [p["w"].item() for p in iterates(loss, theta, rates.__getitem__, 2, momentum(0.5))]
-    assert points == pytest.approx([2.0, 1.0, 0.8], abs=1e-15)  # m: 2, then ½·2 + 1 = 2
-    assert end["w"].item() == points[-1]
+    rates, rule = [0.5, 0.1], momentum(0.5)
+    one = step(loss, (theta, None), rates.__getitem__, 0, rule)
+    two = step(loss, one, rates.__getitem__, 1, rule)
+    assert one[0]["w"].item() == 1.0
+    assert two[0]["w"].item() == pytest.approx(0.8, abs=1e-15)  # m: 2, then ½·2 + 1 = 2
+    assert descend(loss, theta, rates.__getitem__, 2, rule)["w"].item() == two[0]["w"].item()
     assert descend(loss, theta, 0.5, 2)["w"].item() == 0.5
 
 
@@ -519,7 +520,7 @@ def test_errors_say_what_was_expected():
         cavia(net, mse_loss, 0.1, -1)
     with pytest.raises(ValueError, match=r"multi_step got 2 weights.*takes 3"):
         meta(maml(net, mse_loss, 0.1, 3), mse_loss, episode, multi_step([0.5, 0.5]))
-    with pytest.raises(ValueError, match="it has no `path` of steps"):
+    with pytest.raises(ValueError, match="it does not go in steps"):
         meta(protonet(smooth(3)), cross_entropy, classes(), multi_step([1.0]))
     with pytest.raises(ValueError, match=r"parameters named \['lr\."):
         meta(meta_sgd(net, mse_loss, 0.1, 1), mse_loss, episode, phi=parameters(net))

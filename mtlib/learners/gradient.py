@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,17 +10,19 @@ from torch import Tensor, nn
 
 from mtlib.core import (
     Batch,
+    Inner,
     Learner,
     Loss,
     Params,
+    Point,
     Rate,
     Rule,
     apply,
-    iterates,
     parameters,
     proximity,
     require,
     risk,
+    step,
 )
 
 Pull = Callable[[Params, Params, Tensor], Tensor]
@@ -104,23 +106,26 @@ def inner_loop(
     if steps < 0:
         raise ValueError(f"expected a number of steps of at least 0, got {steps}")
 
-    def path(phi: Params, support: Batch) -> Iterator[Params]:
-        anchor = begin(phi, support)
+    def start(phi: Params, support: Batch) -> Point:
+        return begin(phi, support), None
+
+    def one(phi: Params, support: Batch, number: int, point: Point) -> Point:
+        anchor = {**phi, **begin(phi, support)} if pull else {}
 
         def inner(theta: Params) -> Tensor:
             whole = {**phi, **theta}
             value = risk(loss, f(whole, support.x), support.y)
-            return value + pull(whole, {**phi, **anchor}, support.x) if pull else value
+            return value + pull(whole, anchor, support.x) if pull else value
 
-        for theta in iterates(inner, anchor, lr, steps, rule):
-            yield {**phi, **theta}
+        return step(inner, point, lr, number, rule)
 
     def adapt(phi: Params, support: Batch) -> Params:
-        for point in path(phi, support):
-            last = point
-        return last
+        point = start(phi, support)
+        for number in range(steps):
+            point = one(phi, support, number, point)
+        return {**phi, **point[0]}
 
-    return Learner(init, adapt, f, path=path)
+    return Learner(init, adapt, f, inner=Inner(start, one, steps))
 
 
 def proximal(strength: float) -> Pull:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, Rule, below, require
+from mtlib.core import Batch, Learner, Loss, Params, Point, Rule, below, require
 from mtlib.learners.gradient import maml
 
 
@@ -87,11 +87,11 @@ def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
         require(phi, own)
         return make(phi).adapt(phi, support)
 
-    def path(phi: Params, support: Batch) -> Iterator[Params]:
-        require(phi, own)
-        return make(phi).path(phi, support)  # type: ignore[misc]
+    def step(phi: Params, support: Batch, number: int, point: Point) -> Point:
+        return make(phi).inner.step(phi, support, number, point)  # type: ignore[union-attr]
 
-    return Learner(init, adapt, base.predict, base.vmap, path if base.path else None)
+    inner = base.inner and base.inner._replace(step=step)
+    return Learner(init, adapt, base.predict, base.vmap, inner)
 
 
 def _weights(net: nn.Module) -> Params:

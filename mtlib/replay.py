@@ -1,0 +1,61 @@
+"""A function whose graph is made when its gradient passes, and not before: time for memory, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+def replay(f: Callable[[Any], Any], at: Any) -> Any:
+    """f(at), for nested dicts and tuples of tensors; only `at` is kept, and f runs again in the backward pass.
+
+    f must give the same result again (no random draws). Its gradient has no gradient of its own: a second one raises.
+    For plain autograd; not under functorch's transforms. {cite}`chen2016sublinear`
+    """
+    leaves, shape = tree_flatten(at)
+    places = [i for i, v in enumerate(leaves) if isinstance(v, Tensor)]
+    others = [None if isinstance(v, Tensor) else v for v in leaves]
+    last: list[Any] = []  # what f gave, flat, and its shape
+
+    def g(*tensors: Tensor) -> tuple[Tensor, ...]:
+        filled = list(others)
+        for i, v in zip(places, tensors, strict=True):
+            filled[i] = v
+        last[:] = tree_flatten(f(tree_unflatten(filled, shape)))
+        return tuple(v for v in last[0] if isinstance(v, Tensor))
+
+    made = iter(_Replay.apply(g, *[leaves[i] for i in places]))
+    return tree_unflatten([next(made) if isinstance(v, Tensor) else v for v in last[0]], last[1])
+
+
+class _Replay(Function):
+    @staticmethod
+    def forward(ctx: Any, g: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
+        ctx.g = g
+        ctx.save_for_backward(*tensors)
+        return g(*tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *adjoint: Tensor) -> Any:
+        needs = ctx.needs_input_grad[1:]
+        with torch.enable_grad():
+            at = [
+                t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needs, strict=True)
+            ]
+            pairs = [(o, v) for o, v in zip(ctx.g(*at), adjoint, strict=True) if o.requires_grad]
+        moved = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs],
+                [t for t in at if t.requires_grad],
+                [v for _, v in pairs],
+                allow_unused=True,
+            )
+        )
+        return None, *[next(moved) if n else None for n in needs]
