@@ -1,0 +1,144 @@
+"""The page on speed: a fast path that is wrong, and a record that is worse than it says, stop it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pages import run_until
+
+import mtlib.bilevel
+import mtlib.core
+import mtlib.nets
+import mtlib.norm
+import mtlib.results
+from mtlib.norm import _Twice
+
+
+def wrong_second_derivative(patch):
+    right = _Twice.forward
+    patch.setattr(_Twice, "forward", staticmethod(lambda *a: tuple(1.01 * t for t in right(*a))))
+
+
+def wrong_layout(patch):
+    relaid = mtlib.nets._Relaid.apply
+    patch.setattr(mtlib.nets._Relaid, "apply", lambda x: relaid(x.transpose(2, 3)))
+
+
+def wrong_stacking(patch):
+    """Each task gets the mean of all tasks' gradients."""
+    right = mtlib.core._way_to_autograd
+
+    def way():
+        found = right()
+        if found is None:
+            return None
+        down, up = found
+        return down, lambda v: up(v.mean(0, keepdim=True).expand_as(v))
+
+    patch.setattr(mtlib.core, "_way_to_autograd", way)
+
+
+BROKEN = {  # what is broken -> names of the last cell that still runs, and of the one that stops
+    wrong_layout: ("noise", "asked"),
+    wrong_second_derivative: ("slope", "closed"),
+    wrong_stacking: ("closed", "stacked"),
+}
+
+
+@pytest.mark.parametrize("breaks", BROKEN, ids=lambda f: f.__name__)
+def test_a_fast_path_that_is_wrong_stops_the_page(small, breaks):
+    breaks(small)
+    before, there = BROKEN[breaks]
+    run_until("speed", before)
+    with pytest.raises(AssertionError):
+        run_until("speed", there)
+
+
+def test_a_checkpoint_that_loses_a_step_is_seen(small):
+    """Steps count as constants: the gradient of first order, under the name of the exact one."""
+
+    def forgets(f, at):
+        phi, (theta, state) = at
+        moved, state = f((phi, ({k: v.detach() for k, v in theta.items()}, state)))
+        return {k: theta[k] + (moved[k] - theta[k]).detach() for k in moved}, state
+
+    small.setattr(mtlib.bilevel, "replay", forgets)
+    with pytest.raises(AssertionError):
+        run_until("speed", "share")
+
+
+# What is recorded ----------------------------------------------------------------------------
+
+
+def report(ratio=1.5, discrepancy=1e-15, device="cpu-avx512", trial=False, compiled=None):
+    """A file of benchmarks/meta_gradient.py, with one workload."""
+
+    def row(ratio, off):
+        return {
+            "median": 0.01,
+            "quartiles": [0.009, 0.011],
+            "ratio": ratio,
+            "ratio quartiles": [0.9 * ratio, 1.1 * ratio],
+            "floors": 3.0,
+            "float64 discrepancy": off,
+        }
+
+    setting = {"device": device, "threads": 2, "small": trial, "dtype": "float32", "repeats": 3}
+    rows = {"mtlib": row(ratio, discrepancy), "torch by hand": row(1.0, 0.0)}
+    if compiled:
+        rows["mtlib, compiled"] = row(compiled, discrepancy)
+    return {
+        "setting": {**setting, "warm-up": 2},
+        "workloads": {"W1": {"workload": {"what": "curves"}, "implementations": rows}},
+        "provenance": mtlib.results.provenance(),
+    }
+
+
+@pytest.fixture
+def recorded(small, tmp_path):
+    """`recorded(name=report)` -> the page's variables once it has read these files and no others."""
+
+    def read(**files):
+        (tmp_path / "benchmarks").mkdir(exist_ok=True)
+        for name, content in files.items():
+            (tmp_path / "benchmarks" / f"{name}.json").write_text(json.dumps(content), "utf8")
+        return run_until("speed", "floors")
+
+    small.setattr(mtlib.results, "FOLDER", tmp_path)
+    return read
+
+
+def test_the_page_reads_what_is_there(recorded, capsys):
+    page = recorded(
+        cpu=report(),
+        trial=report(discrepancy=1.0, trial=True),
+        gpu=report(2.0, device="nvidia"),
+        book={"pages": {"book/a": 1.0}, "jobs": 2, "provenance": {}},
+    )
+    assert list(page["TIMES"]) == ["cpu", "gpu"] and list(page["BOOK"]) == ["book"]
+    assert page["order"] == ["W1, on cpu", "W1, on gpu"]
+    assert "resident memory: no file is recorded yet" in capsys.readouterr().out
+
+
+def test_the_page_says_where_nothing_is_recorded(recorded, capsys):
+    assert not recorded()["ours"]
+    assert "times: no file is recorded yet" in capsys.readouterr().out
+
+
+def test_a_recorded_gradient_that_is_off_stops_the_page(recorded):
+    with pytest.raises(AssertionError):
+        recorded(cpu=report(discrepancy=1e-6))
+
+
+def test_a_recorded_time_behind_a_peer_stops_the_page_at_full_scale(recorded, monkeypatch):
+    monkeypatch.setenv("MTLIB_SCALE", "full")
+    with pytest.raises(AssertionError, match="no slower than the fastest peer"):
+        recorded(cpu=report(ratio=0.9))
+
+
+def test_a_default_behind_a_peer_is_named_where_the_compiled_way_is_not(recorded, monkeypatch):
+    monkeypatch.setenv("MTLIB_SCALE", "full")
+    page = recorded(cpu=report(ratio=0.9, compiled=2.0), gpu=report())
+    assert page["behind"] == ["W1, on cpu (0.90)"]
+    assert page["best"] == {"W1, on cpu": 2.0, "W1, on gpu": 1.5}
