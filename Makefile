@@ -19,7 +19,7 @@ SCALE ?= full
 
 export MTLIB_PROGRESS := 0
 
-.PHONY: help book test test-book test-alone lint format address serve clean
+.PHONY: help book test test-book test-alone benchmarks lint format address serve clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,10 @@ test-book: $(READY)  ## the built book in a browser without a network
 
 test-alone: $(READY)  ## each notebook alone, in an empty folder with a fresh environment
 	$(BIN)/pytest tests/test_notebooks_alone.py
+
+benchmarks: $(READY)  ## time and memory beside other libraries, kept in mtlib/results/benchmarks
+	$(BIN)/python benchmarks/meta_gradient.py --write > /dev/null
+	$(BIN)/python benchmarks/memory.py --write > /dev/null
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from workloads import Workload, case, reduced, small, workloads
 
 from mtlib.progress import bar
-from mtlib.results import FOLDER, _write, provenance
+from mtlib.results import FOLDER, provenance, write
 
 TOLERANCE = 1e-9
 WARM_UP = 2  # rounds
@@ -244,7 +244,7 @@ def keep(report: dict[str, Any], name: str) -> None:
     """With the package, as mtlib/results/benchmarks/NAME.json."""
     folder = FOLDER / "benchmarks"
     folder.mkdir(exist_ok=True)
-    _write(folder / f"{name}.json", report)
+    write(folder / f"{name}.json", report)
 
 
 def setting(device: str, tiny: bool) -> dict[str, Any]:

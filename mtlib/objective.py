@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -207,7 +208,7 @@ class Batched:
         return torch.stack([self.task(phi, take(data, t)) for t in range(count(data))])
 
     def vmap(self, phi: Params, data: Any) -> Tensor:
-        return torch.vmap(self.task, in_dims=(None, 0), randomness="different")(phi, data)
+        return torch.vmap(partial(self.task, phi), randomness="different")(data)
 
 
 Gradient = Callable[[Params, Any, Tensor], tuple[Tensor, Params]]

@@ -21,17 +21,25 @@ def replay(f: Callable[[Any], Any], at: Any) -> Any:
     leaves, shape = tree_flatten(at)
     places = [i for i, v in enumerate(leaves) if isinstance(v, Tensor)]
     others = [None if isinstance(v, Tensor) else v for v in leaves]
-    last: list[Any] = []  # what f gave, flat, and its shape
+    form: list[Any] = []  # of what f gave: what is no tensor there, and its shape
 
     def g(*tensors: Tensor) -> tuple[Tensor, ...]:
         filled = list(others)
         for i, v in zip(places, tensors, strict=True):
             filled[i] = v
-        last[:] = tree_flatten(f(tree_unflatten(filled, shape)))
-        return tuple(v for v in last[0] if isinstance(v, Tensor))
+        out, form[:] = _apart(f(tree_unflatten(filled, shape)))
+        return out
 
     made = iter(_Replay.apply(g, *[leaves[i] for i in places]))
-    return tree_unflatten([next(made) if isinstance(v, Tensor) else v for v in last[0]], last[1])
+    rest, result = form
+    return tree_unflatten([next(made) if v is Tensor else v for v in rest], result)
+
+
+def _apart(tree: Any) -> tuple[tuple[Tensor, ...], list[Any]]:
+    """The tensors of a tree, and the rest: its leaves with `Tensor` for each of them, and its shape."""
+    leaves, shape = tree_flatten(tree)
+    tensors = tuple(v for v in leaves if isinstance(v, Tensor))
+    return tensors, [[Tensor if isinstance(v, Tensor) else v for v in leaves], shape]
 
 
 class _Replay(Function):

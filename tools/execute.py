@@ -2,7 +2,8 @@
 
 python tools/execute.py --jobs 2
 
-Each job gets its share of the cores. What the cache has already is not run again. Prints the seconds of each page;
+Each job gets its share of the cores. What the cache has already is not run again. Prints the seconds of each page, and
+keeps them in _build/seconds.json (the one of a whole build on a quiet machine is mtlib/results/benchmarks/book.json);
 the exit status is 1 where one failed.
 """
 
@@ -20,6 +21,8 @@ from typing import Any
 import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
+
+from mtlib.results import provenance, write
 
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = ("book/algorithms",)  # it shows how long training takes, on all cores
@@ -65,7 +68,7 @@ def main() -> int:
     for page in notebooks:
         cache.add_nb_to_project(str(ROOT / f"{page}.ipynb"))
 
-    failures = 0
+    failures, taken = 0, dict[str, float]()
     groups = (
         ([p for p in notebooks if p in ALONE], 1),
         ([p for p in notebooks if p not in ALONE], jobs),
@@ -75,10 +78,14 @@ def main() -> int:
             threads = max(1, cores // at_once)
             for done in as_completed([pool.submit(run, p, settings, threads) for p in names]):
                 page, seconds, problem = done.result()
+                taken[page] = round(seconds, 1)
                 print(f"{page:22} {seconds:6.1f} s{'  FAILED' if problem else ''}", flush=True)
                 if problem:
                     print(problem, file=sys.stderr, flush=True)
                     failures += 1
+    facts = {"jobs": jobs, "cores": cores, "scale": os.environ.get("MTLIB_SCALE", "full")}
+    ordered = {page: taken[page] for page in notebooks}
+    write(ROOT / "_build/seconds.json", {"pages": ordered, **facts, "provenance": provenance()})
     return 1 if failures else 0
 
 

@@ -70,7 +70,7 @@ def record(result: Result, tolerance: float = 1.0) -> str:
     if not result.data.endswith("(real)"):
         return f"not recorded: {result.data}"
     if recording():
-        _write(path, {**_plain(result), "provenance": provenance()})
+        write(path, {**_plain(result), "provenance": provenance()})
         return f"recorded as {path.name}"
     if not path.exists():
         return "nothing is recorded to compare with"
@@ -163,7 +163,7 @@ def _check(result: Result) -> None:
             raise ValueError(f"expected the gain between two entries of {names}, got {name!r}")
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def write(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all, and strict JSON: NaN raises ValueError."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     with tempfile.NamedTemporaryFile(
