@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -189,3 +190,21 @@ def test_the_peak_of_resident_memory_is_seen_and_forgotten(benchmarks):
     del block
     assert 0.9 * size < peak_resident() - before < 1.5 * size
     assert forget_peak() - before < 0.5 * size
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_moments_training_on_omniglot_is_above_chance(precision):
+    command = [sys.executable, "benchmarks/omniglot.py", "--seconds", "3", "--episodes", "40"]
+    done = subprocess.run(
+        [*command, "--part", "val", "--precision", precision],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MTLIB_PROGRESS": "0"},
+    )
+    found = json.loads(done.stdout)["methods"]
+    proto = found["ProtoNet"]
+    assert proto["accuracy"] - proto["interval over episodes"] > 0.3  # chance is .2
+    assert proto["precision"] == precision and found["MAML"]["precision"] == "float32"
+    assert all(m["steps"] >= 2 for m in found.values())
