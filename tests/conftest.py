@@ -16,3 +16,10 @@ def small(monkeypatch):
     torch.set_num_threads(1)
     yield monkeypatch
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _fast(request, monkeypatch):
+    """Tests of the fast paths themselves, marked `fast`, keep them where MTLIB_PLAIN=1 runs the rest without."""
+    if request.node.get_closest_marker("fast"):
+        monkeypatch.delenv("MTLIB_PLAIN", raising=False)

@@ -50,5 +50,5 @@ def test_a_first_order_step_holds_no_graph_of_the_inner_steps():
         objective = bilevel(learner, loss, hypergradient)
         return peak_memory(objective.value_and_grad, learner.init(), stream(0))
 
-    assert step(unrolled, 20) > 5 * step(unrolled, 2)
+    assert step(unrolled, 20) > 4 * step(unrolled, 2)
     assert step(first_order, 20) < 1.1 * step(first_order, 2)

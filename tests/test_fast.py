@@ -24,6 +24,8 @@ from mtlib.tasks import one_hot
 from mtlib.threads import on_threads
 from mtlib.train import fit
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(autouse=True)
 def two_threads():

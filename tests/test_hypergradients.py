@@ -283,6 +283,7 @@ INEXACT = {
 }
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("norm", INEXACT)
 def test_a_norm_that_is_inexact_under_vmap_runs_in_the_loop_and_says_so(norm):
     net = seeded(lambda: halves(INEXACT[norm](), 8))
@@ -319,6 +320,7 @@ def test_torchs_own_norm_under_vmap_is_wrong_which_is_why(monkeypatch):
     assert largest(bare, right) > 1e-6
 
 
+@pytest.mark.fast
 def test_a_norm_switched_over_after_the_first_call_is_noticed():
     net = seeded(lambda: halves(INEXACT["BatchNorm1d"](), 8)).eval()
     learner, episode = maml(net, mse_loss, 0.1, 2), vectors()
@@ -345,6 +347,7 @@ def test_norms_that_are_exact_run_under_vmap(norm):
     assert largest(a, b) <= 1e-10
 
 
+@pytest.mark.fast
 def test_vmap_is_really_used():
     seen = []
 

@@ -94,6 +94,7 @@ def test_nested_vmap():
     ).abs().max() <= 1e-12
 
 
+@pytest.mark.fast
 def test_the_third_order_is_refused_not_wrong():
     x, w, b = (a.requires_grad_() for a in inputs((5, 2)))
     g = torch.autograd.grad(scalar(ours)(x, w, b), x, create_graph=True)[0]

@@ -14,6 +14,8 @@ import mtlib.norm
 import mtlib.results
 from mtlib.norm import _Twice
 
+pytestmark = pytest.mark.fast
+
 
 def wrong_second_derivative(patch):
     right = _Twice.forward
