@@ -59,8 +59,8 @@ def conv4(
 class ChannelsLast(nn.Module):
     """The same images (B, channels, h, w), laid out with the channels last in memory.
 
-    Norm and pooling are several times faster so on a CPU. For one channel `x.to(memory_format=...)` does nothing, as
-    the two layouts coincide; the strides say which is meant.
+    Norm and pooling are several times faster so on a CPU. For one channel `x.contiguous(memory_format=...)` gives back
+    the same tensor, as the two layouts coincide; the strides say which is meant.
     """
 
     def forward(self, x: Tensor) -> Tensor:
