@@ -27,4 +27,4 @@ def keep_freed_memory() -> bool:
         (M_TRIM_THRESHOLD, (1 << 31) - 1),
         (M_TOP_PAD, 64 << 20),
     )
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    return all(mallopt(name, value) == 1 for name, value in settings)

@@ -6,6 +6,7 @@ D features · C classes.  `phi` is what tasks share, `theta` what one task adapt
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -184,14 +185,27 @@ def require(theta: Params, names: Iterable[str]) -> None:
         )
 
 
+class _Worker(threading.local):
+    """A thread that takes tasks (`mtlib.threads`) has networks of its own, for one call."""
+
+    twins: dict[int, nn.Module] | None = None
+
+
+worker = _Worker()
+
+
 def _own(net: nn.Module) -> nn.Module:
-    """The network, or on another thread a shallow copy: `functional_call` lends the module its tensors for a while."""
-    if torch.compiler.is_compiling() or threading.current_thread() is threading.main_thread():
+    """The network; in a worker a copy with the same tensors: `functional_call` lends the module its θ for a while."""
+    if torch.compiler.is_compiling() or worker.twins is None:
         return net
-    copy = net._replicate_for_data_parallel()
-    copy._parameters = net._parameters.copy()
-    copy._modules = {k: m if m is None else _own(m) for k, m in net._modules.items()}
-    return copy
+    if id(net) not in worker.twins:
+        if any("forward" in vars(m) for m in net.modules()):
+            raise RuntimeError(
+                "a module whose `forward` was replaced cannot be copied for a thread"
+            )
+        same = {id(t): t for t in (*net.parameters(), *net.buffers())}
+        worker.twins[id(net)] = copy.deepcopy(net, same)
+    return worker.twins[id(net)]
 
 
 def _tied(net: nn.Module) -> bool:
@@ -275,7 +289,12 @@ def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
         point = {k: v.view_as(v) if outer else v.detach() for k, v in plain.items()}
         with enable_inplace_requires_grad(True):
             point = {k: v if v.requires_grad else v.requires_grad_() for k, v in point.items()}
-        value = down(loss({k: up(v) for k, v in point.items()})).sum()
+        value = loss({k: up(v) for k, v in point.items()})
+        if value.ndim:
+            raise ValueError(f"expected a loss that is a scalar, got shape {tuple(value.shape)}")
+        value = down(value).sum()
+        if not value.requires_grad:  # it does not read θ
+            return {k: torch.zeros_like(v) for k, v in theta.items()}
         g = torch.autograd.grad(
             value, list(point.values()), create_graph=outer, materialize_grads=True
         )
@@ -284,7 +303,7 @@ def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
 
 def _way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
     """How tensors go down to plain autograd, and up again: as they are, or out of one `vmap`, tasks first."""
-    if torch.compiler.is_compiling() or plain():
+    if torch.compiler.is_compiling() or plain() or torch.is_inference_mode_enabled():
         return None
     if not torch._C._are_functorch_transforms_active():
         return (lambda v: v), (lambda v: v)

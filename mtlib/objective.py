@@ -55,7 +55,9 @@ def over_tasks(
 
     `chunk` is the number of tasks that run as one program, from 1 (a loop) to T; None chooses: a loop for
     convolutions on a CPU (`vmap` is slower there and takes the memory of all tasks), all tasks otherwise.
-    `compile` makes the gradient of a chunk one program of `torch.compile`, at the second call, which takes the better
+    On a CPU with convolutions, small tasks run on several threads: what a task calls must bear that, or
+    `torch.set_num_threads(1)` keeps them on one. Tasks that draw random numbers from torch stay on one by themselves.
+    `compile` makes the gradient of a chunk one program of `torch.compile`, at the second chunk, which takes the better
     part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
     """
     if chunk is not None and chunk < 1:
@@ -90,7 +92,8 @@ def over_tasks(
                 step(leaves, take(data, slice(a, a + size)), w[a : a + size]) for a in starts
             )
 
-        return _add(share(sums, range(0, tasks, size), default_threads(phi, data, size)))
+        workers = 1 if compile else default_threads(phi, data, size)
+        return _add(share(sums, range(0, tasks, size), workers))
 
     return Objective(value, value_and_grad, separable=weights is None, compiled=compile)
 
@@ -222,23 +225,23 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
     after torch's compiler has failed, with a warning that says why, or while a norm has statistics that `vmap` spoils.
     """
     reached: list[str] | None = None
-    norms = list[nn.Module]()
+    norms = dict[int, nn.Module]()
+    program: Callable[..., Any] | None = None
     failed = False
 
     def total(phi: Params, data: Any, w: Tensor) -> Tensor:
         values = run.vmap(phi, data) if run.exact else run.loop(phi, data)
         return w.to(values) @ values
 
-    program = torch.compile(torch.func.grad_and_value(total), fullgraph=True)
-
     def faster(leaves: Params, data: Any, w: Tensor) -> tuple[Tensor, Params]:
-        nonlocal reached, failed
-        if reached is None or failed or plain() or any(map(_inexact, norms)):
-            with _each_module(lambda m: norms.append(m) if isinstance(m, NORMS) else None):
+        nonlocal reached, failed, program
+        if reached is None or failed or plain() or any(map(_inexact, norms.values())):
+            with _each_module(lambda m: norms.update({id(m): m}) if isinstance(m, NORMS) else None):
                 value, grads = gradient(leaves, data, w)
             reached = list(grads)
             return value, grads
         try:
+            program = program or torch.compile(torch.func.grad_and_value(total), fullgraph=True)
             grads, value = program({k: v.detach() for k, v in leaves.items()}, data, w)
         except Exception as error:  # the same call ran before without the compiler
             failed = True

@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 
 def replay(f: Callable[[Any], Any], at: Any) -> Any:
     """f(at), for nested dicts and tuples of tensors; only `at` is kept, and f runs again in the backward pass.
 
-    f must give the same result again (no random draws). Its gradient has no gradient of its own: a second one raises.
-    For plain autograd; not under functorch's transforms. {cite}`chen2016sublinear`
+    Random numbers that f draws from torch are drawn again. Its gradient has no gradient of its own: a second one
+    raises. Under functorch's transforms f runs as it is, and everything is kept. {cite}`chen2016sublinear`
     """
+    if torch._C._are_functorch_transforms_active():
+        return f(at)
     leaves, shape = tree_flatten(at)
     places = [i for i, v in enumerate(leaves) if isinstance(v, Tensor)]
     others = [None if isinstance(v, Tensor) else v for v in leaves]
@@ -47,13 +50,17 @@ class _Replay(Function):
     def forward(ctx: Any, g: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
         ctx.g = g
         ctx.save_for_backward(*tensors)
+        ctx.state, ctx.others = torch.get_rng_state(), get_device_states(*tensors)
         return g(*tensors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *adjoint: Tensor) -> Any:
         needs = ctx.needs_input_grad[1:]
-        with torch.enable_grad():
+        devices, states = ctx.others
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            torch.set_rng_state(ctx.state)
+            set_device_states(devices, states)
             at = [
                 t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needs, strict=True)
             ]

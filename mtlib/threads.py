@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
 from typing import Any
 
@@ -17,27 +17,32 @@ import torch
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from mtlib.core import worker
+
 Share = Callable[[Callable[[Sequence[int]], Any], Sequence[int], int], list[Any]]
 """`share(f, items, workers)` -> [f(block), …]: the items in contiguous blocks, one a worker."""
 
 
 def sharing() -> Share:
-    """A `share` that stays on one thread, for good, once `f` has drawn random numbers there.
+    """A `share` that stays on one thread, for good, once `f` has failed or drawn random numbers on several.
 
     torch has one generator for all threads, and the order of their draws would be chance: the state before them is put
     back, and `f` runs anew.
     """
-    draws = False
+    alone = False
 
     def share(f: Callable[[Sequence[int]], Any], items: Sequence[int], workers: int) -> list[Any]:
-        nonlocal draws
-        if workers < 2 or draws:
+        nonlocal alone
+        if workers < 2 or alone:
             return [f(items)]
         before, each = torch.get_rng_state(), -(-len(items) // workers)
         blocks = [items[a : a + each] for a in range(0, len(items), each)]
-        results = on_threads([partial(f, block) for block in blocks], workers)
-        draws = not torch.equal(before, torch.get_rng_state())
-        if draws:
+        try:
+            results = on_threads([partial(f, block) for block in blocks], workers)
+        except Exception:  # on one thread it comes again, if it was not for the threads
+            alone = True
+        alone = alone or not torch.equal(before, torch.get_rng_state())
+        if alone:
             torch.set_rng_state(before)
             return [f(items)]
         return results
@@ -53,16 +58,23 @@ def on_threads(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     grad = torch.is_grad_enabled()
 
     def run(call: Callable[[], Any]) -> Any:
-        with torch.set_grad_enabled(grad):
-            return call()
+        worker.twins = {}
+        try:
+            with torch.set_grad_enabled(grad):
+                return call()
+        finally:
+            worker.twins = None
 
     pool = _pool(os.getpid(), workers, torch.get_num_threads())
-    return [future.result() for future in [pool.submit(run, call) for call in calls]]
+    futures = [pool.submit(run, call) for call in calls]
+    wait(futures)
+    return [future.result() for future in futures]
 
 
 def watched() -> bool:
-    """Whether a mode of torch's watches this thread: it would not see what others do."""
-    return bool(_get_current_dispatch_mode_stack() or _get_current_function_mode_stack())
+    """Whether a mode of torch's is on in this thread, a watch or autocast: other threads would not have it."""
+    modes = _get_current_dispatch_mode_stack() or _get_current_function_mode_stack()
+    return bool(modes) or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled()
 
 
 @cache

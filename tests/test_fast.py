@@ -172,6 +172,62 @@ def test_what_draws_random_numbers_runs_in_order_on_one_thread():
     assert names == {threading.current_thread().name}
 
 
+class Aliased(nn.Module):
+    """Reaches its own modules in ways of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.line = nn.Conv2d(1, 4, 3), nn.Linear(4 * 14 * 14, 3)
+        self.way, self.parts = self._way, [self.line]
+
+    def _way(self, x):
+        return self.conv(x).relu().flatten(1)
+
+    def forward(self, x):
+        return self.parts[0](self.way(x))
+
+
+def wrapped():
+    net = Aliased()
+    old = net.conv.forward
+    net.conv.forward = lambda x: old(x)
+    return net
+
+
+@pytest.mark.parametrize("make", [Aliased, wrapped])
+def test_networks_with_ways_of_their_own_compute_with_theta_on_threads(make, monkeypatch):
+    torch.manual_seed(0)
+    net, data = make().double(), images()
+    phi = {k: v + 0.1 for k, v in parameters(net).items()}
+    objective = bilevel(maml(net, cross_entropy, 0.1, 2), cross_entropy)
+    agree(*both_ways(objective, phi, data, monkeypatch))
+
+
+def test_what_fails_on_threads_runs_on_one():
+    def task(phi, x):
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("not here")
+        return (phi["w"] * x.mean()).sum()
+
+    phi, x = {"w": torch.ones(2, 1, 1, 1, dtype=torch.float64)}, torch.ones(4, 3)
+    assert default_threads(phi, x, 1) == 2
+    assert over_tasks(task).value_and_grad(phi, x.double())[0] == 2
+
+
+def test_autocast_holds_for_every_task():
+    net, data, seen = convolutional().float(), images(dtype=torch.float32), set()
+    f = apply(net)
+
+    def task(phi, episode):
+        out = f(phi, episode.query.x)
+        seen.add(out.dtype)
+        return cross_entropy(out.float(), episode.query.y)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        over_tasks(task).value_and_grad(parameters(net), data)
+    assert seen == {torch.bfloat16}
+
+
 def test_a_watch_on_this_thread_sees_every_task():
     net, data = convolutional(), images()
     objective, phi = IMAGES["protonet"](net), parameters(net)
@@ -312,3 +368,43 @@ def test_checkpoints_say_where_there_are_no_steps_and_have_no_second_gradient():
     assert slope == 3
     with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
         torch.autograd.grad(slope, x)
+
+
+def test_checkpoints_draw_the_same_random_numbers_again():
+    torch.set_num_threads(1)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2)).double()
+    learner, data = maml(net, mse_loss, 0.1, 3), points(tasks=1)
+    gradients = []
+    for hypergradient in (None, checkpointed):
+        objective = bilevel(learner, mse_loss, hypergradient, chunk=1)
+        torch.manual_seed(5)
+        gradients.append(objective.value_and_grad(learner.init(), data))
+    torch.set_num_threads(2)
+    agree(*gradients, 1e-12)
+
+
+# What a loss may be --------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    learner, data = maml(layered(), nn.MSELoss(reduction="none"), 0.1, 1), points()
+    with pytest.raises(ValueError, match="a loss that is a scalar"):
+        bilevel(learner, mse_loss).value_and_grad(learner.init(), data)
+
+
+def test_a_loss_that_reads_no_parameter_moves_none():
+    net, data = layered(), points()
+    learner = maml(net, lambda prediction, y: (y**2).mean(), 0.1, 2)
+    theta = learner.adapt(learner.init(), over(lambda d: d[0], data.support))
+    assert all(torch.equal(theta[k], v) for k, v in learner.init().items())
+    still = evaluate(learner, learner.init(), lambda step: data, 5, mse_loss)
+    as_is = evaluate(maml(net, mse_loss, 0.1, 0), learner.init(), lambda step: data, 5, mse_loss)
+    assert torch.allclose(still.values, as_is.values, atol=1e-12)
+
+
+def test_learners_adapt_in_inference_mode():
+    learner, support = maml(layered(), mse_loss, 0.1, 2), over(lambda d: d[0], points().support)
+    with torch.inference_mode():
+        inside = learner.adapt(learner.init(), support)
+    outside = learner.adapt(learner.init(), support)
+    assert all(torch.allclose(inside[k], outside[k], atol=1e-14) for k in outside)

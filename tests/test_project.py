@@ -37,7 +37,7 @@ STAR = {
     "download": {"progress"},
     "data": {"core", "tasks", "download", "data"},
     "learners": {"core", "norm", "learners"},
-    "threads": set(),
+    "threads": {"core"},
     "allocator": set(),
     "objective": {"core", "threads"},
     "replay": set(),
