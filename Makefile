@@ -57,7 +57,7 @@ test-book: $(READY)  ## the built book in a browser without a network
 test-alone: $(READY)  ## each notebook alone, in an empty folder with a fresh environment
 	$(BIN)/pytest tests/test_notebooks_alone.py
 
-benchmarks: $(READY)  ## time and memory beside other libraries, kept in mtlib/results/benchmarks
+benchmarks: $(READY)  ## time and memory beside other libraries, kept in mtlib/book/results/benchmarks
 	$(BIN)/python benchmarks/meta_gradient.py --write > /dev/null
 	$(BIN)/python benchmarks/memory.py --write > /dev/null
 

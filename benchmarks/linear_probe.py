@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from mtlib.book.results import provenance
 from mtlib.core import Batch, features, parameters
 from mtlib.learners.finetune import linear_probe
 from mtlib.nets import conv4
-from mtlib.results import provenance
 from mtlib.tasks import one_hot
 
 STRENGTH, RATES = 0.01, (0.01, 0.03, 0.1)

@@ -5,7 +5,7 @@
     python benchmarks/memory.py --write          # keeps the result with the package
 
 Four blocks of 64 filters, 1×28×28, 5-way 1-shot. `grown` is how far the peak of resident memory rises above what is held
-after a tiny warm-up; `counted` is `mtlib.cost.peak_memory`, which sees tensors alone; both in bytes. `seconds` is the
+after a tiny warm-up; `counted` is `mtlib.run.cost.peak_memory`, which sees tensors alone; both in bytes. `seconds` is the
 second of two calls.
 """
 
@@ -28,10 +28,10 @@ from peers import Make, ours, with_higher, with_torchopt
 from workloads import Case, Workload, case, images, small, workloads
 
 from mtlib.bilevel import bilevel, checkpointed, implicit
-from mtlib.cost import peak_memory
 from mtlib.evaluate import evaluate
 from mtlib.learners.gradient import maml
-from mtlib.progress import bar
+from mtlib.run.cost import peak_memory
+from mtlib.run.progress import bar
 
 STRENGTH = 2.0  # iMAML's λ, which no memory depends on
 

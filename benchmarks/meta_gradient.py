@@ -30,8 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from workloads import Workload, case, reduced, small, workloads
 
-from mtlib.progress import bar
-from mtlib.results import FOLDER, provenance, write
+from mtlib.book.results import FOLDER, provenance, write
+from mtlib.run.progress import bar
 
 TOLERANCE = 1e-9
 WARM_UP = 2  # rounds
@@ -241,7 +241,7 @@ def table(name: str, result: dict[str, Any]) -> str:
 
 
 def keep(report: dict[str, Any], name: str) -> None:
-    """With the package, as mtlib/results/benchmarks/NAME.json."""
+    """With the package, as mtlib/book/results/benchmarks/NAME.json."""
     folder = FOLDER / "benchmarks"
     folder.mkdir(exist_ok=True)
     write(folder / f"{name}.json", report)

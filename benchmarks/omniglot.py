@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mtlib.bilevel import bilevel
+from mtlib.book.results import provenance
 from mtlib.core import Learner, Stream
 from mtlib.data.characters import characters
 from mtlib.evaluate import evaluate
 from mtlib.learners.gradient import maml
 from mtlib.learners.metric import protonet
 from mtlib.nets import conv4
-from mtlib.results import provenance
 from mtlib.tasks import episodes
 from mtlib.train import Run, fit
 

@@ -1,8 +1,17 @@
 """mtlib: meta-learning and transfer learning, side by side.
 
-Read the rooms in this order: `core` (what a task, a learner and a network are), `learners` (what
-happens inside a task), `bilevel` and `joint` (the two objectives), `train` (one loop for both),
-`evaluate`. `tasks` and `data` make the streams; `nets` the networks; `plots` the figures.
+The rooms, in the order to read them:
+
+- `core`: what a task, a learner and a network are.
+- `learners`: what happens inside a task, one function for each method.
+- `objective`: a number to minimise over the tasks, and its gradient.
+- `bilevel`: pillar I, meta-learning; `joint`: pillar II, transfer learning.
+- `transfer`: pillar II in depth, from aligning domains to choosing a source.
+- `tasks`: data in, streams of tasks out; `data`: the data, one file a set.
+- `nets`: small networks; `norm`: an exact batch norm; `models`: networks made elsewhere.
+- `train`: one loop for both pillars; `evaluate`: scores; `plots`: figures.
+- `run`: how it runs (fast paths, threads, processes, checkpoints).
+- `book`: what the pages of the book need.
 
 Nothing is re-exported: write `from mtlib.bilevel import bilevel`.
 """

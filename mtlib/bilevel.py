@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtlib.core import Batch, Episode, Inner, Learner, Loss, Params, Point, risk
 from mtlib.objective import Objective, Task, over_tasks
-from mtlib.replay import replay
+from mtlib.run.replay import replay
 
 Hypergradient = Callable[[Learner, Loss], Task]
 """Turns a learner into `task(phi, episode)`: a scalar with value L^Q(adapt(φ, S)) and the gradient it claims."""

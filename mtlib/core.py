@@ -186,7 +186,7 @@ def require(theta: Params, names: Iterable[str]) -> None:
 
 
 class _Worker(threading.local):
-    """A thread that takes tasks (`mtlib.threads`) has networks of its own, for one call."""
+    """A thread that takes tasks (`mtlib.run.threads`) has networks of its own, for one call."""
 
     twins: dict[int, nn.Module] | None = None
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mtlib.core import Episode, Learner, Params, Stream, accuracy, fits, move, take
 from mtlib.objective import Batched, count, default_chunk, default_threads
-from mtlib.progress import bar
+from mtlib.run.progress import bar
+from mtlib.run.threads import sharing
 from mtlib.tasks import check_draw
-from mtlib.threads import sharing
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """`metric(prediction, y)` -> one number an episode."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mtlib.core import Params, over, plain, take
-from mtlib.threads import sharing, watched
+from mtlib.run.threads import sharing, watched
 
 SMALL_TASK = 100_000  # numbers in one task's data, up to which a thread a task is faster
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mtlib.checkpoint import Checkpoint, read, write
 from mtlib.core import Params, Stream, move, over, take
 from mtlib.objective import Objective, count
-from mtlib.processes import average, meet, part, rank, size, spread
-from mtlib.progress import bar
+from mtlib.run.checkpoint import Checkpoint, read, write
+from mtlib.run.processes import average, meet, part, rank, size, spread
+from mtlib.run.progress import bar
 from mtlib.tasks import check_draw
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
@@ -70,7 +70,7 @@ def fit(
     the file belongs to another network, optimizer, stream or seed; `Diverged` where a number stops being finite,
     naming step and tasks (the checkpoint then still holds the last state written).
 
-    Under `torchrun`, inside `with mtlib.processes.processes()`, each process takes a part of the tasks of an objective
+    Under `torchrun`, inside `with mtlib.run.processes.processes()`, each process takes a part of the tasks of an objective
     that is separable, and one all_reduce a step averages value and gradient; another objective runs whole in every
     process, with a warning. Each process must begin with the same φ and stream. The first one alone writes the
     checkpoint, and all of them read it: it must lie where all can see it. The number of processes may change from

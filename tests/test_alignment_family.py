@@ -12,9 +12,13 @@ from sklearn.metrics.pairwise import rbf_kernel
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mtlib.align import WIDTHS, afn, bsp, coral, discrepancy, jan, kernel, mmd
 from mtlib.core import Batch, parameters
-from mtlib.critics import (
+from mtlib.joint import joint
+from mtlib.nets import mlp
+from mtlib.norm import Norm, calibrate, moments
+from mtlib.train import fit
+from mtlib.transfer.align import WIDTHS, afn, bsp, coral, discrepancy, jan, kernel, mmd
+from mtlib.transfer.critics import (
     CRITIC,
     adda,
     adversary,
@@ -26,10 +30,6 @@ from mtlib.critics import (
     reverse,
     warm,
 )
-from mtlib.joint import joint
-from mtlib.nets import mlp
-from mtlib.norm import Norm, calibrate, moments
-from mtlib.train import fit
 
 T, B, D, W = 2, 6, 4, 3
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mtlib import backbones
-from mtlib.backbones import MEAN, STD, pretrained, split
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode
 from mtlib.learners.finetune import finetune, linear_probe
 from mtlib.learners.metric import protonet
+from mtlib.models import backbones
+from mtlib.models.backbones import MEAN, STD, pretrained, split
 
 
 def classifier() -> nn.Module:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from mtlib.align import coral
 from mtlib.bilevel import bilevel, first_order, implicit
+from mtlib.book.page import is_full
 from mtlib.core import Batch, Episode, apply, load, parameters, start
 from mtlib.data.planted import planted
 from mtlib.data.sinusoids import sinusoids
@@ -21,9 +21,9 @@ from mtlib.learners.gradient import anil, maml
 from mtlib.learners.metric import protonet
 from mtlib.nets import conv4, mlp
 from mtlib.norm import Norm, calibrate
-from mtlib.page import is_full
 from mtlib.tasks import ClassSet, episodes, mixture, quiz
 from mtlib.train import fit
+from mtlib.transfer.align import coral
 
 DATA = planted(8, 6, seed=0)
 NET = mlp(30, (8,), 5)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from mtlib import download
 from mtlib.core import Batch
+from mtlib.data import download
 from mtlib.data import omniglot as module
 from mtlib.data.characters import characters
+from mtlib.data.download import Altered, Unreachable, fetch
 from mtlib.data.glyphs import glyphs
 from mtlib.data.omniglot import CONTENT, IMAGES, content_digest, omniglot
-from mtlib.download import Altered, Unreachable, fetch
 from mtlib.tasks import episodes
 
 FOLDER = os.environ.get("MTLIB_DATA", "")

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, Learner, Loss, over
+from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll
 from mtlib.learners.closed_form import bayesian, metaoptnet, ridge
 from mtlib.learners.context import cavia, protomaml
 from mtlib.learners.finetune import (
@@ -38,7 +39,6 @@ from mtlib.learners.metric import (
     simpleshot,
 )
 from mtlib.learners.preconditioned import meta_curvature, meta_sgd, per_step_rates
-from mtlib.learners.process import attentive_cnp, cnp, gaussian_nll
 from mtlib.learners.transductive import bd_cspn, entropy_finetune, laplacian_shot
 from mtlib.nets import conv4
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from mtlib.bilevel import bilevel, first_order, unrolled
-from mtlib.cost import peak_memory
 from mtlib.data.sinusoids import sinusoids
 from mtlib.learners.gradient import maml
 from mtlib.nets import mlp
+from mtlib.run.cost import peak_memory
 
 SIZE = 4 * 1000  # bytes of the vector below
 

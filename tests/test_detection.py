@@ -13,11 +13,12 @@ import pytest
 import torch
 from pages import run_until
 
-from mtlib import download
 from mtlib.data import bccd as module
+from mtlib.data import download
 from mtlib.data.bccd import ARCHIVE, CONTENT, bccd, blood_cells, content_digest
+from mtlib.data.download import Altered, Unreachable, fetch
 from mtlib.data.scenes import scenes
-from mtlib.detection import (
+from mtlib.models.detection import (
     Detections,
     average_precision,
     centre_loss,
@@ -28,7 +29,6 @@ from mtlib.detection import (
     resampled,
     targets,
 )
-from mtlib.download import Altered, Unreachable, fetch
 
 FOLDER = os.environ.get("MTLIB_DATA", "")
 real = pytest.mark.skipif(

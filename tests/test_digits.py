@@ -16,14 +16,14 @@ from pages import run_until
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mtlib import download
-from mtlib.align import coral, entropy, mcc, mmd
 from mtlib.core import Batch, parameters
-from mtlib.critics import adversary, dann
 from mtlib.data import digits as module
+from mtlib.data import download
 from mtlib.data.digits import FILES, changed, prepared, read_semeion, scanners
-from mtlib.download import Altered, fetch
+from mtlib.data.download import Altered, fetch
 from mtlib.joint import joint
+from mtlib.transfer.align import coral, entropy, mcc, mmd
+from mtlib.transfer.critics import adversary, dann
 
 FOLDER = os.environ.get("MTLIB_DATA", "")
 real = pytest.mark.skipif(

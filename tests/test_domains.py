@@ -10,11 +10,20 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mtlib.core import Batch, parameters
-from mtlib.domains import group_dro, group_weights, held_out, irm, mixup, mldg, scale_slope, vrex
 from mtlib.joint import joint, risks
 from mtlib.nets import mlp
 from mtlib.tasks import one_hot
 from mtlib.train import fit
+from mtlib.transfer.unseen import (
+    group_dro,
+    group_weights,
+    held_out,
+    irm,
+    mixup,
+    mldg,
+    scale_slope,
+    vrex,
+)
 
 
 def half_mse(prediction, y):

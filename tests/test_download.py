@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from mtlib import download
-from mtlib.download import Altered, Remote, Unreachable, contents, fetch, members
+from mtlib.data import download
+from mtlib.data.download import Altered, Remote, Unreachable, contents, fetch, members
 
 DATA = b"sixteen bytes ok" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -173,7 +173,7 @@ def test_a_download_that_stalls_ends_with_an_error(server, home):
 def test_a_killed_download_is_never_taken_for_the_file(server, home):
     server.body, server.length, server.hold = DATA[:1500], len(DATA), threading.Event()
     code = (
-        "import sys, pathlib; from mtlib import download as d\n"
+        "import sys, pathlib; from mtlib.data import download as d\n"
         "d.cache = lambda: pathlib.Path(sys.argv[1])\n"
         "d.fetch(d.Remote('set/file.bin', sys.argv[2], (sys.argv[3],)))"
     )

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from mtlib import encoders
-from mtlib.download import Altered, Unreachable
-from mtlib.encoders import has_minilm, minilm
+from mtlib.data.download import Altered, Unreachable
+from mtlib.models import encoders
+from mtlib.models.encoders import has_minilm, minilm
 
 installed = pytest.mark.skipif(
     not has_minilm(), reason="sentence-transformers or its packaged weights are not installed"

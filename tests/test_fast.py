@@ -12,16 +12,16 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib.bilevel import bilevel, checkpointed, first_order, implicit, multi_step, secant
 from mtlib.core import Batch, Episode, apply, over, parameters
-from mtlib.cost import peak_memory
 from mtlib.evaluate import evaluate
 from mtlib.learners.gradient import adam, anil, maml, momentum
 from mtlib.learners.metric import protonet
 from mtlib.learners.preconditioned import meta_sgd
 from mtlib.nets import conv4, mlp
 from mtlib.objective import Objective, default_threads, over_tasks
-from mtlib.replay import replay
+from mtlib.run.cost import peak_memory
+from mtlib.run.replay import replay
+from mtlib.run.threads import on_threads
 from mtlib.tasks import one_hot
-from mtlib.threads import on_threads
 from mtlib.train import fit
 
 pytestmark = pytest.mark.fast

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pages import run_until
 
-from mtlib import download
+from mtlib.data import download
 from mtlib.data import movietweetings as module
 from mtlib.data.movietweetings import drawn, known, movietweetings
 

@@ -15,12 +15,11 @@ from pages import run_until
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mtlib import download
-from mtlib.data import motifs
+from mtlib.data import download, motifs
 from mtlib.data import tf_binding as module
+from mtlib.data.download import Altered
 from mtlib.data.motifs import STRONG, canonical, counts, drawn, log_odds, reverse_complement
 from mtlib.data.tf_binding import ARCHIVE, EXPERIMENTS, read, remote, tf_binding
-from mtlib.download import Altered
 
 FOLDER = Path(os.environ.get("MTLIB_DATA", "")) / "tf_binding"
 real = pytest.mark.skipif(

@@ -12,9 +12,10 @@ import torch
 from pages import run_until
 from sklearn.linear_model import LogisticRegression
 
-from mtlib import download
 from mtlib.core import Batch
+from mtlib.data import download
 from mtlib.data import heart as module
+from mtlib.data.download import Altered
 from mtlib.data.heart import (
     COLUMNS,
     FILES,
@@ -25,7 +26,6 @@ from mtlib.data.heart import (
     labelled,
     prepare,
 )
-from mtlib.download import Altered
 
 FOLDER = os.environ.get("MTLIB_DATA", "")
 real = pytest.mark.skipif(

@@ -10,7 +10,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from mtlib.align import coral, covariance
 from mtlib.bilevel import bilevel, secant
 from mtlib.core import Batch, Episode, apply, features, load, net_state, over, parameters, start
 from mtlib.joint import joint, own_columns, risks, toward
@@ -22,6 +21,7 @@ from mtlib.nets import conv4, mlp
 from mtlib.norm import calibrate
 from mtlib.tasks import one_hot
 from mtlib.train import fit
+from mtlib.transfer.align import coral, covariance
 
 
 def largest(a, b):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pages import run_until
 
-from mtlib import download
 from mtlib.data import clinc as module
+from mtlib.data import download
 from mtlib.data.clinc import FILES, drawn, intents, key, once
-from mtlib.download import Altered, fetch
+from mtlib.data.download import Altered, fetch
 
 FOLDER = os.environ.get("MTLIB_DATA", "")
 real = pytest.mark.skipif(

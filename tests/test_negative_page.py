@@ -7,7 +7,7 @@ import torch
 from pages import run_until
 
 from mtlib.evaluate import interval
-from mtlib.weights import exact_alpha
+from mtlib.transfer.weights import exact_alpha
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, features, over
 from mtlib.data.sinusoids import sinusoids
 from mtlib.evaluate import evaluate
-from mtlib.learners.process import attentive_cnp, cnp, gaussian_nll, point
+from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, point
 from mtlib.nets import mlp
 from mtlib.train import fit
 

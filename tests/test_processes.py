@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtlib.checkpoint import load_params, read
-from mtlib.processes import Group, part, processes
+from mtlib.run.checkpoint import load_params, read
+from mtlib.run.processes import Group, part, processes
 
 SCRIPT = '''
 import json, sys, warnings
@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib import train
 from mtlib.bilevel import bilevel
-from mtlib.checkpoint import save_params
+from mtlib.run.checkpoint import save_params
 from mtlib.core import Batch, parameters
 from mtlib.data.sinusoids import sinusoids
 from mtlib.joint import joint
@@ -35,7 +35,7 @@ from mtlib.learners.gradient import maml
 from mtlib.learners.metric import protonet
 from mtlib.nets import conv4, mlp
 from mtlib.objective import over_tasks
-from mtlib.processes import processes
+from mtlib.run.processes import processes
 from mtlib.tasks import ClassSet, episodes, quiz
 
 fit = partial(train.fit, progress=False)
@@ -315,10 +315,10 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("tasks", [1, 2, 5, 16])
 def test_the_parts_are_the_whole(monkeypatch, tasks, size):
-    monkeypatch.setattr("mtlib.processes.size", lambda: size)
+    monkeypatch.setattr("mtlib.run.processes.size", lambda: size)
     parts = []
     for r in range(size):
-        monkeypatch.setattr("mtlib.processes.rank", lambda r=r: r)
+        monkeypatch.setattr("mtlib.run.processes.rank", lambda r=r: r)
         parts.append(list(range(tasks))[part(tasks)])
     assert [t for p in parts for t in p] == list(range(tasks))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -334,7 +334,7 @@ def test_dropout_follows_the_rank(monkeypatch):
     objective = SimpleNamespace(separable=True)
     draw = torch.zeros(4, 2, 2)
     for count, r in ((1, 0), (2, 0), (2, 1)):
-        for module in ("mtlib.train", "mtlib.processes"):
+        for module in ("mtlib.train", "mtlib.run.processes"):
             monkeypatch.setattr(f"{module}.size", lambda n=count: n)
             monkeypatch.setattr(f"{module}.rank", lambda r=r: r)
         train._step(objective, {"a": torch.zeros(1)}, draw, 3, 5)

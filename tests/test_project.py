@@ -25,44 +25,30 @@ NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 # What each room of the package may import of the package. A new module needs a row here.
 STAR = {
     "core": set(),
-    "progress": set(),
-    "results": set(),
-    "encoders": {"download"},
-    "backbones": set(),
-    "detection": {"core"},
-    "page": set(),
+    "run": {"core", "run"},
+    "objective": {"core", "run"},
+    "bilevel": {"core", "objective", "run"},
+    "joint": {"core", "objective"},
     "norm": {"core"},
     "nets": {"core", "norm"},
     "tasks": {"core"},
-    "download": {"progress"},
-    "data": {"core", "tasks", "download", "data"},
     "learners": {"core", "norm", "learners"},
-    "threads": {"core"},
-    "allocator": set(),
-    "objective": {"core", "threads"},
-    "replay": set(),
-    "bilevel": {"core", "objective", "replay"},
-    "joint": {"core", "objective"},
-    "align": {"core", "joint"},
-    "critics": {"core", "joint", "objective"},
-    "weights": {"core", "joint", "objective"},
-    "domains": {"core", "joint", "objective", "bilevel", "learners", "tasks"},
-    "transferability": {"core"},
-    "selection": {"core"},
-    "checkpoint": {"core"},
-    "processes": {"core"},
-    "train": {"core", "objective", "tasks", "checkpoint", "progress", "processes"},
-    "evaluate": {"core", "objective", "tasks", "progress", "threads"},
-    "cost": set(),
+    "transfer": {"core", "objective", "joint", "bilevel", "learners", "tasks", "transfer"},
+    "data": {"core", "tasks", "run", "data"},
+    "models": {"core", "data"},
+    "train": {"core", "objective", "tasks", "run"},
+    "evaluate": {"core", "objective", "tasks", "run", "train"},
     "plots": {"train", "evaluate"},
+    "book": {"evaluate", "book"},
 }
-ONLY_IN = {  # third-party name -> its rooms
+ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pages`
     "matplotlib": {"plots"},
-    "IPython": {"page", "plots"},
-    "sentence_transformers": {"encoders"},
-    "huggingface_hub": {"encoders"},
-    "transformers": {"encoders"},
-    "torchvision": {"backbones"},
+    "IPython": {"book", "plots"},
+    "pycocotools": {"models"},
+    "sentence_transformers": {"models"},
+    "huggingface_hub": {"models"},
+    "transformers": {"models"},
+    "torchvision": {"models"},
 }
 # A room that needs one of these says so where it is absent.
 OPTIONAL = {"sentence_transformers", "transformers", "huggingface_hub", "torchvision"}
@@ -79,6 +65,13 @@ COLAB = {  # what Colab has: an install there must leave it alone
 
 # Imports -------------------------------------------------------------------------------------
 
+FOLDERS = {
+    module.removesuffix(".__init__")
+    for path in PACKAGE.rglob("__init__.py")
+    if (module := ".".join(path.relative_to(ROOT).with_suffix("").parts))
+    != "mtlib.book.results.__init__"
+}
+
 
 def imports(path: Path) -> set[str]:
     """Full names of the modules a file imports, also inside functions."""
@@ -89,9 +82,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (
-                whole if node.module in ("mtlib", "mtlib.data", "mtlib.learners") else {node.module}
-            )
+            found |= whole if node.module in FOLDERS else {node.module}
     return found
 
 
@@ -116,6 +107,14 @@ def test_imports_form_a_star(name):
             )
 
 
+def test_the_root_is_small():
+    held = [p for p in PACKAGE.iterdir() if p.is_file()]
+    assert len(held) <= 13, sorted(p.name for p in held)
+    text = (PACKAGE / "__init__.py").read_text("utf8")
+    rooms = {name.split(".")[1] for name in ROOMED}
+    assert rooms <= set(re.findall(r"`(\w+)`", text)), "each room has its line in mtlib/__init__"
+
+
 def test_imports_form_no_cycle():
     TopologicalSorter(ROOMED).prepare()  # raises CycleError
 
@@ -125,10 +124,13 @@ def test_the_package_re_exports_nothing():
 
 
 def test_every_import_is_a_declared_dependency():
-    declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
+    base, pages = PROJECT["dependencies"], PROJECT["optional-dependencies"]["pages"]
+    declared = {canonicalize_name(Requirement(r).name) for r in (*base, *pages)}
     used = {m.split(".")[0] for found in GRAPH.values() for m in found}
     third = used - set(sys.stdlib_module_names) - {"mtlib"} - OPTIONAL
     assert {canonicalize_name(DISTRIBUTION.get(m, m)) for m in third} <= declared
+    alone = {canonicalize_name(Requirement(r).name) for r in pages}
+    assert alone <= {canonicalize_name(DISTRIBUTION.get(m, m)) for m in ONLY_IN}
 
 
 def test_core_and_one_learner_run_as_a_lone_script(tmp_path):
@@ -227,7 +229,7 @@ def test_the_address_is_stamped_everywhere(tmp_path):
     )
     first = json.loads(page.read_text("utf8"))["cells"][0]
     assert first["metadata"]["tags"] == ["remove-cell"]
-    assert f"git+{new}@main" in "".join(first["source"])
+    assert f"[pages] @ git+{new}@main" in "".join(first["source"])
 
     readme = tmp_path / "README.md"
     readme.write_text(readme.read_text("utf8").replace(new, new + "s", 1), "utf8")
@@ -240,7 +242,9 @@ def test_the_address_is_stamped_everywhere(tmp_path):
 
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIRED = [Requirement(r) for r in PROJECT["dependencies"]]
-EVERY = REQUIRED + [Requirement(r) for extra in EXTRAS.values() for r in extra]
+EVERY = REQUIRED + [
+    Requirement(r) for extra in EXTRAS.values() for r in extra if not r.startswith("mtlib-book")
+]
 
 
 def test_dependencies_have_lower_bounds_only():
@@ -252,6 +256,7 @@ def test_dependencies_have_lower_bounds_only():
 
 def test_colab_satisfies_the_bounds():
     bounds = {r.name: r.specifier for r in REQUIRED}
+    bounds |= {r.name: r.specifier for r in map(Requirement, EXTRAS["pages"])}
     for name, version in COLAB.items():
         assert version in bounds[name], f"{name} {version} is not {bounds[name]}"
 

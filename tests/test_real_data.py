@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import mtlib.data
-from mtlib import download
-from mtlib.download import Altered, Remote, Unreachable, fetch
+from mtlib.data import download
+from mtlib.data.download import Altered, Remote, Unreachable, fetch
 
 FOLDER = os.environ.get("MTLIB_DATA", "")
 

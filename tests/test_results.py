@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from mtlib import results
-from mtlib.results import Entry, Paired, Result, made, record, recorded, recorded_pages
+from mtlib.book import results
+from mtlib.book.results import Entry, Paired, Result, made, record, recorded, recorded_pages
 
 GOOD = Result(
     page="trees",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mtlib.selection import density_ratio, dev, entropy, information, snd
+from mtlib.transfer.selection import density_ratio, dev, entropy, information, snd
 
 
 def test_entropy_and_information_by_hand():

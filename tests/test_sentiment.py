@@ -9,7 +9,7 @@ import pytest
 import torch
 from pages import run_until
 
-from mtlib import download
+from mtlib.data import download
 from mtlib.data import sentiment as module
 from mtlib.data.sentiment import FILES, drawn, draws, sites
 

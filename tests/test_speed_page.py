@@ -8,10 +8,10 @@ import pytest
 from pages import run_until
 
 import mtlib.bilevel
+import mtlib.book.results
 import mtlib.core
 import mtlib.nets
 import mtlib.norm
-import mtlib.results
 from mtlib.norm import _Twice
 
 pytestmark = pytest.mark.fast
@@ -93,7 +93,7 @@ def report(ratio=1.5, discrepancy=1e-15, device="cpu-avx512", trial=False, compi
     return {
         "setting": {**setting, "warm-up": 2},
         "workloads": {"W1": {"workload": {"what": "curves"}, "implementations": rows}},
-        "provenance": mtlib.results.provenance(),
+        "provenance": mtlib.book.results.provenance(),
     }
 
 
@@ -107,7 +107,7 @@ def recorded(small, tmp_path):
             (tmp_path / "benchmarks" / f"{name}.json").write_text(json.dumps(content), "utf8")
         return run_until("speed", "floors")
 
-    small.setattr(mtlib.results, "FOLDER", tmp_path)
+    small.setattr(mtlib.book.results, "FOLDER", tmp_path)
     return read
 
 

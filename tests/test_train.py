@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib.bilevel import bilevel
-from mtlib.checkpoint import load_params, read, save_params, write
 from mtlib.core import Batch, over, parameters
 from mtlib.data.planted import planted
 from mtlib.data.sinusoids import sinusoids
@@ -25,6 +24,7 @@ from mtlib.joint import joint
 from mtlib.learners.gradient import maml
 from mtlib.learners.metric import protonet
 from mtlib.nets import mlp
+from mtlib.run.checkpoint import load_params, read, save_params, write
 from mtlib.tasks import episodes, quiz
 from mtlib.train import Diverged, fit
 
@@ -132,7 +132,7 @@ KILLED = """
 import os, signal, sys, torch
 from torch.nn.functional import mse_loss
 from mtlib.bilevel import bilevel
-from mtlib.checkpoint import save_params
+from mtlib.run.checkpoint import save_params
 from mtlib.data.sinusoids import sinusoids
 from mtlib.learners.gradient import maml
 from mtlib.nets import mlp

@@ -12,7 +12,7 @@ from scipy.linalg import subspace_angles
 from sklearn.linear_model import BayesianRidge, LinearRegression
 from sklearn.metrics import mutual_info_score
 
-from mtlib.transferability import (
+from mtlib.transfer.transferability import (
     a_distance,
     evidence_maximum,
     h_score,

@@ -18,7 +18,7 @@ from mtlib.nets import mlp
 from mtlib.objective import whole
 from mtlib.tasks import mixture, one_hot
 from mtlib.train import fit
-from mtlib.weights import (
+from mtlib.transfer.weights import (
     balances,
     best_alpha,
     exact_alpha,

@@ -30,7 +30,7 @@ from importlib.metadata import PackageNotFoundError, version
 try:
     version("mtlib-book")
 except PackageNotFoundError:
-    %pip install -q "mtlib-book @ git+{address}@main\""""
+    %pip install -q "mtlib-book[pages] @ git+{address}@main\""""
 
 
 def address(root: Path) -> str:
@@ -51,7 +51,7 @@ def with_first_cell(notebook: str, new: str) -> str:
     book = json.loads(notebook)
     source = INSTALL.format(address=new).splitlines(keepends=True)
     first = next((c for c in book["cells"] if c["cell_type"] == "code"), None)
-    if first and "mtlib-book @ git+" in "".join(first["source"]):
+    if first and "mtlib-book[pages] @ git+" in "".join(first["source"]):
         same = "".join(first["source"]) == "".join(source)
         if same and "remove-cell" in first["metadata"].get("tags", []):
             return notebook

@@ -3,7 +3,7 @@
 python tools/execute.py --jobs 2
 
 Each job gets its share of the cores. What the cache has already is not run again. Prints the seconds of each page, and
-keeps them in _build/seconds.json (the one of a whole build on a quiet machine is mtlib/results/benchmarks/book.json);
+keeps them in _build/seconds.json (the one of a whole build on a quiet machine is mtlib/book/results/benchmarks/book.json);
 the exit status is 1 where one failed.
 """
 
@@ -22,7 +22,7 @@ import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
 
-from mtlib.results import provenance, write
+from mtlib.book.results import provenance, write
 
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = ("book/algorithms",)  # it shows how long training takes, on all cores

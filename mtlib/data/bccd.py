@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mtlib.data.download import Altered, Remote, Unreachable, cache, contents, fetch
 from mtlib.data.scenes import Photographs, scenes
-from mtlib.download import Altered, Remote, Unreachable, cache, contents, fetch
 
 _COMMIT = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"
 ARCHIVE = Remote(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mtlib.data.download import Unreachable
 from mtlib.data.glyphs import ALPHABET, glyphs
 from mtlib.data.omniglot import omniglot, turned
-from mtlib.download import Unreachable
 from mtlib.tasks import ClassSet
 
 STAND_IN = {"background": (0, 42), "train": (0, 34), "val": (34, 42), "test": (42, 56)}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtlib.download import Remote, Unreachable, fetch
+from mtlib.data.download import Remote, Unreachable, fetch
 
 _CLINC = (
     "https://raw.githubusercontent.com/clinc/oos-eval/828f8093932c8fe6ca7936c3d2e52903b1c523de/data"
@@ -50,7 +50,7 @@ def intents(sentences: int = 50) -> Intents:
     `sentences` of each intent, from 2 to 130: the published validation and test parts first (50), then the
     training part. Whole domains are held out here, so the published parts have no other meaning; of the sentences
     outside, "val" is the published training and validation part (200), "test" the test part (1,000).
-    Raises `mtlib.download.Altered` for a file with another digest, ValueError for another number of sentences.
+    Raises `mtlib.data.download.Altered` for a file with another digest, ValueError for another number of sentences.
     """
     if not 2 <= sentences <= 130:
         raise ValueError(f"expected from 2 to 130 sentences an intent, got {sentences}")

@@ -13,7 +13,7 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from mtlib.download import Remote, Unreachable, fetch
+from mtlib.data.download import Remote, Unreachable, fetch
 
 _MNIST = "https://raw.githubusercontent.com/fgnt/mnist/ae608a02b796c9ee908c082585a5f006fe05258e"
 
@@ -50,7 +50,7 @@ def scanners(size: int = 16, crop: bool = True) -> dict[str, Domain]:
     """MNIST, Semeion, Digits; where one cannot be reached, scikit-learn's digits and two changed copies of parts of them.
 
     With `crop`, each image is cut to the box of its ink, then stretched to size × size.
-    Raises `mtlib.download.Altered` for a file with another digest.
+    Raises `mtlib.data.download.Altered` for a file with another digest.
     """
     try:
         raw = {"MNIST": _mnist(), "Semeion": _semeion(), "Digits": _shipped()}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtlib.download import Remote, Unreachable, fetch
+from mtlib.data.download import Remote, Unreachable, fetch
 
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/heart-disease"
 
@@ -70,7 +70,7 @@ class Hospital(NamedTuple):
 def hospitals() -> dict[str, Hospital]:
     """The four hospitals; where one cannot be reached, four drawn ones, and each `source` says so.
 
-    A cholesterol or blood pressure of 0 is a missing one. Raises `mtlib.download.Altered` for another digest.
+    A cholesterol or blood pressure of 0 is a missing one. Raises `mtlib.data.download.Altered` for another digest.
     """
     try:
         return {name: read(fetch(remote), name) for name, remote in FILES.items()}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtlib.download import Remote, Unreachable, fetch
+from mtlib.data.download import Remote, Unreachable, fetch
 
 _FOLDER = (
     "https://raw.githubusercontent.com/adrianrfreedman/MovieTweetings/"
@@ -44,7 +44,7 @@ class Ratings(NamedTuple):
 def movietweetings() -> Ratings:
     """100,000 ratings; where they cannot be reached, drawn ones, and `source` says so.
 
-    Raises `mtlib.download.Altered` for a file with another digest.
+    Raises `mtlib.data.download.Altered` for a file with another digest.
     """
     try:
         return read(fetch(FILES["ratings"]), fetch(FILES["films"]))

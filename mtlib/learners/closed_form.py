@@ -40,7 +40,7 @@ def bayesian(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learn
     y = Vᵀz + ε, ε ~ N(0, σ²I), each column of V ~ N(its column of V_φ, σ²/λ I), z = [z(φ, x), 1] (D+1,). With
     A = ZᵀZ + λI:  V̂ = V_φ + A⁻¹Zᵀ(Y − Z V_φ), the mean;  y | x, S ~ N( V̂ᵀz, σ²(1 + zᵀA⁻¹z) I ).
     Predicts means and standard deviations side by side, (B, 2W): for a loss of two columns a target, as
-    `mtlib.learners.process.gaussian_nll`. λ = exp(φ["bayes.log_strength"]) and σ = exp(φ["bayes.log_noise"]) are
+    `mtlib.learners.amortised.gaussian_nll`. λ = exp(φ["bayes.log_strength"]) and σ = exp(φ["bayes.log_noise"]) are
     learned too; θ carries A⁻¹ as `bayes.covariance`. Raises ValueError as `ridge`. {cite}`harrison2018alpaca`
     """
     _check(net, strength=strength, noise=noise)

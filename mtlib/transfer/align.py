@@ -1,6 +1,6 @@
 """Penalties of `joint` that draw the features of several domains together: distances, spectra, sure answers.
 
-Those with a critic of their own are in `mtlib.critics`. AdaBN needs no penalty: `mtlib.norm.calibrate` on the target.
+Those with a critic of their own are in `mtlib.transfer.critics`. AdaBN needs no penalty: `mtlib.norm.calibrate` on the target.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import platformdirs
 import pooch
 import requests
 
-from mtlib.progress import bar
+from mtlib.run.progress import bar
 
 
 class Remote(NamedTuple):

@@ -1,0 +1,1 @@
+"""Networks made elsewhere: image backbones, a sentence encoder, a detector."""
