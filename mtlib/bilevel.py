@@ -12,12 +12,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mtlib.core import Batch, Episode, Inner, Learner, Loss, Params, Point, risk
-from mtlib.objective import Objective, Task, over_tasks
+from mtlib.core import Batch, Episode, Learner, Loss, Params, Point, Steps, risk
+from mtlib.objective import InLoop, Objective, Task, over_tasks
 from mtlib.run.replay import replay
 
 Hypergradient = Callable[[Learner, Loss], Task]
-"""Turns a learner into `task(phi, episode)`: a scalar with value L^Q(adapt(φ, S)) and the gradient it claims."""
+"""Turns a learner into `task(phi, episode)`: a scalar with value L^Q(adapt(φ, S)) and the gradient it claims.
+
+A task that only a loop can run says so: `InLoop(task)` (`mtlib.objective`).
+"""
 
 Solver = Callable[[Callable[[Params], Params], Params, int], Params]
 """`solver(matrix, b, iterations)` -> x with matrix(x) ≈ b."""
@@ -45,7 +48,7 @@ def bilevel(
             )
         return task(phi, episode)
 
-    vmap = learner.vmap and hypergradient is not checkpointed
+    vmap = learner.vmap and not isinstance(task, InLoop)
     return over_tasks(checked, chunk=chunk, vmap=vmap, compile=compile)
 
 
@@ -64,18 +67,20 @@ def unrolled(learner: Learner, loss: Loss) -> Task:
 def multi_step(weights: Sequence[float]) -> Hypergradient:
     """MAML++'s loss: the query loss after every inner step counts, Σ_j w_j L^Q(θ_j) for j = 1 … K.
 
-    (0, …, 0, 1) is `unrolled`, at the same cost. Raises ValueError where the learner does not go in K steps.
+    (0, …, 0, 1) is `unrolled`, at the same cost. Raises ValueError where the learner has not K inner steps.
     {cite}`antoniou2019how`
     """
 
     def hypergradient(learner: Learner, loss: Loss) -> Task:
+        adapt = _in_steps(learner, "multi_step")
+        if adapt.steps != len(weights) or not weights:
+            raise ValueError(
+                f"multi_step got {len(weights)} weights, and expects one for each inner step; "
+                f"this learner takes {adapt.steps}"
+            )
+
         def task(phi: Params, episode: Episode) -> Tensor:
-            path = list(learner.path(phi, episode.support))[1:]
-            if not path or len(path) != len(weights):
-                raise ValueError(
-                    f"multi_step got {len(weights)} weights, and expects one for each inner step; "
-                    f"this learner takes {len(path)} (0: it does not go in steps)"
-                )
+            _, *path = adapt.path(phi, episode.support)
             points = [(w, theta) for w, theta in zip(weights, path, strict=True) if w]
             return sum(w * at(learner, loss, theta, episode.query) for w, theta in points)  # type: ignore[return-value]
 
@@ -108,30 +113,40 @@ def first_order(learner: Learner, loss: Loss) -> Task:
     return task
 
 
-def checkpointed(learner: Learner, loss: Loss) -> Task:
-    """The gradient of `unrolled`, exactly, from the points θ_j alone: each step is run anew when its turn comes.
+def checkpointed(learner: Learner, loss: Loss) -> InLoop:
+    """The gradient of `unrolled`, exactly, from the points θ_j alone: each step is recomputed in the backward pass.
 
     λ_K = ∇L^Q(θ_K),  λ_j = λ_{j+1} ∂θ_{j+1}/∂θ_j,  dL^Q/dφ = λ_0 ∂θ_0/∂φ + Σ_j λ_{j+1} ∂θ_{j+1}/∂φ. Memory is that of one
     step and of K sets of parameters, where `unrolled` keeps the graphs of K steps; time is half as much again. Tasks
-    run in a loop. Raises ValueError where the learner does not go in steps. {cite}`chen2016sublinear`
+    run in a loop. Raises ValueError where the learner has no inner steps. {cite}`chen2016sublinear`
     """
 
+    adapt = _in_steps(learner, "checkpointed")
+
     def task(phi: Params, episode: Episode) -> Tensor:
-        inner = learner.inner
-        if inner is None:
-            raise ValueError("checkpointed expects a learner that goes in steps; use unrolled")
-        point = inner.begin(phi, episode.support)
-        for j in range(inner.steps):
-            one = partial(_step, inner, episode.support, j)
-            point = replay(one, (phi, point))
-        return at(learner, loss, {**phi, **point[0]}, episode.query)
+        support = episode.support
+        phi = adapt.given(phi, support)
+        point = adapt.begin(phi, support)
+        for j in range(adapt.steps):
+            point = replay(partial(_step, adapt, support, j), (phi, point))
+        return at(learner, loss, adapt.theta(phi, point), episode.query)
 
-    return task
+    return InLoop(task)
 
 
-def _step(inner: Inner, support: Batch, j: int, at: tuple[Params, Point]) -> Point:
+def _step(adapt: Steps, support: Batch, j: int, at: tuple[Params, Point]) -> Point:
     phi, point = at
-    return inner.step(phi, support, j, point)
+    return adapt.step(phi, support, j, point)
+
+
+def _in_steps(learner: Learner, who: str) -> Steps:
+    """The learner's `adapt`, or ValueError where it has no inner steps."""
+    if not isinstance(learner.adapt, Steps):
+        raise ValueError(
+            f"{who} expects a learner with inner steps, e.g. maml: an `adapt` that is a `Steps`; "
+            f"got {type(learner.adapt).__name__}. Use unrolled."
+        )
+    return learner.adapt
 
 
 def secant(learner: Learner, loss: Loss) -> Task:

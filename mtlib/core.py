@@ -6,15 +6,12 @@ D features · C classes.  `phi` is what tasks share, `theta` what one task adapt
 
 from __future__ import annotations
 
-import copy
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._functorch.eager_transforms import enable_inplace_requires_grad
 from torch.func import functional_call
 
 Params = dict[str, Tensor]
@@ -31,11 +28,15 @@ Rule = Callable[[Params, Any], tuple[Params, Any]]
 
 
 class Batch(NamedTuple):
+    """Items and what they should be answered with; in a draw of a stream both have a leading axis T of tasks."""
+
     x: Tensor  # (B, *item)
     y: Tensor  # (B, W), one-hot or real
 
 
 class Episode(NamedTuple):
+    """One task: the items it may learn from, and those it is asked about."""
+
     support: Batch  # what a task shows
     query: Batch  # what it asks
 
@@ -43,44 +44,70 @@ class Episode(NamedTuple):
 Point = tuple[Params, Any]
 """Where an inner loop stands: the entries that move, and the state of its rule."""
 
-Stream = Callable[[int], Any]
+Stream = Callable[[int], Episode | Batch]
 """`stream(step)` -> Episode or Batch with a leading axis T; the same step gives the same draw, always."""
 
 
-class Inner(NamedTuple):
-    """A way to θ in steps: θ_0 = begin(φ, S), θ_{j+1} = step(φ, S, j, θ_j) for j < `steps`."""
+def as_given(phi: Params, support: Batch) -> Params:
+    """φ itself: most learners begin from the parameters that they are given."""
+    return phi
+
+
+class Steps(NamedTuple):
+    """An `adapt` that goes in steps: θ_0 = begin(φ, S), θ_{j+1} = step(φ, S, j, θ_j) for j < `steps`.
+
+    Called like any other: steps(φ, S) -> θ_K. θ has φ's entries and those that moved; with `alone`, these only.
+    `given(φ, S)` is φ as all steps see it, computed once: with a fresh head, for one.
+    """
 
     begin: Callable[[Params, Batch], Point]
     step: Callable[[Params, Batch, int, Point], Point]
     steps: int
+    given: Callable[[Params, Batch], Params] = as_given
+    alone: bool = False
+
+    def __call__(self, phi: Params, support: Batch) -> Params:
+        for theta in self.path(phi, support):
+            last = theta
+        return last
+
+    def path(self, phi: Params, support: Batch) -> Iterator[Params]:
+        """θ_0, …, θ_K, one at a time."""
+        phi = self.given(phi, support)
+        point = self.begin(phi, support)
+        yield self.theta(phi, point)
+        for j in range(self.steps):
+            point = self.step(phi, support, j, point)
+            yield self.theta(phi, point)
+
+    def theta(self, phi: Params, point: Point) -> Params:
+        """θ at a point of the way, where φ is the given one."""
+        return point[0] if self.alone else {**phi, **point[0]}
 
 
 class Learner(NamedTuple):
     """What happens inside one task: three pure functions.
 
-    `init() -> phi`, `adapt(phi, support) -> theta`, `predict(theta, x) -> (B, W)`.
-    `x` is the whole query batch: a transductive learner may use all of it, and says so.
+    `init() -> phi`, `adapt(phi, support) -> theta`, `predict(theta, x) -> (B, W)`. An `adapt` with inner steps is a
+    value `Steps`. `x` is the whole query batch: a transductive learner may use all of it, and says so.
     """
 
     init: Callable[[], Params]
     adapt: Callable[[Params, Batch], Params]
     predict: Callable[[Params, Tensor], Tensor]
     vmap: bool = True  # False where only a loop over tasks runs (L-BFGS, for one)
-    inner: Inner | None = None  # where `adapt` goes in steps
-
-    def path(self, phi: Params, support: Batch) -> Iterator[Params]:
-        """θ_0, …, θ_K, one at a time; none where the learner does not go in steps."""
-        if self.inner:
-            point = self.inner.begin(phi, support)
-            yield {**phi, **point[0]}
-            for j in range(self.inner.steps):
-                point = self.inner.step(phi, support, j, point)
-                yield {**phi, **point[0]}
 
 
 def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
-    """f on each tensor of a Batch or Episode."""
-    return f(data) if isinstance(data, Tensor) else type(data)(*(over(f, d) for d in data))
+    """f on each tensor of a Batch, an Episode, or any nest of tuples, lists and dicts of tensors."""
+    if isinstance(data, Tensor):
+        return f(data)
+    if isinstance(data, Mapping):
+        return {k: over(f, d) for k, d in data.items()}
+    if isinstance(data, tuple | list):
+        parts = [over(f, d) for d in data]
+        return type(data)(*parts) if hasattr(data, "_fields") else type(data)(parts)
+    raise TypeError(f"expected tensors in tuples, lists or dicts, got {type(data).__name__}")
 
 
 def take(data: Any, tasks: int | slice) -> Any:
@@ -89,13 +116,8 @@ def take(data: Any, tasks: int | slice) -> Any:
 
 
 def move(data: Any, device: torch.device | str) -> Any:
-    """A Batch or Episode on another device."""
+    """The same on another device: a Batch, an Episode, parameters, or any nest of them."""
     return over(lambda d: d.to(device), data)
-
-
-def plain() -> bool:
-    """Whether the plain reference runs instead of the fast paths, everywhere: MTLIB_PLAIN=1. They agree to rounding."""
-    return os.environ.get("MTLIB_PLAIN") == "1"
 
 
 # A network as a function of its parameters ---------------------------------------------------
@@ -104,12 +126,12 @@ def plain() -> bool:
 def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """f(θ, x): the network with its parameters as an argument; entries of θ it does not know stay out."""
 
-    tied, names = _tied(net), [k for k, _ in net.named_parameters()]
+    tied, names = is_tied(net), [k for k, _ in net.named_parameters()]
 
     def f(theta: Params, x: Tensor) -> Tensor:
-        state, module = _state(net, names, theta), _own(net)
+        state = state_of(net, names, theta)
         try:
-            return functional_call(module, state, (x,), tie_weights=tied)
+            return functional_call(ways.module(net), state, (x,), tie_weights=tied)
         except RuntimeError as error:
             if any(word in str(error) for word in ("shape", "size", "channels", "dtype")):
                 raise ValueError(
@@ -185,36 +207,13 @@ def require(theta: Params, names: Iterable[str]) -> None:
         )
 
 
-class _Worker(threading.local):
-    """A thread that takes tasks (`mtlib.run.threads`) has networks of its own, for one call."""
-
-    twins: dict[int, nn.Module] | None = None
-
-
-worker = _Worker()
-
-
-def _own(net: nn.Module) -> nn.Module:
-    """The network; in a worker a copy with the same tensors: `functional_call` lends the module its θ for a while."""
-    if torch.compiler.is_compiling() or worker.twins is None:
-        return net
-    if id(net) not in worker.twins:
-        if any("forward" in vars(m) for m in net.modules()):
-            raise RuntimeError(
-                "a module whose `forward` was replaced cannot be copied for a thread"
-            )
-        same = {id(t): t for t in (*net.parameters(), *net.buffers())}
-        worker.twins[id(net)] = copy.deepcopy(net, same)
-    return worker.twins[id(net)]
-
-
-def _tied(net: nn.Module) -> bool:
+def is_tied(net: nn.Module) -> bool:
     """Whether a parameter stands under two names; looking for such at every call would cost a tenth of a MAML step."""
     names = net.named_parameters(remove_duplicate=False)
     return len(list(names)) > len(list(net.parameters()))
 
 
-def _state(net: nn.Module, names: list[str], theta: Params) -> Params:
+def state_of(net: nn.Module, names: list[str], theta: Params) -> Params:
     """θ's entries for `net`; buffers as constant copies, so that a forward pass writes to nothing of ours."""
     require(theta, names)
     device = theta[names[0]].device if names else torch.device("cpu")
@@ -235,7 +234,7 @@ def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
 
 
 def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
-    """One prediction a target; where the loss says `loss.columns = 2`, two (a mean and a scale): (N, 2W) for (N, W)."""
+    """One prediction per target; where the loss says `loss.columns = 2`, two (a mean and a scale): (N, 2W) for (N, W)."""
     return prediction.shape == (*y.shape[:-1], getattr(loss, "columns", 1) * y.shape[-1])
 
 
@@ -263,7 +262,7 @@ def descend(
 def step(
     loss: Callable[[Params], Tensor], point: Point, lr: Rate, number: int, rule: Rule | None = None
 ) -> Point:
-    """One step, the one of that number: θ ← θ − α ∇L(θ), or along rule(∇L(θ))."""
+    """Inner step `number`: θ ← θ − α ∇L(θ), or along rule(∇L(θ))."""
     theta, state = point
     u = gradient(loss, theta)
     if rule:
@@ -273,52 +272,19 @@ def step(
 
 
 def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
-    """∇L(θ), differentiable in θ and in whatever else L reads, where gradients are enabled.
-
-    `torch.func.grad`; or plain autograd, which costs a fifth less, outside of functorch's transforms and in one `vmap`,
-    where the tasks' θ are stacked and ∂Σ_t L_t(θ_t)/∂θ_t is each task's own gradient.
-    """
-    outer, way = torch.is_grad_enabled(), _way_to_autograd()
-    if way is None:
-        return torch.func.grad(loss)(theta)
-    down, up = way
-    plain = {k: down(v) for k, v in theta.items()}
-    if outer and not any(v.requires_grad for v in plain.values()):
-        return torch.func.grad(loss)(theta)
-    with torch.enable_grad():  # aliases: L may read the same tensors elsewhere, as an anchor
-        point = {k: v.view_as(v) if outer else v.detach() for k, v in plain.items()}
-        with enable_inplace_requires_grad(True):
-            point = {k: v if v.requires_grad else v.requires_grad_() for k, v in point.items()}
-        value = loss({k: up(v) for k, v in point.items()})
-        if value.ndim:
-            raise ValueError(f"expected a loss that is a scalar, got shape {tuple(value.shape)}")
-        value = down(value).sum()
-        if not value.requires_grad:  # it does not read θ
-            return {k: torch.zeros_like(v) for k, v in theta.items()}
-        g = torch.autograd.grad(
-            value, list(point.values()), create_graph=outer, materialize_grads=True
-        )
-    return dict(zip(theta, map(up, g), strict=True))
+    """∇L(θ), differentiable in θ and in whatever else L reads, where gradients are enabled."""
+    return ways.gradient(loss, theta)
 
 
-def _way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
-    """How tensors go down to plain autograd, and up again: as they are, or out of one `vmap`, tasks first."""
-    if torch.compiler.is_compiling() or plain() or torch.is_inference_mode_enabled():
-        return None
-    if not torch._C._are_functorch_transforms_active():
-        return (lambda v: v), (lambda v: v)
-    f = torch._C._functorch
-    stack = f.get_interpreter_stack()
-    if stack is None or len(stack) != 1 or stack[0].key() != f.TransformType.Vmap:
-        return None
-    level, size = stack[0].level(), f.CVmapInterpreterPtr(stack[0]).batchSize()
+@dataclass
+class Ways:
+    """Two places where `mtlib.run.fast` puts faster ways to the same numbers."""
 
-    def down(v: Tensor) -> Tensor:
-        if f.is_batchedtensor(v):
-            return f.get_unwrapped(v).movedim(f.maybe_get_bdim(v), 0)
-        return v.expand(size, *v.shape)
+    gradient: Callable[[Callable[[Params], Tensor], Params], Params]  # (L, θ) -> ∇L(θ)
+    module: Callable[[nn.Module], nn.Module]  # the network to call, with the same tensors
 
-    return down, lambda v: f._add_batch_dim(v, 0, level)
+
+ways = Ways(lambda loss, theta: torch.func.grad(loss)(theta), lambda net: net)
 
 
 def proximity(theta: Params, anchor: Params) -> Tensor:

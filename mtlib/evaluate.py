@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from scipy import stats
 from torch import Tensor
 
 from mtlib.core import Episode, Learner, Params, Stream, accuracy, fits, move, take
-from mtlib.objective import Batched, count, default_chunk, default_threads
+from mtlib.objective import Batched, in_chunks
 from mtlib.run.progress import bar
-from mtlib.run.threads import sharing
 from mtlib.tasks import check_draw
+from mtlib.train import Diverged
+
+Setting = TypeVar("Setting")
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """`metric(prediction, y)` -> one number an episode."""
 
 
+class NotFinite(ValueError):
+    """Some of the numbers that should give a score are NaN or infinite."""
+
+
 class Score(NamedTuple):
+    """A mean and its 95 % interval, over episodes or over seeds."""
+
     mean: float
     interval: float  # half the width of the 95 % interval of the mean
     values: Tensor  # (E,) one number an episode, or a seed
@@ -30,9 +38,30 @@ class Score(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.interval:.3f}"
 
+    def __neg__(self) -> Score:
+        return Score(-self.mean, self.interval, -self.values, self.draw)
+
     def percent(self) -> str:
         """As a percentage with one decimal: '94.6 ± 0.4'."""
         return f"{100 * self.mean:.1f} ± {100 * self.interval:.1f}"
+
+    def points(self) -> str:
+        """A difference of two shares, in percentage points and with its sign: '+1.3 ± 0.4'."""
+        return f"{100 * self.mean:+.1f} ± {100 * self.interval:.1f}"
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self.mean - self.interval
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        return self.mean + self.interval
+
+    def minus(self, other: Score) -> Score:
+        """This score less another on the same episodes, paired: `compare(self, other)`."""
+        return compare(self, other)
 
 
 def evaluate(
@@ -65,10 +94,10 @@ def evaluate(
             )
         return metric(prediction, episode.query.y)
 
-    def scores(data: Episode, size: int, starts: Sequence[int]) -> Tensor:
-        return torch.cat([run(params, take(data, slice(a, a + size))) for a in starts])
+    def scores(part: slice) -> Tensor:
+        return run(params, take(data, part))
 
-    run, share = Batched(score, learner.vmap), sharing()
+    run = Batched(score, learner.vmap)
     values, step, draw = list[Tensor](), 0, 0.0
     with torch.no_grad(), bar(episodes, "evaluate", progress) as shown:
         while sum(map(len, values)) < episodes:
@@ -77,13 +106,14 @@ def evaluate(
                 check_draw(data)
                 draw = data.query.x.double().sum().item()
             data = move(data, device)
-            size = chunk or default_chunk(params, count(data))
-            workers = default_threads(params, data, size)
-            parts = share(partial(scores, data, size), range(0, count(data), size), workers)
-            values.append(torch.cat(parts).cpu())
+            values.append(in_chunks(scores, _joined, params, data, chunk, run.share).cpu())
             shown.update(len(values[-1]))
             step += 1
     return interval(torch.cat(values)[:episodes], draw)
+
+
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    return torch.cat(list(parts))
 
 
 def interval(values: Tensor, draw: float | None = None) -> Score:
@@ -92,7 +122,7 @@ def interval(values: Tensor, draw: float | None = None) -> Score:
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"expected at least 2 numbers in one row, got shape {tuple(values.shape)}")
     if not bool(torch.isfinite(values).all()):
-        raise ValueError(
+        raise NotFinite(
             f"expected finite scores; {int((~torch.isfinite(values)).sum())} of {len(values)} are not"
         )
     half = float(stats.t.ppf(0.975, len(values) - 1)) * values.std().item() / math.sqrt(len(values))
@@ -119,3 +149,75 @@ def over_seeds(measure: Callable[[int], float | Score], seeds: Iterable[int]) ->
     """
     results = [measure(seed) for seed in seeds]
     return interval(torch.tensor([r.mean if isinstance(r, Score) else float(r) for r in results]))
+
+
+# Choosing a setting on validation data --------------------------------------------------------
+
+
+class Best(NamedTuple):
+    """What `best_of` found."""
+
+    setting: Any  # its name: a key of `settings`
+    score: float | Score  # its quality, as it came
+    at_edge: bool  # whether it is the first or last of an ordered grid: a better one may lie beyond
+    table: dict[Any, float | Score]  # the quality of every setting; −∞ for one that diverged
+
+
+def best_of(
+    settings: Mapping[Any, Setting] | Iterable[Setting],
+    quality: Callable[[Setting], float | Score],
+    ordered: bool = True,
+) -> Best:
+    """The setting of the highest quality(settings[name]), of equal ones the first: a grid search.
+
+    Settings without names are their own names.
+
+    `quality` trains and scores on validation data, never on test data; for a loss give its negative. A run that
+    diverged (`Diverged`, `NotFinite`, NaN) is the worst. In an ordered grid a best setting at its edge gives a warning:
+    widen the grid, or say where it ends. Names that are tuples of numbers are a grid with several axes, each with two
+    edges; an axis with one value, or of other things than numbers, has none. Raises ValueError where there is no
+    setting, `NotFinite` where all of them diverged.
+    """
+    named = dict(settings) if isinstance(settings, Mapping) else {s: s for s in settings}
+    if not named:
+        raise ValueError("expected at least one setting to choose from, got none")
+    table = {name: _or_worst(quality, setting) for name, setting in named.items()}
+    means = {k: s.mean if isinstance(s, Score) else s for k, s in table.items()}
+    best = max(means, key=means.__getitem__)
+    if means[best] == -math.inf:
+        raise NotFinite(f"expected a setting that does not diverge; all did: {list(named)}")
+    at_edge = ordered and _at_edge(best, list(named))
+    if at_edge:
+        warnings.warn(
+            f"the best setting, {best}, lies at the edge of its grid, {list(named)}: widen the grid, or say why it "
+            "ends there",
+            stacklevel=2,
+        )
+    return Best(best, table[best], at_edge, table)
+
+
+def _or_worst(quality: Callable[[Setting], float | Score], setting: Setting) -> float | Score:
+    """The quality of a setting, −∞ where its run diverged."""
+    try:
+        found = quality(setting)
+    except (Diverged, NotFinite):
+        return -math.inf
+    found = found if isinstance(found, Score) else float(found)
+    return -math.inf if math.isnan(found.mean if isinstance(found, Score) else found) else found
+
+
+def _at_edge(best: Any, names: list[Any]) -> bool:
+    """Whether `best` is the first or the last of its grid, along one of its axes."""
+    if not isinstance(best, tuple) and not _numbers(names):
+        return len(names) > 1 and best in (names[0], names[-1])
+    rows = [name if isinstance(name, tuple) else (name,) for name in names]
+    own = best if isinstance(best, tuple) else (best,)
+    columns = [[row[i] for row in rows if len(row) == len(own)] for i in range(len(own))]
+    return any(
+        _numbers(column) and len(set(column)) > 1 and value in (min(column), max(column))
+        for value, column in zip(own, columns, strict=True)
+    )
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

@@ -6,7 +6,8 @@ They are plain `nn.Module`s; nothing here knows about tasks. Their norm is `mtli
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -14,19 +15,39 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mtlib.core import plain
 from mtlib.norm import Norm, Statistics
+from mtlib.run.fast import plain
 
 
-def _two_halves(body: nn.Module, head: nn.Module) -> nn.Sequential:
+def two_halves(body: nn.Module, head: nn.Module) -> nn.Sequential:
+    """A network of two named halves, head(body(x)): what every learner here takes."""
     return nn.Sequential(OrderedDict(body=body, head=head))
 
 
-def mlp(inputs: int, hidden: Iterable[int], outputs: int) -> nn.Sequential:
-    """Fully connected ReLU network; the last linear layer is the head. (B, inputs) -> (B, outputs)."""
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Weights drawn inside follow `seed`, and torch's random state is as before afterwards; None changes nothing.
+
+    The weights are those after `torch.manual_seed(seed)`.
+    """
+    if seed is None:
+        yield
+        return
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def mlp(inputs: int, hidden: Iterable[int], outputs: int, seed: int | None = None) -> nn.Sequential:
+    """Fully connected ReLU network; the last linear layer is the head. (B, inputs) -> (B, outputs).
+
+    With a `seed` the weights follow it; None draws them from torch's random state.
+    """
     sizes = [inputs, *hidden]
-    layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
-    return _two_halves(nn.Sequential(*layers), nn.Linear(sizes[-1], outputs))
+    with seeded(seed):
+        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
+        return two_halves(nn.Sequential(*layers), nn.Linear(sizes[-1], outputs))
 
 
 def conv4(
@@ -35,12 +56,13 @@ def conv4(
     width: int = 64,
     size: int = 28,
     statistics: Statistics = "batch",
+    seed: int | None = None,
 ) -> nn.Sequential:
     """Four blocks of 3×3 convolution, norm, 2×2 max-pool, ReLU, and a linear head.
 
     (B, channels, size, size) -> (B, ways). The few-shot literature's `Conv4-64`
     {cite}`vinyals2016matching,snell2017prototypical`. ReLU after the pool gives the same values and
-    gradients as before it; a bias before the norm would have no effect and is left out.
+    gradients as before it; a bias before the norm would have no effect and is left out. `seed` as in `mlp`.
     """
     if size < 16:
         raise ValueError(
@@ -51,9 +73,10 @@ def conv4(
         conv = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
         return nn.Sequential(conv, Norm(width, statistics), nn.MaxPool2d(2), nn.ReLU())
 
-    blocks = [block(channels), *(block(width) for _ in range(3))]
-    body = nn.Sequential(ChannelsLast(), *blocks, nn.Flatten())
-    return _two_halves(body, nn.Linear(width * (size // 16) ** 2, ways))
+    with seeded(seed):
+        blocks = [block(channels), *(block(width) for _ in range(3))]
+        body = nn.Sequential(ChannelsLast(), *blocks, nn.Flatten())
+        return two_halves(body, nn.Linear(width * (size // 16) ** 2, ways))
 
 
 class ChannelsLast(nn.Module):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mtlib.core import Params, apply, parameters, plain
+from mtlib.core import Params, apply, parameters
+from mtlib.run.fast import plain
 
 Statistics = Literal["batch", "stored"]
 

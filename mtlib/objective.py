@@ -11,19 +11,31 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mtlib.core import Params, over, plain, take
-from mtlib.run.threads import sharing, watched
+from mtlib.core import Params, over, take
+from mtlib.run.fast import NeedsLoop, plain, watched
+from mtlib.run.threads import Share, sharing
 
+Part = TypeVar("Part")
 SMALL_TASK = 100_000  # numbers in one task's data, up to which a thread a task is faster
 
 Task = Callable[[Params, Any], Tensor]
 """`task(phi, data of one task)` -> a scalar whose value and whose gradient with respect to φ count."""
+
+
+class InLoop(NamedTuple):
+    """A task that runs in a loop over tasks, and never under `vmap`."""
+
+    task: Task
+
+    def __call__(self, phi: Params, data: Any) -> Tensor:
+        return self.task(phi, data)
 
 
 class Objective(NamedTuple):
@@ -31,14 +43,13 @@ class Objective(NamedTuple):
 
     `value(phi, data)` is the plain reference, the equation. `value_and_grad(phi, data)` is what `fit`
     uses: the same value, and the gradient for each entry of φ that one reaches. `separable` says that it is the
-    plain mean over the axis of tasks, so that several processes may each take a part of them; `compiled`, that its
-    second call takes long.
+    plain mean over the axis of tasks, so that several processes may each take a part of them.
     """
 
     value: Callable[[Params, Any], Tensor]
     value_and_grad: Callable[[Params, Any], tuple[Tensor, Params]]
     separable: bool = False
-    compiled: bool = False
+    run: Batched | None = None  # how its tasks run, where they are one by one
 
     def __call__(self, phi: Params, data: Any) -> Tensor:
         return self.value(phi, data)
@@ -55,18 +66,18 @@ def over_tasks(
 
     `chunk` is the number of tasks that run as one program, from 1 (a loop) to T; None chooses: a loop for
     convolutions on a CPU (`vmap` is slower there and takes the memory of all tasks), all tasks otherwise.
-    On a CPU with convolutions, small tasks run on several threads: what a task calls must bear that, or
+    On a CPU with convolutions, small tasks run on several threads: what a task calls must be thread-safe, or
     `torch.set_num_threads(1)` keeps them on one. Tasks that draw random numbers from torch stay on one by themselves.
     `compile` makes the gradient of a chunk one program of `torch.compile`, at the second chunk, which takes the better
     part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"expected a chunk of at least 1 task, got {chunk}")
-    run, share = Batched(task, vmap), sharing()
+    run = Batched(task, vmap and not isinstance(task, InLoop))
 
     def weigh(tasks: int) -> Tensor:
         if weights is not None and len(weights) != tasks:
-            raise ValueError(f"expected one weight a task: {len(weights)} weights, {tasks} tasks")
+            raise ValueError(f"expected one weight per task: {len(weights)} weights, {tasks} tasks")
         return torch.full((tasks,), 1 / tasks, dtype=torch.float64) if weights is None else weights
 
     def value(phi: Params, data: Any) -> Tensor:
@@ -79,23 +90,19 @@ def over_tasks(
             part = w.to(values) @ values
         return part.detach(), add_gradient({}, part, leaves)
 
-    step = compiled(gradient, run) if compile else gradient
+    step, run.compiled = compiled(gradient, run) if compile else gradient, compile
 
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
         leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
-        tasks, size = count(data), chunk or default_chunk(phi, count(data))
-        w = weigh(tasks)
+        w = weigh(count(data))
 
-        def sums(starts: Sequence[int]) -> tuple[Tensor, Params]:
-            """Σ w_t · task_t over the chunks that begin there, and its gradient: one backward pass a chunk."""
-            return _add(
-                step(leaves, take(data, slice(a, a + size)), w[a : a + size]) for a in starts
-            )
+        def one(part: slice) -> tuple[Tensor, Params]:
+            """Σ w_t · task_t over the tasks of a chunk, and its gradient: one backward pass."""
+            return step(leaves, take(data, part), w[part])
 
-        workers = 1 if compile else default_threads(phi, data, size)
-        return _add(share(sums, range(0, tasks, size), workers))
+        return in_chunks(one, _add, phi, data, chunk, run.share, 1 if compile else None)
 
-    return Objective(value, value_and_grad, separable=weights is None, compiled=compile)
+    return Objective(value, value_and_grad, separable=weights is None, run=run)
 
 
 def whole(value: Callable[[Params, Any], Tensor]) -> Objective:
@@ -133,6 +140,29 @@ def _add(parts: Iterable[tuple[Tensor, Params]]) -> tuple[Tensor, Params]:
 
 
 # The axis of tasks ---------------------------------------------------------------------------
+
+
+def in_chunks(
+    one: Callable[[slice], Part],
+    add: Callable[[Iterable[Part]], Part],
+    phi: Params,
+    data: Any,
+    chunk: int | None,
+    share: Share,
+    workers: int | None = None,
+) -> Part:
+    """add(one(tasks), …) over chunks of the tasks in `data`, in their order: the one loop over the axis of tasks.
+
+    Each of the `workers` adds up a block of chunks, then the blocks are added. None chooses, as for `chunk`.
+    """
+    tasks = count(data)
+    size = chunk or default_chunk(phi, tasks)
+
+    def block(starts: Sequence[int]) -> Part:
+        return add(one(slice(a, a + size)) for a in starts)
+
+    workers = default_threads(phi, data, size) if workers is None else workers
+    return add(share(block, range(0, tasks, size), workers))
 
 
 def count(data: Any) -> int:
@@ -182,12 +212,18 @@ def _convolves_on_cpu(phi: Params) -> bool:
 class Batched:
     """`run(phi, data)` -> the tasks' results, stacked: by `vmap` where that is exact, else by a loop.
 
-    torch's batch, layer and instance norms give a silently wrong second-order gradient under `vmap`
+    torch's batch, layer and instance norms give wrong second derivatives under `vmap`, silently
     (pytorch/functorch issue 534). Where one is met the loop runs instead, for good, with a warning.
     """
 
     def __init__(self, task: Callable[[Params, Any], Tensor], vmap: bool = True):
-        self.task, self.exact, self.first = task, vmap, True
+        self.task, self.exact, self.first, self.share = task, vmap, True, sharing()
+        self.compiled = False
+
+    def learn_from(self, other: Batched) -> None:
+        """What the other found out, where its task does the same but for the numbers in it."""
+        if alike(self.task, other.task):
+            self.exact, self.first, self.share = other.exact, other.first, other.share
 
     def __call__(self, phi: Params, data: Any) -> Tensor:
         if not self.exact or plain() or count(data) == 1:
@@ -196,13 +232,14 @@ class Batched:
         try:
             with watch:
                 result = self.vmap(phi, data)
-        except InexactNorm as norm:
+        except NeedsLoop as reason:
             self.exact = False
-            warnings.warn(
-                f"{norm} has an inexact second-order gradient under vmap: tasks run in a loop. "
-                "mtlib.norm.Norm, group norm and RMS norm are exact.",
-                stacklevel=3,
-            )
+            if isinstance(reason, InexactNorm):
+                warnings.warn(
+                    f"{reason} has an inexact second-order gradient under vmap: tasks run in a loop. "
+                    "mtlib.norm.Norm, group norm and RMS norm are exact.",
+                    stacklevel=3,
+                )
             return self.loop(phi, data)
         self.first = False
         return result
@@ -214,6 +251,24 @@ class Batched:
         return torch.vmap(partial(self.task, phi), randomness="different")(data)
 
 
+def alike(a: Any, b: Any) -> bool:
+    """Whether two functions do the same, but for the real numbers and the tensors that they hold."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, FunctionType):
+        cells = ([c.cell_contents for c in f.__closure__ or ()] for f in (a, b))
+        return a.__code__ is b.__code__ and alike(*cells) and alike(a.__defaults__, b.__defaults__)
+    if isinstance(a, partial):
+        return alike((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, dict):
+        return alike(list(a.items()), list(b.items()))
+    return isinstance(a, float | Tensor) or (isinstance(a, int | str) and a == b)
+
+
 Gradient = Callable[[Params, Any, Tensor], tuple[Tensor, Params]]
 """`gradient(leaves, data, w)` -> Σ_t w_t task_t over the tasks in `data`, and its gradient."""
 
@@ -222,7 +277,7 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
     """The same gradient as one program of `torch.compile`, from the second call on.
 
     The first runs as it is: it shows which entries a gradient reaches, and whether `vmap` is exact. So does each call
-    after torch's compiler has failed, with a warning that says why, or while a norm has statistics that `vmap` spoils.
+    after torch's compiler has failed, with a warning that says why, or while a norm is in a mode that `vmap` gets wrong.
     """
     reached: list[str] | None = None
     norms = dict[int, nn.Module]()
@@ -253,7 +308,7 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
     return faster
 
 
-class InexactNorm(Exception):
+class InexactNorm(NeedsLoop):
     """A norm was met whose second-order gradient `vmap` gets wrong."""
 
 
@@ -272,11 +327,13 @@ class _WatchFunctions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-NORMS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+NORMS = (nn.LayerNorm, *BATCH_NORMS, *INSTANCE_NORMS)
 
 
 def _inexact(module: nn.Module) -> bool:
-    """Whether `vmap` spoils the second order of what this norm computes now."""
+    """Whether `vmap` gives wrong second derivatives of what this norm computes now."""
     own = module.training or getattr(module, "running_mean", None) is None
     return isinstance(module, nn.LayerNorm) or (isinstance(module, NORMS) and own)
 

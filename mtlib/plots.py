@@ -70,10 +70,32 @@ def against(
     """Scores against a number (steps, shots): a line a method, its 95 % interval as a band."""
     for name, row in results.items():
         mean, half = (np.array([getattr(s, k) for s in row]) for k in ("mean", "interval"))
-        (line,) = axes.plot(x, mean, marker="o", markersize=3, label=name)
-        axes.fill_between(x, mean - half, mean + half, alpha=0.2, color=line.get_color())
+        band(axes, x, mean, half, name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend()
+
+
+def band(
+    axes: Axes, x: Any, mean: Any, half: Any, label: str | None = None, color: str | None = None
+) -> None:
+    """A line, and its interval mean ± half as a band."""
+    mean, half = np.asarray(mean, float), np.nan_to_num(np.asarray(half, float))
+    (line,) = axes.plot(x, mean, marker="o", markersize=3, label=label, color=color)
+    axes.fill_between(x, mean - half, mean + half, alpha=0.2, color=line.get_color(), linewidth=0)
+
+
+def bars(
+    axes: Axes,
+    x: Any,
+    mean: Any,
+    half: Any,
+    label: str | None = None,
+    color: str | None = None,
+    **style: Any,
+) -> None:
+    """Points with error bars mean ± half above `x`; `style` is matplotlib's."""
+    options = {"fmt": "o", "capsize": 3, **style}
+    axes.errorbar(x, mean, yerr=np.nan_to_num(half), label=label, color=color, **options)
 
 
 def player(animation: FuncAnimation, alt: str, mode: str = "once") -> HTML:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,14 +21,29 @@ from mtlib.run.processes import average, meet, part, rank, size, spread
 from mtlib.run.progress import bar
 from mtlib.tasks import check_draw
 
-MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
-MakeSchedule = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
+MakeOptimizer = Callable[[list[Any]], Optimizer]
+"""From φ's entries, or groups of them as torch's optimizers take them, to an optimizer."""
 
+MakeSchedule = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
+"""From an optimizer to a schedule of its rates, which moves once per step."""
 
 ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
+def cosine_adam(rate: float, steps: int) -> dict[str, Any]:
+    """Adam whose rate falls from `rate` to 0 along half a cosine, for `fit(..., **cosine_adam(1e-3, steps))`.
+
+    η_j = ½ η (1 + cos(π j / `steps`)) at step j. {cite}`kingma2015adam,loshchilov2017sgdr`
+    """
+    return {
+        "optimizer": partial(torch.optim.Adam, lr=rate),
+        "schedule": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
+    }
+
+
 class Run(NamedTuple):
+    """What `fit` returns."""
+
     params: Params  # φ after the last step
     losses: list[float]  # the objective at each step, before its update
     seconds: float  # time spent in the loop, over all resumptions
@@ -49,6 +64,8 @@ def fit(
     steps: int,
     optimizer: MakeOptimizer = ADAM,
     schedule: MakeSchedule | None = None,
+    rates: Mapping[str, float] | None = None,
+    moves: Sequence[str] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     checkpoint: Path | str | None = None,
@@ -61,7 +78,9 @@ def fit(
     (1, 0), [dann(critic, warm(step / steps))])`.
 
     `optimizer` and `schedule` are torch's, given as functions: `partial(torch.optim.SGD, lr=0.1)`,
-    `lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps)`; the schedule moves once a step.
+    `lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps)`; the schedule moves once per step. `cosine_adam`
+    gives both. `rates` are rates for the entries of φ under a prefix, `{"critic.": 1e-3}`, the longest that fits; the
+    others have the optimizer's. `moves` are prefixes of the entries that move, `("body.",)`; None moves all.
     `device` takes the parameters and every draw there; None stays where `params` are. Random draws inside
     the objective (dropout) follow (`seed`, step).
 
@@ -82,21 +101,19 @@ def fit(
     first = stream(0)
     check_draw(first)
     phi = {k: v.detach().to(device, copy=True) for k, v in params.items()}
-    rule = optimizer(list(phi.values()))
+    rule = optimizer(groups(phi, rates, moves))
     plan = schedule(rule) if schedule else None
     trainee = _Trainee(phi, rule, plan, _fingerprint(first, seed))
     done, losses, seconds = trainee.resume(Path(checkpoint)) if checkpoint else (0, [], 0.0)
     trainee.check_processes(done, checkpoint)
 
-    began = time.perf_counter() - seconds
+    began, now = time.perf_counter() - seconds, None
     with bar(steps, "fit", progress and rank() == 0, initial=min(done, steps)) as shown:
         for step in range(done, steps):
             draw = stream(step)
-            now = objective if isinstance(objective, Objective) else objective(step)
+            now = follow(objective, step, now)
             if step == done:
                 _warn_coupled(now)
-            if now.compiled and step == done + 1:
-                shown.set_postfix_str("compiling, once")
             value, grads = _step(now, phi, draw, seed, step)
             losses.append(value.item())
             if not (math.isfinite(losses[-1]) and _finite(grads)):
@@ -112,6 +129,52 @@ def fit(
     for p in phi.values():
         p.grad = None
     return Run(phi, losses, time.perf_counter() - began)
+
+
+def groups(
+    phi: Params, rates: Mapping[str, float] | None = None, moves: Sequence[str] | None = None
+) -> list[Any]:
+    """φ's entries as an optimizer takes them: those that move, in groups where some have a rate of their own.
+
+    Raises ValueError where a prefix fits no entry, and where none is left to move.
+    """
+    rates = rates or {}
+    for prefix in (*rates, *(moves or ())):
+        if not any(k.startswith(prefix) for k in phi):
+            raise ValueError(f"expected entries of φ named {prefix}*, got {list(phi)[:5]}")
+    moving = [k for k in phi if moves is None or k.startswith(tuple(moves))]
+    if not moving:
+        raise ValueError(f"expected entries of φ that move, got moves={moves} and {list(phi)[:5]}")
+    if not rates:
+        return [phi[k] for k in moving]
+    found: dict[str | None, list[Tensor]] = {}
+    for k in moving:
+        fitting = [prefix for prefix in rates if k.startswith(prefix)]
+        found.setdefault(max(fitting, key=len, default=None), []).append(phi[k])
+    return [
+        {"params": entries} if prefix is None else {"params": entries, "lr": rates[prefix]}
+        for prefix, entries in found.items()
+    ]
+
+
+def follow(
+    objective: Objective | Callable[[int], Objective], step: int, before: Objective | None
+) -> Objective:
+    """The objective at this step; of the one before it keeps what was found out about how the tasks run.
+
+    Raises ValueError where it is another one at each step and compiled: its program would hold the old numbers.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    now = objective(step)
+    if before and now is not before and now.run and before.run:
+        if now.run.compiled:
+            raise ValueError(
+                "expected compile=False in an objective that changes from step to step: each would be compiled anew. "
+                "Give `fit` one objective, or return the same one for as long as nothing changes."
+            )
+        now.run.learn_from(before.run)
+    return now
 
 
 def _step(
@@ -195,7 +258,7 @@ class _Trainee(NamedTuple):
 
     def update(self, grads: Params) -> None:
         for k, p in self.phi.items():
-            p.grad = grads.get(k)
+            p.grad = grads.get(k)  # an entry that does not move is not the optimizer's
         self.rule.step()
         if self.plan:
             self.plan.step()

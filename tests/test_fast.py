@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from mtlib.bilevel import bilevel, checkpointed, first_order, implicit, multi_step, secant
+from mtlib import objective as objective_module
+from mtlib.bilevel import (
+    annealed,
+    bilevel,
+    checkpointed,
+    first_order,
+    implicit,
+    multi_step,
+    secant,
+)
 from mtlib.core import Batch, Episode, apply, over, parameters
 from mtlib.evaluate import evaluate
 from mtlib.learners.gradient import adam, anil, maml, momentum
 from mtlib.learners.metric import protonet
 from mtlib.learners.preconditioned import meta_sgd
 from mtlib.nets import conv4, mlp
-from mtlib.objective import Objective, default_threads, over_tasks
+from mtlib.objective import Objective, alike, default_threads, over_tasks
 from mtlib.run.cost import peak_memory
 from mtlib.run.replay import replay
 from mtlib.run.threads import on_threads
@@ -294,15 +304,38 @@ def test_where_the_compiler_fails_a_warning_says_so_and_the_result_is_the_same(m
         agree(first, objective.value_and_grad(phi, data), 0)
 
 
-def test_the_bar_says_that_it_compiles(monkeypatch, capsys):
-    monkeypatch.delenv("MTLIB_PROGRESS", raising=False)
-    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+def test_an_objective_that_follows_the_step_keeps_what_was_found_out(monkeypatch):
+    """Only the first of six steps looks at every torch function; a compiled one is refused."""
     net, data = layered(), points()
-    objective = bilevel(maml(net, mse_loss, 0.1, 2), mse_loss, compile=True)
-    fit(objective, parameters(net), lambda step: data, 3)
-    assert "compiling, once" in capsys.readouterr().err
-    fit(bilevel(maml(net, mse_loss, 0.1, 2), mse_loss), parameters(net), lambda step: data, 3)
-    assert "compiling" not in capsys.readouterr().err
+    learner = maml(net, mse_loss, 0.1, 2)
+    slow = []
+    plain = objective_module._WatchFunctions
+    monkeypatch.setattr(objective_module, "_WatchFunctions", lambda: slow.append(1) or plain())
+
+    def following(step):
+        return bilevel(learner, mse_loss, multi_step(annealed(2, step / 5)))
+
+    run = fit(following, parameters(net), lambda step: data, 6)
+    assert len(slow) == 1
+    monkeypatch.setattr(objective_module.Batched, "learn_from", lambda self, other: None)
+    assert fit(following, parameters(net), lambda step: data, 6).losses == run.losses
+    with pytest.raises(ValueError, match="changes from step to step"):
+        fit(
+            lambda step: bilevel(
+                learner, mse_loss, multi_step(annealed(2, step / 5)), compile=True
+            ),
+            *(parameters(net), lambda step: data, 3),
+        )
+
+
+def test_functions_are_alike_where_only_real_numbers_differ():
+    def made(a, f=torch.sin):
+        return lambda x: a * f(x)
+
+    assert alike(made(1.0), made(2.0)) and alike(made(torch.ones(2)), made(torch.zeros(3)))
+    assert alike(partial(made, 1.0), partial(made, 3.0))
+    assert not alike(made(1.0), made(1.0, torch.cos)) and not alike(made(1), made(2))
+    assert not alike(made(1.0), lambda x: x) and not alike(made(1.0), made(None))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch itself
@@ -361,7 +394,7 @@ def test_checkpoints_of_twenty_steps_take_a_third_of_the_memory():
 
 def test_checkpoints_say_where_there_are_no_steps_and_have_no_second_gradient():
     net, data = convolutional(), images(tasks=2)
-    with pytest.raises(ValueError, match="expects a learner that goes in steps"):
+    with pytest.raises(ValueError, match="expects a learner with inner steps"):
         bilevel(protonet(net), cross_entropy, checkpointed).value_and_grad(parameters(net), data)
     x = torch.ones((), dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(replay(lambda v: v[0] ** 3, (x,)), x, create_graph=True)

@@ -303,7 +303,7 @@ def test_inner_steps_are_torchs(rule, optimizer):
     torch.manual_seed(0)
     net = mlp(3, (8, 8), 2).double()  # ReLU: some gradients are exactly 0
     support = over(lambda d: d[0], vectors().support)
-    points = list(maml(net, mse_loss, 0.05, 12, rule=rule).path(parameters(net), support))
+    points = list(maml(net, mse_loss, 0.05, 12, rule=rule).adapt.path(parameters(net), support))
     torchs = optimizer(net.parameters())
     for theta in points:
         assert largest(theta, parameters(net)) <= 1e-10
@@ -520,7 +520,7 @@ def test_errors_say_what_was_expected():
         cavia(net, mse_loss, 0.1, -1)
     with pytest.raises(ValueError, match=r"multi_step got 2 weights.*takes 3"):
         meta(maml(net, mse_loss, 0.1, 3), mse_loss, episode, multi_step([0.5, 0.5]))
-    with pytest.raises(ValueError, match="it does not go in steps"):
+    with pytest.raises(ValueError, match="with inner steps"):
         meta(protonet(smooth(3)), cross_entropy, classes(), multi_step([1.0]))
     with pytest.raises(ValueError, match=r"parameters named \['lr\."):
         meta(meta_sgd(net, mse_loss, 0.1, 1), mse_loss, episode, phi=parameters(net))

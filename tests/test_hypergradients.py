@@ -306,7 +306,7 @@ def test_torchs_own_norm_under_vmap_is_wrong_which_is_why(monkeypatch):
     It shows where an inner step takes `torch.func.grad` under `vmap`. Our own steps take plain autograd on stacked tasks,
     which is exact with any norm; a learner may take its gradients otherwise.
     """
-    monkeypatch.setattr("mtlib.core._way_to_autograd", lambda: None)
+    monkeypatch.setattr("mtlib.run.fast.way_to_autograd", lambda: None)
     net = seeded(lambda: halves(INEXACT["LayerNorm"](), 8))
     learner, episode = maml(net, mse_loss, 0.1, 2), vectors()
     task = unrolled(learner, mse_loss)

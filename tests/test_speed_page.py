@@ -9,9 +9,9 @@ from pages import run_until
 
 import mtlib.bilevel
 import mtlib.book.results
-import mtlib.core
 import mtlib.nets
 import mtlib.norm
+import mtlib.run.fast
 from mtlib.norm import _Twice
 
 pytestmark = pytest.mark.fast
@@ -29,7 +29,7 @@ def wrong_layout(patch):
 
 def wrong_stacking(patch):
     """Each task gets the mean of all tasks' gradients."""
-    right = mtlib.core._way_to_autograd
+    right = mtlib.run.fast.way_to_autograd
 
     def way():
         found = right()
@@ -38,7 +38,7 @@ def wrong_stacking(patch):
         down, up = found
         return down, lambda v: up(v.mean(0, keepdim=True).expand_as(v))
 
-    patch.setattr(mtlib.core, "_way_to_autograd", way)
+    patch.setattr(mtlib.run.fast, "way_to_autograd", way)
 
 
 BROKEN = {  # what is broken -> names of the last cell that still runs, and of the one that stops

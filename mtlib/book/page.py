@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -49,6 +49,45 @@ def glue(name: str, value: Any, form: str = "") -> None:
     text = format(value, form)
     meta = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
     display({"application/papermill.record/text/plain": text}, metadata=meta, raw=True)
+
+
+def table(
+    rows: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    columns: Sequence[str] = (),
+    corner: str = "",
+    form: str = ".3f",
+) -> None:
+    """Show a table: a real one in the book, in Jupyter and in Colab.
+
+    `rows` are name -> {column: cell}, or name -> the cells of `columns` in their order, or a list of {column: cell}.
+    Real numbers are written in the `form`, a Score as it prints; an absent cell stays empty. `corner` stands above the
+    names. Raises ValueError where a row has another number of cells than there are columns.
+    """
+    listed = [("", r) for r in rows] if not isinstance(rows, Mapping) else list(rows.items())
+    held = [(name, r if isinstance(r, Mapping) else _named(name, r, columns)) for name, r in listed]
+    heads = list(columns) or list(dict.fromkeys(k for _, r in held for k in r))
+    lines = [[_cell(r.get(k, ""), form) for k in heads] for _, r in held]
+    if isinstance(rows, Mapping):
+        heads = [corner, *heads]
+        lines = [[_cell(name, form), *line] for (name, _), line in zip(held, lines, strict=True)]
+    rule = [":--" if i == 0 and isinstance(rows, Mapping) else "--:" for i in range(len(heads))]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
+    display(Markdown(text))
+
+
+def _named(name: str, cells: Any, columns: Sequence[str]) -> dict[str, Any]:
+    """The cells of a row by column; one number, word or Score is a row of one."""
+    one = isinstance(cells, str) or hasattr(cells, "_fields") or not isinstance(cells, Sequence)
+    row = [cells] if one else list(cells)
+    if len(row) != len(columns):
+        raise ValueError(f"expected {len(columns)} cells in the row {name!r}, got {len(row)}")
+    return dict(zip(columns, row, strict=True))
+
+
+def _cell(value: Any, form: str) -> str:
+    number = isinstance(value, float) or (hasattr(value, "item") and getattr(value, "ndim", 0) == 0)
+    text = format(float(value), form) if number else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def source(*functions: Callable[..., Any]) -> None:

@@ -15,6 +15,7 @@ from mtlib.core import (
     Params,
     Rate,
     Rule,
+    Steps,
     apply,
     features,
     half,
@@ -104,7 +105,7 @@ def lp_ft(
     strength: float = 1e-2,
     pull: Pull | None = None,
 ) -> Learner:
-    """Linear probing, then fine-tuning: the new head is solved first, so that it does not drag the body about.
+    """Linear probing, then fine-tuning: the new head is solved first, so that it does not distort the pretrained features.
 
     θ₀ = (φ_body, W*, b*) with the solution of `linear_probe`, a constant to the outer gradient; then `finetune`. Runs in
     a loop over tasks only.
@@ -115,12 +116,11 @@ def lp_ft(
     if heads != {"head.weight", "head.bias"}:
         raise ValueError(f"expected a head of one linear layer with a bias, got {sorted(heads)}")
 
-    def adapt(phi: Params, support: Batch) -> Params:
+    def given(phi: Params, support: Batch) -> Params:
         solved = probe.adapt(phi, support)
-        head = {"head.weight": solved["probe.weight"], "head.bias": solved["probe.bias"]}
-        return tune.adapt({**phi, **head}, support)
+        return {**phi, "head.weight": solved["probe.weight"], "head.bias": solved["probe.bias"]}
 
-    return Learner(probe.init, adapt, tune.predict, vmap=False)
+    return Learner(probe.init, from_there(tune.adapt, given), tune.predict, vmap=False)
 
 
 def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Learner:
@@ -140,10 +140,20 @@ def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Lea
     def init() -> Params:
         return {k: v for k, v in learner.init().items() if k not in head}
 
-    def adapt(phi: Params, support: Batch) -> Params:
-        return learner.adapt({**phi, **{k: v.to(support.x) for k, v in head.items()}}, support)
+    def given(phi: Params, support: Batch) -> Params:
+        return {**phi, **{k: v.to(support.x) for k, v in head.items()}}
 
-    return Learner(init, adapt, learner.predict, learner.vmap)
+    return learner._replace(init=init, adapt=from_there(learner.adapt, given))
+
+
+def from_there(
+    adapt: Callable[[Params, Batch], Params], given: Callable[[Params, Batch], Params]
+) -> Callable[[Params, Batch], Params]:
+    """`adapt` from given(φ, S) in the place of φ; in steps where it goes in steps."""
+    if not isinstance(adapt, Steps):
+        return lambda phi, support: adapt(given(phi, support), support)
+    then = adapt.given
+    return adapt._replace(given=lambda phi, support: then(given(phi, support), support))
 
 
 def _redraw(module: nn.Module) -> None:

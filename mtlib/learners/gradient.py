@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from mtlib.core import (
     Batch,
-    Inner,
     Learner,
     Loss,
     Params,
     Point,
     Rate,
     Rule,
+    Steps,
     apply,
     parameters,
     proximity,
@@ -27,6 +27,9 @@ from mtlib.core import (
 
 Pull = Callable[[Params, Params, Tensor], Tensor]
 """`pull(theta, anchor, x)` -> scalar: what holds θ near where it began, or its features of x in some shape."""
+
+Value = Callable[[Params, Batch], Callable[[Params], Tensor]]
+"""`value(phi, support)` -> L, the loss that the inner steps go down: L(θ) for the entries that move."""
 
 
 def maml(
@@ -76,17 +79,23 @@ def descent(
 
     Raises ValueError where `steps` < 0, or no entry has such a name.
     """
-    moving = [k for k, _ in net.named_parameters() if k.startswith(adapted)]
-    if not moving:
+    begin = moving(net, adapted)
+    return inner_loop(lambda: parameters(net), begin, apply(net), loss, lr, steps, pull, rule)
+
+
+def moving(net: nn.Module, adapted: str = "") -> Callable[[Params, Batch], Params]:
+    """begin(φ, S) for the network's parameters whose names start with `adapted`: they move, from φ's values."""
+    names = [k for k, _ in net.named_parameters() if k.startswith(adapted)]
+    if not names:
         raise ValueError(
             f"expected a network with parameters named {adapted}*, got {[k for k, _ in net.named_parameters()][:5]}"
         )
 
     def begin(phi: Params, support: Batch) -> Params:
-        require(phi, moving)
-        return {k: phi[k] for k in moving}
+        require(phi, names)
+        return {k: phi[k] for k in names}
 
-    return inner_loop(lambda: parameters(net), begin, apply(net), loss, lr, steps, pull, rule)
+    return begin
 
 
 def inner_loop(
@@ -103,6 +112,43 @@ def inner_loop(
 
     θ ← θ − α rule(∇_θ [ L^S(θ) + R(θ, θ₀, S) ]) with R = `pull`; the entries of φ that are not in θ₀ travel along.
     """
+
+    value = support_loss(f, loss, begin if pull else None, pull)
+    return Learner(init, descending(begin, value, lambda phi: lr, steps, lambda phi: rule), f)
+
+
+def support_loss(
+    f: Callable[[Params, Tensor], Tensor],
+    loss: Loss,
+    begin: Callable[[Params, Batch], Params] | None = None,
+    pull: Pull | None = None,
+) -> Value:
+    """L^S(θ) + R(θ, θ₀, S), where θ has the entries that move and φ the others; R = `pull`."""
+
+    def value(phi: Params, support: Batch) -> Callable[[Params], Tensor]:
+        anchor = {**phi, **begin(phi, support)} if begin else {}
+
+        def inner(theta: Params) -> Tensor:
+            whole = {**phi, **theta}
+            value = risk(loss, f(whole, support.x), support.y)
+            return value + pull(whole, anchor, support.x) if pull else value
+
+        return inner
+
+    return value
+
+
+def descending(
+    begin: Callable[[Params, Batch], Params],
+    value: Value,
+    lr: Callable[[Params], Rate],
+    steps: int,
+    rule: Callable[[Params], Rule | None] = lambda phi: None,
+) -> Steps:
+    """Gradient descent as an `adapt`: θ ← θ − α ∇_θ L(θ) from θ₀ = begin(φ, S), with L = value(φ, S), α = lr(φ).
+
+    A `rule`, which may depend on φ too, is another way of stepping. Raises ValueError where `steps` < 0.
+    """
     if steps < 0:
         raise ValueError(f"expected a number of steps of at least 0, got {steps}")
 
@@ -110,22 +156,9 @@ def inner_loop(
         return begin(phi, support), None
 
     def one(phi: Params, support: Batch, number: int, point: Point) -> Point:
-        anchor = {**phi, **begin(phi, support)} if pull else {}
+        return step(value(phi, support), point, lr(phi), number, rule(phi))
 
-        def inner(theta: Params) -> Tensor:
-            whole = {**phi, **theta}
-            value = risk(loss, f(whole, support.x), support.y)
-            return value + pull(whole, anchor, support.x) if pull else value
-
-        return step(inner, point, lr, number, rule)
-
-    def adapt(phi: Params, support: Batch) -> Params:
-        point = start(phi, support)
-        for number in range(steps):
-            point = one(phi, support, number, point)
-        return {**phi, **point[0]}
-
-    return Learner(init, adapt, f, inner=Inner(start, one, steps))
+    return Steps(start, one, steps)
 
 
 def proximal(strength: float) -> Pull:

@@ -5,10 +5,13 @@ The support set is the inner problem's training data, the query set the outer pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, apply, below, descend, require, risk
+from mtlib.core import Batch, Learner, Loss, Params, apply, require, risk
+from mtlib.learners.gradient import descending
 
 
 def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float = 1e-2) -> Learner:
@@ -27,16 +30,19 @@ def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float
     def init() -> Params:
         return {f"decay.{k}": start[k].new_tensor(decay).log() for k in decayed}
 
-    def adapt(phi: Params, support: Batch) -> Params:
+    def begin(phi: Params, support: Batch) -> Params:
         require(phi, (f"decay.{k}" for k in decayed))
+        return {k: v.to(support.x) for k, v in start.items()}
 
+    def value(phi: Params, support: Batch) -> Callable[[Params], Tensor]:
         def inner(theta: Params) -> Tensor:
             norms = sum(phi[f"decay.{k}"].exp() * (theta[k] ** 2).sum() for k in decayed)
             return risk(loss, f(theta, support.x), support.y) + 0.5 * norms
 
-        return descend(inner, {k: v.to(support.x) for k, v in start.items()}, lr, steps)
+        return inner
 
-    return Learner(init, adapt, f)
+    adapt = descending(begin, value, lambda phi: lr, steps)
+    return Learner(init, adapt._replace(alone=True), f)
 
 
 def reweighted(
@@ -54,22 +60,26 @@ def reweighted(
     def init() -> Params:
         return {"example.logit": next(iter(start.values())).new_zeros(examples)}
 
-    def adapt(phi: Params, support: Batch) -> Params:
+    def begin(phi: Params, support: Batch) -> Params:
         require(phi, ["example.logit"])
         if len(support.y) != examples:
             raise ValueError(
-                f"expected {examples} support rows, one a weight; got {len(support.y)}"
+                f"expected {examples} support rows, one per weight; got {len(support.y)}"
             )
+        return {k: v.to(support.x) for k, v in start.items()}
+
+    def value(phi: Params, support: Batch) -> Callable[[Params], Tensor]:
         w = phi["example.logit"].softmax(0)
 
         def inner(theta: Params) -> Tensor:
-            said = f(theta, support.x)
-            each = torch.vmap(loss)(said[:, None], support.y[:, None])  # (N,)
+            prediction = f(theta, support.x)
+            each = torch.vmap(loss)(prediction[:, None], support.y[:, None])  # (N,)
             return w @ each + 0.5 * decay * sum((v**2).sum() for v in theta.values())
 
-        return descend(inner, {k: v.to(support.x) for k, v in start.items()}, lr, steps)
+        return inner
 
-    return Learner(init, adapt, f)
+    adapt = descending(begin, value, lambda phi: lr, steps)
+    return Learner(init, adapt._replace(alone=True), f)
 
 
 def distilled(net: nn.Module, loss: Loss, lr: float, steps: int, seeds: Batch) -> Learner:
@@ -84,15 +94,15 @@ def distilled(net: nn.Module, loss: Loss, lr: float, steps: int, seeds: Batch) -
     def init() -> Params:
         return {"distilled.x": seeds.x.clone(), "distilled.log_lr": seeds.x.new_tensor(lr).log()}
 
-    def adapt(phi: Params, support: Batch) -> Params:
-        phi = below("distilled.", phi)
+    def begin(phi: Params, support: Batch) -> Params:
+        return unflat(support.x[0], sizes)
 
-        def inner(theta: Params) -> Tensor:
-            return risk(loss, f(theta, phi["x"]), seeds.y.to(phi["x"]))
+    def value(phi: Params, support: Batch) -> Callable[[Params], Tensor]:
+        x = phi["distilled.x"]
+        return lambda theta: risk(loss, f(theta, x), seeds.y.to(x))
 
-        return descend(inner, unflat(support.x[0], sizes), phi["log_lr"].exp(), steps)
-
-    return Learner(init, adapt, f)
+    adapt = descending(begin, value, lambda phi: phi["distilled.log_lr"].exp(), steps)
+    return Learner(init, adapt._replace(alone=True), f)
 
 
 def flat(params: Params) -> Tensor:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Params, apply, descend, parameters
+from mtlib.core import Batch, Learner, Params, apply, parameters
+from mtlib.learners.gradient import descending
 
 World = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """`world(state, action, hidden)` -> (next state, reward (N,)); it is never differentiated."""
@@ -32,9 +33,10 @@ def policy_gradient(
         means = f(theta, states.flatten(0, 1)).view_as(actions)
         return surrogate(log_normal(actions, means, spread), rewards)
 
-    def adapt(phi: Params, support: Batch) -> Params:
-        return descend(lambda th: cost(predict(th, support.x), support.y), phi, lr, steps)
+    def value(phi: Params, support: Batch) -> Callable[[Params], Tensor]:
+        return lambda theta: cost(predict(theta, support.x), support.y)
 
+    adapt = descending(lambda phi, support: phi, value, lambda phi: lr, steps)
     return Learner(lambda: parameters(net), adapt, predict)
 
 

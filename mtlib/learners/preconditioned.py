@@ -7,8 +7,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, Point, Rule, below, require
-from mtlib.learners.gradient import maml
+from mtlib.core import (
+    Batch,
+    Learner,
+    Loss,
+    Params,
+    Point,
+    Rate,
+    Rule,
+    Steps,
+    apply,
+    below,
+    parameters,
+    require,
+)
+from mtlib.learners.gradient import descending, moving, support_loss
 
 
 def meta_sgd(
@@ -19,7 +32,7 @@ def meta_sgd(
     θ ← θ − α ⊙ ∇L^S(θ), α = φ["lr.*"] of θ's shape, `lr` at first. {cite}`li2017metasgd`
     """
     own = {f"lr.{k}": torch.full_like(v, lr) for k, v in _weights(net).items()}
-    return learned(own, lambda phi: maml(net, loss, below("lr.", phi), steps, rule=rule))
+    return _descent(net, loss, own, lambda phi: below("lr.", phi), steps, lambda phi: rule)
 
 
 def per_step_rates(
@@ -32,13 +45,11 @@ def per_step_rates(
     """
     own = {f"lr.{k}": v.new_full((max(steps, 1),), lr) for k, v in _weights(net).items()}
 
-    def make(phi: Params) -> Learner:
-        def rates(step: int) -> Params:
-            return {k: a[min(step, len(a) - 1)] for k, a in below("lr.", phi).items()}
+    def rates(phi: Params) -> Rate:
+        own = below("lr.", phi)
+        return lambda step: {k: a[min(step, len(a) - 1)] for k, a in own.items()}
 
-        return maml(net, loss, rates, steps, rule=rule)
-
-    return learned(own, make)
+    return _descent(net, loss, own, rates, steps, lambda phi: rule)
 
 
 def meta_curvature(net: nn.Module, loss: Loss, lr: float, steps: int) -> Learner:
@@ -53,16 +64,16 @@ def meta_curvature(net: nn.Module, loss: Loss, lr: float, steps: int) -> Learner
         for i, n in enumerate(_flat(v).shape)
     }
 
-    def make(phi: Params) -> Learner:
+    def rule_of(phi: Params) -> Rule:
         def rule(g: Params, state: None) -> tuple[Params, None]:
             return {
                 k: along(_flat(v), list(below(f"curvature.{k}.", phi).values())).reshape(v.shape)
                 for k, v in g.items()
             }, None
 
-        return maml(net, loss, lr, steps, rule=rule)
+        return rule
 
-    return learned(own, make)
+    return _descent(net, loss, own, lambda phi: lr, steps, rule_of)
 
 
 def along(g: Tensor, matrices: list[Tensor]) -> Tensor:
@@ -87,11 +98,46 @@ def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
         require(phi, own)
         return make(phi).adapt(phi, support)
 
-    def step(phi: Params, support: Batch, number: int, point: Point) -> Point:
-        return make(phi).inner.step(phi, support, number, point)  # type: ignore[union-attr]
+    if not isinstance(base.adapt, Steps):
+        return Learner(init, adapt, base.predict, base.vmap)
 
-    inner = base.inner and base.inner._replace(step=step)
-    return Learner(init, adapt, base.predict, base.vmap, inner)
+    def steps(phi: Params) -> Steps:
+        require(phi, own)
+        made = make(phi).adapt
+        assert isinstance(made, Steps)
+        return made
+
+    def step(phi: Params, support: Batch, number: int, point: Point) -> Point:
+        return steps(phi).step(phi, support, number, point)
+
+    seen = Steps(
+        lambda phi, support: steps(phi).begin(phi, support),
+        step,
+        base.adapt.steps,
+        lambda phi, support: steps(phi).given(phi, support),
+    )
+    return Learner(init, seen, base.predict, base.vmap)
+
+
+def _descent(
+    net: nn.Module,
+    loss: Loss,
+    own: Params,
+    lr: Callable[[Params], Rate],
+    steps: int,
+    rule: Callable[[Params], Rule | None],
+) -> Learner:
+    """MAML whose rates and rule are made from entries of φ; `own` are their first values."""
+    weights, f = moving(net), apply(net)
+
+    def init() -> Params:
+        return {**parameters(net), **{k: v.clone() for k, v in own.items()}}
+
+    def begin(phi: Params, support: Batch) -> Params:
+        require(phi, own)
+        return weights(phi, support)
+
+    return Learner(init, descending(begin, support_loss(f, loss), lr, steps, rule), f)
 
 
 def _weights(net: nn.Module) -> Params:

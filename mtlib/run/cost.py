@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from mtlib.run.fast import DispatchMode
+from mtlib.run.replay import each
 
 
 def peak_memory(f: Callable[..., Any], *args: Any) -> int:
@@ -23,7 +24,7 @@ def peak_memory(f: Callable[..., Any], *args: Any) -> int:
     return ledger.peak
 
 
-class _Ledger(TorchDispatchMode):
+class _Ledger(DispatchMode):  # type: ignore[misc]
     """Sees every operation below autograd and vmap, enters new storages and strikes out freed ones."""
 
     def __init__(self) -> None:
@@ -34,10 +35,10 @@ class _Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        before = {id(_storage(t)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        before = {id(_storage(t)) for t in _tensors((args, kwargs))}
         out = operation(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if isinstance(t, Tensor) and id(_storage(t)) not in before:
+        for t in _tensors(out):
+            if id(_storage(t)) not in before:
                 self._enter(_storage(t))
         return out
 
@@ -55,3 +56,9 @@ class _Ledger(TorchDispatchMode):
 
 def _storage(t: Tensor) -> torch.UntypedStorage:
     return t.untyped_storage()
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    found: list[Any] = []
+    each(found.append, nest)
+    return [v for v in found if isinstance(v, Tensor)]

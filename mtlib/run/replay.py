@@ -9,40 +9,60 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import get_device_states, set_device_states
+
+from mtlib.run.fast import NeedsLoop, transforming, vmapping
 
 
 def replay(f: Callable[[Any], Any], at: Any) -> Any:
-    """f(at), for nested dicts and tuples of tensors; only `at` is kept, and f runs again in the backward pass.
+    """f(at), for nested dicts and tuples of tensors; only `at` is kept, f is recomputed in the backward pass.
 
     Random numbers that f draws from torch are drawn again. Its gradient has no gradient of its own: a second one
-    raises. Under functorch's transforms f runs as it is, and everything is kept. {cite}`chen2016sublinear`
+    raises. Under `vmap` it raises `NeedsLoop`; under functorch's other transforms f runs as it is, and everything is
+    kept. {cite}`chen2016sublinear`
     """
-    if torch._C._are_functorch_transforms_active():
+    if vmapping():
+        raise NeedsLoop("a step that is recomputed in the backward pass")
+    if transforming():
         return f(at)
-    leaves, shape = tree_flatten(at)
-    places = [i for i, v in enumerate(leaves) if isinstance(v, Tensor)]
-    others = [None if isinstance(v, Tensor) else v for v in leaves]
-    form: list[Any] = []  # of what f gave: what is no tensor there, and its shape
+    tensors, shape = _apart(at)
+    form: list[Any] = []  # f's outputs, with `Tensor` in the place of each tensor
 
     def g(*tensors: Tensor) -> tuple[Tensor, ...]:
-        filled = list(others)
-        for i, v in zip(places, tensors, strict=True):
-            filled[i] = v
-        out, form[:] = _apart(f(tree_unflatten(filled, shape)))
-        return out
+        made, form[:] = _apart(f(_together(tensors, shape)))
+        return made
 
-    made = iter(_Replay.apply(g, *[leaves[i] for i in places]))
-    rest, result = form
-    return tree_unflatten([next(made) if v is Tensor else v for v in rest], result)
+    made: tuple[Tensor, ...] = _Replay.apply(g, *tensors)
+    return _together(made, form)
 
 
 def _apart(tree: Any) -> tuple[tuple[Tensor, ...], list[Any]]:
-    """The tensors of a tree, and the rest: its leaves with `Tensor` for each of them, and its shape."""
-    leaves, shape = tree_flatten(tree)
-    tensors = tuple(v for v in leaves if isinstance(v, Tensor))
-    return tensors, [[Tensor if isinstance(v, Tensor) else v for v in leaves], shape]
+    """The tensors of a nest, and in a list the nest with `Tensor` in the place of each."""
+    tensors: list[Tensor] = []
+
+    def leaf(v: Any) -> Any:
+        if isinstance(v, Tensor):
+            tensors.append(v)
+        return Tensor if isinstance(v, Tensor) else v
+
+    shape = each(leaf, tree)
+    return tuple(tensors), [shape]
+
+
+def _together(tensors: tuple[Tensor, ...], shape: list[Any]) -> Any:
+    """The inverse of `_apart`."""
+    rest = iter(tensors)
+    return each(lambda v: next(rest) if v is Tensor else v, shape[0])
+
+
+def each(f: Callable[[Any], Any], tree: Any) -> Any:
+    """f on each leaf of nested dicts, lists and tuples; a leaf may be anything."""
+    if isinstance(tree, dict):
+        return {k: each(f, v) for k, v in tree.items()}
+    if isinstance(tree, tuple | list):
+        parts = [each(f, v) for v in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return f(tree)
 
 
 class _Replay(Function):

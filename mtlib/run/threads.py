@@ -6,6 +6,7 @@ threads for each operation.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -14,10 +15,9 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch import nn
 
-from mtlib.core import worker
+from mtlib.core import ways
 
 Share = Callable[[Callable[[Sequence[int]], Any], Sequence[int], int], list[Any]]
 """`share(f, items, workers)` -> [f(block), …]: the items in contiguous blocks, one a worker."""
@@ -71,10 +71,30 @@ def on_threads(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     return [future.result() for future in futures]
 
 
-def watched() -> bool:
-    """Whether a mode of torch's is on in this thread, a watch or autocast: other threads would not have it."""
-    modes = _get_current_dispatch_mode_stack() or _get_current_function_mode_stack()
-    return bool(modes) or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled()
+class Worker(threading.local):
+    """What each thread that takes tasks has of its own: copies of the networks, for one call."""
+
+    twins: dict[int, nn.Module] | None = None
+
+
+worker = Worker()
+
+
+def own(net: nn.Module) -> nn.Module:
+    """The network; in a worker a copy with the same tensors: `functional_call` swaps θ in, not thread-safe."""
+    if torch.compiler.is_compiling() or worker.twins is None:
+        return net
+    if id(net) not in worker.twins:
+        if any("forward" in vars(m) for m in net.modules()):
+            raise RuntimeError(
+                "a module whose `forward` was replaced cannot be copied for a thread"
+            )
+        same = {id(t): t for t in (*net.parameters(), *net.buffers())}
+        worker.twins[id(net)] = copy.deepcopy(net, same)
+    return worker.twins[id(net)]
+
+
+ways.module = own
 
 
 @cache

@@ -12,9 +12,16 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlib.book.page import is_full
+from mtlib.evaluate import Score, interval
 
 FOLDER = Path(__file__).parent
 KINDS = ("baseline", "transfer", "meta")
@@ -42,6 +49,8 @@ class Paired(NamedTuple):
 
 
 class Result(NamedTuple):
+    """What a page found on one problem, as its file keeps it."""
+
     page: str  # the page's file name without its suffix
     field: str  # "Gene sequences"
     metric: str  # "AUROC"
@@ -54,6 +63,37 @@ class Result(NamedTuple):
     details: dict[str, Any] = {}  # noqa: RUF012 - what the page itself reads again: plain JSON, never written to
 
 
+def row(
+    method: str,
+    kind: str,
+    runs: Sequence[float] | Tensor,
+    cases: float | Score,
+    mean: float | None = None,
+) -> Entry:
+    """A method's row from its numbers over training seeds: their mean unless given, and their 95 % interval.
+
+    `cases` is the interval over episodes (users, genes, patients), or the Score that has it.
+    """
+    numbers = torch.as_tensor(runs, dtype=torch.float64).flatten()
+    half = cases.interval if isinstance(cases, Score) else float(cases)
+    seeds = interval(numbers).interval if len(numbers) > 1 else None
+    return Entry(method, kind, numbers.mean().item() if mean is None else mean, half, seeds)
+
+
+def paired(ours: str, baseline: str, gain: Score) -> Paired:
+    """The row that says what `ours` gains on `baseline`, from their paired difference."""
+    return Paired(ours, baseline, gain.mean, gain.low, gain.high)
+
+
+def kept(page: str, real: bool = True) -> dict[str, Any]:
+    """The details of a page's record where this run may use them, else {}.
+
+    That is at the full scale, on `real` data, where there is a record and none is being made.
+    """
+    usable = is_full() and real and not recording() and page in recorded_pages()
+    return recorded(page).details if usable else {}
+
+
 def recording() -> bool:
     """Whether this run writes results (MTLIB_RECORD=1): a page then runs all its seeds, however long it takes."""
     return os.environ.get("MTLIB_RECORD") == "1"
@@ -62,10 +102,12 @@ def recording() -> bool:
 def record(result: Result, tolerance: float = 1.0) -> str:
     """Compare a page's result with the recorded one; with MTLIB_RECORD=1, write it instead. Returns what was done.
 
-    On stand-in data, and where nothing is recorded, it only says so. A mean that differs from the recorded one
+    At the small scale, on stand-in data, and where nothing is recorded, it only says so. A mean that differs from the recorded one
     by more than `tolerance` times its interval raises ValueError: the page, or the file, is out of date.
     """
     _check(result)
+    if not is_full():
+        return "not recorded at the small scale"
     path = FOLDER / f"{result.page}.json"
     if not result.data.endswith("(real)"):
         return f"not recorded: {result.data}"
@@ -108,8 +150,6 @@ def made(page: str) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Date, commit, processor and versions of this run."""
-    import torch
-
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -150,7 +190,7 @@ def _plain(result: Result) -> dict[str, Any]:
 def _check(result: Result) -> None:
     names = [e.method for e in result.entries]
     if len(set(names)) != len(names) or not names:
-        raise ValueError(f"expected one entry a method, got {names}")
+        raise ValueError(f"expected one entry per method, got {names}")
     for e in result.entries:
         if e.kind not in KINDS:
             raise ValueError(

@@ -1,0 +1,131 @@
+"""The one seam for fast paths: private names of torch are looked up here, and nowhere else.
+
+Where torch lacks one of them, the plain reference runs. `MTLIB_PLAIN=1` asks for the reference everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlib.core import Params, ways
+
+
+def plain() -> bool:
+    """Whether the plain reference runs instead of the fast paths, everywhere: MTLIB_PLAIN=1. They agree to rounding."""
+    return os.environ.get("MTLIB_PLAIN") == "1"
+
+
+def private(module: str, name: str) -> Any:
+    """A name that torch does not promise to keep, or None where this torch has no such name."""
+    try:
+        found: Any = import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return None
+    return found
+
+
+TRANSFORMING = private("torch._C", "_are_functorch_transforms_active")
+STACK = private("torch._C", "_functorch.get_interpreter_stack")
+VMAP = private("torch._C", "_functorch.TransformType.Vmap")
+LEVEL = private("torch._C", "_functorch.CVmapInterpreterPtr")
+IS_BATCHED = private("torch._C", "_functorch.is_batchedtensor")
+UNWRAPPED = private("torch._C", "_functorch.get_unwrapped")
+BATCH_DIM = private("torch._C", "_functorch.maybe_get_bdim")
+ADD_BATCH_DIM = private("torch._C", "_functorch._add_batch_dim")
+IN_PLACE = private("torch._functorch.eager_transforms", "enable_inplace_requires_grad")
+FUNCTION_MODES = private("torch.overrides", "_get_current_function_mode_stack")
+DISPATCH_MODES = private("torch.utils._python_dispatch", "_get_current_dispatch_mode_stack")
+DispatchMode: Any = private("torch.utils._python_dispatch", "TorchDispatchMode") or object
+
+COMPLETE = None not in (
+    *(TRANSFORMING, STACK, VMAP, LEVEL, IS_BATCHED, UNWRAPPED, BATCH_DIM, ADD_BATCH_DIM, IN_PLACE),
+)
+"""Whether this torch has every name that `gradient` needs."""
+
+
+class NeedsLoop(Exception):
+    """What `vmap` cannot run, or not exactly; a loop over tasks can."""
+
+
+def transforming() -> bool:
+    """Whether one of functorch's transforms (`vmap`, `grad`, …) is at work; False where torch cannot say."""
+    return bool(TRANSFORMING and TRANSFORMING())
+
+
+def vmapping() -> bool:
+    """Whether `vmap` is among the transforms at work; False where torch cannot say."""
+    levels = STACK() if STACK and VMAP else None
+    return any(level.key() == VMAP for level in levels or ())
+
+
+def watched() -> bool:
+    """Whether a mode of torch's is on in this thread, a watch or autocast: other threads would not have it."""
+    if not (FUNCTION_MODES and DISPATCH_MODES):
+        return True
+    modes = DISPATCH_MODES() or FUNCTION_MODES()
+    return bool(modes) or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled()
+
+
+def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
+    """∇L(θ), as `torch.func.grad` gives it, by plain autograd where that can be, at a fifth less.
+
+    That is outside of functorch's transforms, and in one `vmap`, where the tasks' θ are stacked and
+    ∂Σ_t L_t(θ_t)/∂θ_t is each task's own gradient.
+    """
+    outer, way = torch.is_grad_enabled(), way_to_autograd()
+    if way is None:
+        return torch.func.grad(loss)(theta)
+    unwrap, rewrap = way
+    stacked = {k: unwrap(v) for k, v in theta.items()}
+    if outer and not any(v.requires_grad for v in stacked.values()):
+        return torch.func.grad(loss)(theta)
+    with torch.enable_grad():  # aliases: L may read the same tensors elsewhere, as an anchor
+        point = {k: v.view_as(v) if outer else v.detach() for k, v in stacked.items()}
+        with IN_PLACE(True):
+            point = {k: v if v.requires_grad else v.requires_grad_() for k, v in point.items()}
+        value = loss({k: rewrap(v) for k, v in point.items()})
+        if value.ndim:
+            raise ValueError(f"expected a loss that is a scalar, got shape {tuple(value.shape)}")
+        value = unwrap(value).sum()
+        if not value.requires_grad:  # it does not read θ
+            return {k: torch.zeros_like(v) for k, v in theta.items()}
+        g = torch.autograd.grad(
+            value, list(point.values()), create_graph=outer, materialize_grads=True
+        )
+    return dict(zip(theta, map(rewrap, g), strict=True))
+
+
+def way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+    """(unwrap, rewrap) for the tensors of one `vmap`, tasks first; as they are outside of it; None anywhere else."""
+    if (
+        torch.compiler.is_compiling()
+        or plain()
+        or not COMPLETE
+        or torch.is_inference_mode_enabled()
+    ):
+        return None
+    if not transforming():
+        return (lambda v: v), (lambda v: v)
+    stack = STACK()
+    if stack is None or len(stack) != 1 or stack[0].key() != VMAP:
+        return None
+    level, size = stack[0].level(), LEVEL(stack[0]).batchSize()
+
+    def unwrap(v: Tensor) -> Tensor:
+        if IS_BATCHED(v):
+            stacked: Tensor = UNWRAPPED(v).movedim(BATCH_DIM(v), 0)
+            return stacked
+        return v.expand(size, *v.shape)
+
+    return unwrap, lambda v: ADD_BATCH_DIM(v, 0, level)
+
+
+ways.gradient = gradient
