@@ -44,13 +44,11 @@ class Episode(NamedTuple):
 Point = tuple[Params, Any]
 """Where an inner loop stands: the entries that move, and the state of its rule."""
 
-Stream = Callable[[int], Episode | Batch]
-"""`stream(step)` -> Episode or Batch with a leading axis T; the same step gives the same draw, always."""
+Draw = Episode | Batch
+"""What a stream gives: an Episode or a Batch with a leading axis T of tasks."""
 
-
-def as_given(phi: Params, support: Batch) -> Params:
-    """φ itself: most learners begin from the parameters that they are given."""
-    return phi
+Stream = Callable[[int], Draw]
+"""`stream(step)` -> a draw; the same step gives the same draw, always."""
 
 
 class Steps(NamedTuple):
@@ -63,7 +61,7 @@ class Steps(NamedTuple):
     begin: Callable[[Params, Batch], Point]
     step: Callable[[Params, Batch, int, Point], Point]
     steps: int
-    given: Callable[[Params, Batch], Params] = as_given
+    given: Callable[[Params, Batch], Params] = lambda phi, support: phi
     alone: bool = False
 
     def __call__(self, phi: Params, support: Batch) -> Params:
@@ -93,7 +91,7 @@ class Learner(NamedTuple):
     """
 
     init: Callable[[], Params]
-    adapt: Callable[[Params, Batch], Params]
+    adapt: Callable[[Params, Batch], Params] | Steps
     predict: Callable[[Params, Tensor], Tensor]
     vmap: bool = True  # False where only a loop over tasks runs (L-BFGS, for one)
 
@@ -131,13 +129,14 @@ def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     def f(theta: Params, x: Tensor) -> Tensor:
         state = state_of(net, names, theta)
         try:
-            return functional_call(ways.module(net), state, (x,), tie_weights=tied)
+            out: Tensor = functional_call(ways.module(net), state, (x,), tie_weights=tied)
         except RuntimeError as error:
             if any(word in str(error) for word in ("shape", "size", "channels", "dtype")):
                 raise ValueError(
                     f"{type(net).__name__} cannot read x of shape {tuple(x.shape)}, {x.dtype}: {error}"
                 ) from error
             raise
+        return out
 
     return f
 
@@ -169,7 +168,7 @@ def half(net: nn.Module, name: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ValueError(
             f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no "
-            f"`{name}`. Give it one, e.g. nn.Sequential(OrderedDict(body=..., head=...))."
+            f"`{name}`. Give it one: `mtlib.nets.two_halves(body, head)`."
         )
     return module
 
@@ -264,23 +263,21 @@ def step(
 ) -> Point:
     """Inner step `number`: θ ← θ − α ∇L(θ), or along rule(∇L(θ))."""
     theta, state = point
-    u = gradient(loss, theta)
+    u = ways.gradient(loss, theta)
     if rule:
         u, state = rule(u, state)
     a = lr(number) if callable(lr) else lr
     return {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}, state
 
 
-def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
-    """∇L(θ), differentiable in θ and in whatever else L reads, where gradients are enabled."""
-    return ways.gradient(loss, theta)
-
-
 @dataclass
 class Ways:
-    """Two places where `mtlib.run.fast` puts faster ways to the same numbers."""
+    """Two places where `mtlib.run.fast` puts faster ways to the same numbers.
 
-    gradient: Callable[[Callable[[Params], Tensor], Params], Params]  # (L, θ) -> ∇L(θ)
+    `gradient(L, θ)` -> ∇L(θ), differentiable in θ and in whatever else L reads, where gradients are enabled.
+    """
+
+    gradient: Callable[[Callable[[Params], Tensor], Params], Params]
     module: Callable[[nn.Module], nn.Module]  # the network to call, with the same tensors
 
 
@@ -290,11 +287,6 @@ ways = Ways(lambda loss, theta: torch.func.grad(loss)(theta), lambda net: net)
 def proximity(theta: Params, anchor: Params) -> Tensor:
     """½ Σ ‖θ − anchor‖², over the entries of θ: L2-SP, iMAML and Reptile share it."""
     return 0.5 * sum(((theta[k] - anchor[k]) ** 2).sum() for k in theta)  # type: ignore[return-value]
-
-
-def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
-    """Share of rows whose largest output is the labelled class; (B, W) and one-hot (B, W) -> scalar."""
-    return (prediction.argmax(-1) == y.argmax(-1)).to(prediction.dtype).mean()
 
 
 # Carrying parameters from one learner to another ---------------------------------------------

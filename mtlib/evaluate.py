@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from mtlib.core import Episode, Learner, Params, Stream, accuracy, fits, move, take
+from mtlib.core import Episode, Learner, Params, Stream, fits, move, take
 from mtlib.objective import Batched, in_chunks
 from mtlib.run.progress import bar
 from mtlib.tasks import check_draw
@@ -21,6 +21,11 @@ Setting = TypeVar("Setting")
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """`metric(prediction, y)` -> one number an episode."""
+
+
+def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
+    """Share of rows whose largest output is the labelled class; (B, W) and one-hot (B, W) -> scalar."""
+    return (prediction.argmax(-1) == y.argmax(-1)).to(prediction.dtype).mean()
 
 
 class NotFinite(ValueError):
@@ -102,6 +107,11 @@ def evaluate(
     with torch.no_grad(), bar(episodes, "evaluate", progress) as shown:
         while sum(map(len, values)) < episodes:
             data = stream(step)
+            if not isinstance(data, Episode):
+                raise TypeError(
+                    f"evaluate expects episodes (support, query), got {type(data).__name__}; "
+                    "`mtlib.tasks.episodes` makes such a stream"
+                )
             if step == 0:
                 check_draw(data)
                 draw = data.query.x.double().sum().item()

@@ -87,7 +87,8 @@ class ChannelsLast(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if plain() else _Relaid.apply(x)
+        relaid: Tensor = x if plain() else _Relaid.apply(x)
+        return relaid
 
 
 class _Relaid(Function):
@@ -106,7 +107,8 @@ class _Relaid(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _Relaid.apply(g)
+        relaid: Tensor = _Relaid.apply(g)
+        return relaid
 
     @staticmethod
     def vmap(info: Any, dims: Any, x: Tensor) -> Any:

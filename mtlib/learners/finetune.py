@@ -147,8 +147,8 @@ def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Lea
 
 
 def from_there(
-    adapt: Callable[[Params, Batch], Params], given: Callable[[Params, Batch], Params]
-) -> Callable[[Params, Batch], Params]:
+    adapt: Callable[[Params, Batch], Params] | Steps, given: Callable[[Params, Batch], Params]
+) -> Callable[[Params, Batch], Params] | Steps:
     """`adapt` from given(φ, S) in the place of φ; in steps where it goes in steps."""
     if not isinstance(adapt, Steps):
         return lambda phi, support: adapt(given(phi, support), support)
@@ -202,7 +202,8 @@ def bss(net: nn.Module, strength: float, smallest: int = 1) -> Pull:
     def pull(theta: Params, anchor: Params, x: Tensor) -> Tensor:
         f = z(theta, x)
         gram = f @ f.mT if len(f) <= f.shape[1] else f.mT @ f  # its eigenvalues are the σ²
-        return strength * torch.linalg.eigvalsh(gram)[:smallest].sum()
+        squares: Tensor = torch.linalg.eigvalsh(gram)
+        return strength * squares[:smallest].sum()
 
     return pull
 

@@ -145,7 +145,8 @@ def recorded_pages() -> list[str]:
 
 def made(page: str) -> dict[str, Any]:
     """Where a recorded result comes from: date, commit, device, versions."""
-    return _read(page)["provenance"]
+    found: dict[str, Any] = _read(page)["provenance"]
+    return found
 
 
 def provenance() -> dict[str, Any]:
@@ -176,7 +177,8 @@ def _read(page: str) -> dict[str, Any]:
             f"no result is recorded for {page!r}; recorded are {recorded_pages()}. "
             "Run the page on real data with MTLIB_RECORD=1."
         )
-    return json.loads(path.read_text("utf8"))
+    held: dict[str, Any] = json.loads(path.read_text("utf8"))
+    return held
 
 
 def _plain(result: Result) -> dict[str, Any]:
