@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from mtlib.core import Batch, Episode
@@ -16,6 +19,20 @@ from mtlib.data import sinusoids as sines
 from mtlib.tasks import ClassSet
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+
+
+@contextlib.contextmanager
+def at_small_scale() -> Iterator[pytest.MonkeyPatch]:
+    """The small scale without a record, on one thread: networks this small gain nothing from a second one."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTLIB_SCALE", "small")
+        patch.setenv("MTLIB_PROGRESS", "0")
+        patch.delenv("MTLIB_RECORD", raising=False)
+        torch.set_num_threads(1)
+        yield patch
+    torch.set_num_threads(threads)
 
 
 def run_until(page: str, name: str) -> dict[str, Any]:

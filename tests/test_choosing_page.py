@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pages import run_until
+from pages import at_small_scale, run_until
 from scipy.stats import kendalltau
 
 from mtlib.data import digits as module
@@ -46,17 +46,10 @@ def test_test_labels_choose_nothing_but_the_bad_habits_column(small):
 @pytest.fixture(scope="module")
 def judged():
     """The page's pools of specialists, as large as it trains them: five seeds of (truth, scores)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MTLIB_SCALE", "small")
-        patch.setenv("MTLIB_PROGRESS", "0")
-        patch.delenv("MTLIB_RECORD", raising=False)
+    with at_small_scale():
         page = run_until("choosing", "judged")
-    page["MODELS"] = 14
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    found = [page["judged"]("specialists", seed, (100,), 100) for seed in range(5)]
-    torch.set_num_threads(threads)
-    return found
+        page["MODELS"] = 14
+        return [page["judged"]("specialists", seed, (100,), 100) for seed in range(5)]
 
 
 @pytest.mark.parametrize("name", ["LogME", "H-score", "LEEP", "NCE"])

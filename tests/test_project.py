@@ -13,14 +13,14 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from machine import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pages import NOTEBOOKS
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mtlib"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))
 PROJECT = PYPROJECT["project"]
-NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 
 # What each room of the package may import of the package. A new module needs a row here.
 STAR = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pages import run_until
+from pages import at_small_scale, run_until
 
 from mtlib.core import Batch
 from mtlib.evaluate import compare
@@ -12,12 +12,8 @@ from mtlib.evaluate import compare
 
 @pytest.fixture(scope="module")
 def page():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MTLIB_SCALE", "small")
-        patch.setenv("MTLIB_PROGRESS", "0")
-        threads = torch.get_num_threads()
+    with at_small_scale():
         yield run_until("theory", "error_after")
-        torch.set_num_threads(threads)
 
 
 # A start, or a representation ----------------------------------------------------------------
