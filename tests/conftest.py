@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 from pages import at_small_scale
 
 from mtlib.data import bccd, download, omniglot
+
+# The same examples each time, and no time limit for one of them on a busy machine.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.load_profile("tests")
 
 
 @pytest.fixture
