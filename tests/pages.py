@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtlib.core import Batch, Episode
 from mtlib.data import characters as letters
 from mtlib.data import planted as plants
-from mtlib.data import sinusoids as sines
 from mtlib.tasks import ClassSet
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
@@ -83,19 +81,3 @@ def mix_test_planted(monkeypatch) -> None:
         return mixed(data) if seed == 2 else data
 
     monkeypatch.setattr(plants, "planted", other)
-
-
-def negate_sinusoids(monkeypatch, test_seed: int) -> None:
-    """Query points of one seed have the wrong sign from here on."""
-    plain = sines.sinusoids
-
-    def other(shots=10, queries=10, tasks=25, seed=0, **options):
-        stream = plain(shots, queries, tasks, seed, **options)
-
-        def wrong(step):
-            support, query = stream(step)
-            return Episode(support, Batch(query.x, -query.y))
-
-        return wrong if seed == test_seed else stream
-
-    monkeypatch.setattr(sines, "sinusoids", other)
