@@ -107,6 +107,17 @@ def test_imports_form_a_star(name):
             )
 
 
+def test_contributing_says_which_test_is_whose():
+    """Each room stands in the map, and each test that the map names exists."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf8")
+    rows = re.findall(r"^\| (`.+?) \| (.+) \|$", text, re.MULTILINE)
+    rooms = {room for first, _ in rows for room in re.findall(r"`(\w+)/?`", first)}
+    assert rooms == {name.split(".")[1] for name in ROOMED}
+    named = {name for _, tests in rows for name in re.findall(r"`(test_\w+\.py)`", tests)}
+    assert named and not {name for name in named if not (ROOT / "tests" / name).is_file()}
+    assert all("`test_" in tests for _, tests in rows)
+
+
 def test_the_root_is_small():
     held = [p for p in PACKAGE.iterdir() if p.is_file()]
     assert len(held) <= 13, sorted(p.name for p in held)
