@@ -34,7 +34,7 @@ def network():
 
 
 @pytest.mark.parametrize("name", ROWS)
-@settings(max_examples=10)
+@settings(max_examples=7)
 @given(support=support_sets(), data=st.data())
 def test_any_support_set_gives_finite_answers_in_whatever_order(name, support, data):
     learner = ROWS[name].make(seeded(network))
