@@ -77,6 +77,6 @@ serve:  ## the built book at http://localhost:8000
 	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
 clean:  ## remove what was built, the caches and the environment
-	rm -rf .venv _build build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks *.egg-info
+	rm -rf .venv _build build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find book -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -1,21 +1,41 @@
-"""What tests of pages share."""
+"""What several tests begin with."""
 
 from __future__ import annotations
 
 import pytest
-import torch
+from hypothesis import settings
+from pages import at_small_scale
+
+from mtlib.data import bccd, download, omniglot
+
+# The same examples each time, and no time limit for one of them on a busy machine.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.load_profile("tests")
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """The small scale without a record, on one thread: networks this small gain nothing from a second one."""
-    monkeypatch.setenv("MTLIB_SCALE", "small")
+def small():
+    with at_small_scale() as patch:
+        yield patch
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder with an empty cache, and neither a data folder nor another network than this machine's."""
+    for name in ("MTLIB_DATA", "MTLIB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MTLIB_PROGRESS", "0")
-    monkeypatch.delenv("MTLIB_RECORD", raising=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield monkeypatch
-    torch.set_num_threads(threads)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for place in (download, bccd, omniglot):
+        monkeypatch.setattr(place, "cache", lambda: tmp_path / "cache")
+    return tmp_path
+
+
+@pytest.fixture
+def offline(home, monkeypatch):
+    """The same on a machine without a network."""
+    monkeypatch.setenv("MTLIB_OFFLINE", "1")
+    return home
 
 
 @pytest.fixture(autouse=True)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from mtlib.core import Batch, Episode
 from mtlib.data import characters as letters
 from mtlib.data import planted as plants
-from mtlib.data import sinusoids as sines
 from mtlib.tasks import ClassSet
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+
+
+@contextlib.contextmanager
+def at_small_scale() -> Iterator[pytest.MonkeyPatch]:
+    """The small scale without a record, on one thread: networks this small gain nothing from a second one."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTLIB_SCALE", "small")
+        patch.setenv("MTLIB_PROGRESS", "0")
+        patch.delenv("MTLIB_RECORD", raising=False)
+        torch.set_num_threads(1)
+        yield patch
+    torch.set_num_threads(threads)
 
 
 def run_until(page: str, name: str) -> dict[str, Any]:
@@ -66,19 +81,3 @@ def mix_test_planted(monkeypatch) -> None:
         return mixed(data) if seed == 2 else data
 
     monkeypatch.setattr(plants, "planted", other)
-
-
-def negate_sinusoids(monkeypatch, test_seed: int) -> None:
-    """Query points of one seed have the wrong sign from here on."""
-    plain = sines.sinusoids
-
-    def other(shots=10, queries=10, tasks=25, seed=0, **options):
-        stream = plain(shots, queries, tasks, seed, **options)
-
-        def wrong(step):
-            support, query = stream(step)
-            return Episode(support, Batch(query.x, -query.y))
-
-        return wrong if seed == test_seed else stream
-
-    monkeypatch.setattr(sines, "sinusoids", other)

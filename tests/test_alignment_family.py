@@ -8,6 +8,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from problems import normal
 from sklearn.metrics.pairwise import rbf_kernel
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -36,12 +37,12 @@ T, B, D, W = 2, 6, 4, 3
 
 @pytest.fixture
 def z():
-    return torch.randn(T, B, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return normal(T, B, D)
 
 
 @pytest.fixture
 def logits():
-    return torch.randn(T, B, W, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return normal(T, B, W, seed=1)
 
 
 def critic(inputs, outputs):
@@ -137,16 +138,16 @@ def test_a_distance_asks_for_two_domains(penalty, z, logits):
 
 def test_adabn_gives_the_target_the_moments_of_its_own():
     net = nn.Sequential(OrderedDict(body=Norm(D, "stored"), head=nn.Linear(D, W))).double()
-    x = 3 + 2 * torch.randn(64, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = 3 + 2 * normal(64, D)
     phi = calibrate(net, parameters(net), [x])
     mean, var = moments(net.body.forward(x))  # as the net came, mean 0 and variance 1 stored
-    normal = torch.func.functional_call(
+    normalised = torch.func.functional_call(
         net.body,
         {k.removeprefix("body."): v for k, v in phi.items() if k.startswith("body.")},
         (x,),
     )
     assert mean.min() > 1 and var.min() > 1
-    mean, var = moments(normal)
+    mean, var = moments(normalised)
     assert mean.abs().max() < 1e-12 and (var - 1).abs().max() < 1e-4
 
 

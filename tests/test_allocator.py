@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 
 import pytest
+from machine import printed
 
 SCRIPT = """
 import resource, sys, torch
@@ -26,14 +25,7 @@ print(faults() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_kept_and_used_again():
-    kept, given_back = (
-        int(
-            subprocess.run(
-                [sys.executable, "-c", SCRIPT, way], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for way in ("keep", "leave")
-    )
+    kept, given_back = (int(printed("-c", SCRIPT, way)) for way in ("keep", "leave"))
     assert (
         kept <= 100
     )  # page faults; a fresh tensor of 64 MB takes 16,384 pages of 4 kB, or 32 huge ones

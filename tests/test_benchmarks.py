@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
+from machine import ROOT, printed
 
 
 @pytest.fixture
@@ -28,10 +24,7 @@ def benchmarks(monkeypatch):
 
 def report(script, *options):
     """What a benchmark prints when it runs alone."""
-    command = [sys.executable, f"benchmarks/{script}", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(printed(f"benchmarks/{script}", *options, cwd=ROOT))
 
 
 def test_the_probes_objective_is_no_worse_than_that_of_epochs():
@@ -194,9 +187,7 @@ print(peak_resident() - before, forget_peak() - before)
 
 def test_the_peak_of_resident_memory_is_seen_and_forgotten():
     """In a fresh process, as `memory.py` measures: an old one may hold freed memory, and use it again."""
-    command = [sys.executable, "-c", PEAK]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    seen, left = map(int, done.stdout.split())
+    seen, left = map(int, printed("-c", PEAK, cwd=ROOT).split())
     size = 64 * 2**20
     assert 0.9 * size < seen < 1.5 * size
     assert left < 0.5 * size
@@ -204,16 +195,8 @@ def test_the_peak_of_resident_memory_is_seen_and_forgotten():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_moments_training_on_omniglot_is_above_chance(precision):
-    command = [sys.executable, "benchmarks/omniglot.py", "--seconds", "3", "--episodes", "40"]
-    done = subprocess.run(
-        [*command, "--part", "val", "--precision", precision],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "MTLIB_PROGRESS": "0"},
-    )
-    found = json.loads(done.stdout)["methods"]
+    options = ["--seconds", "3", "--episodes", "40", "--part", "val", "--precision", precision]
+    found = report("omniglot.py", *options)["methods"]
     proto = found["ProtoNet"]
     assert proto["accuracy"] - proto["interval over episodes"] > 0.3  # chance is .2
     assert proto["precision"] == precision and found["MAML"]["precision"] == "float32"

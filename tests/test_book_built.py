@@ -5,26 +5,26 @@ The variable BOOK_HTML names another folder than `_build/html`.
 
 from __future__ import annotations
 
-import functools
 import html
 import json
 import os
 import re
-import threading
+import shutil
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from chromium import Tab, chromium, program
+from machine import ROOT, files_of, served
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
 BUILT = Path(os.environ.get("BOOK_HTML") or ROOT / "_build" / "html").resolve()
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
 CHAPTERS = [c for part in TOC["parts"] for c in part["chapters"]]
 PAGES = [TOC["root"], *(p["file"] for c in CHAPTERS for p in (c, *c.get("sections", ())))]
 PHONE = 390
+LOCAL = ("http://127.0.0.1:", "file:", "data:", "blob:", "about:")
 
 # What is wrong with a page that is shown, as a list of sentences.
 INSPECT = r"""
@@ -66,64 +66,112 @@ def built() -> Path:
     return BUILT
 
 
+class Tab:
+    """A page of the browser, `width` pixels wide. `faults` lists what went wrong while it was shown."""
+
+    def __init__(self, browser: Browser, width: int) -> None:
+        size = {"width": width, "height": 900}
+        self.page: Page = browser.new_page(viewport=size, is_mobile=width < 600)
+        self.faults: list[str] = []
+        self.page.on("request", self._asked)
+        self.page.on("requestfailed", self._failed)
+        self.page.on("response", lambda r: r.status < 400 or self._note(f"{r.status}: {r.url}"))
+        self.page.on("pageerror", lambda e: self._note(f"exception: {e.name}: {e.message}"))
+        self.page.on("console", self._told)
+
+    def _note(self, fault: str) -> None:
+        self.faults.append(fault)
+
+    def _asked(self, request: Request) -> None:
+        if not request.url.startswith(LOCAL):
+            self._note(f"asked another host: {request.url}")
+
+    def _failed(self, request: Request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the page moved on before it came
+            self._note(f"not loaded: {request.url} ({request.failure})")
+
+    def _told(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "assert"):
+            self._note(f"console error: {message.text}")
+
+    def open(self, url: str) -> None:
+        """Show a page; return when it, its scripts and its equations are there."""
+        self.faults.clear()
+        self.page.goto(url)
+        self.run("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 1) : 1")
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression; a promise is awaited."""
+        return self.page.evaluate(script)
+
+    def wait(self, script: str) -> None:
+        """Return once an expression is true; an error if it does not become so in time."""
+        self.page.wait_for_function(script, timeout=15_000)
+
+    def wrong(self, url: str) -> list[str]:
+        """All that is wrong with a page: in itself, and with what it loads and says."""
+        self.open(url)
+        return self.run(INSPECT) + self.faults
+
+
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    need(program() is not None, "Chromium is not installed (Debian, Ubuntu: the package chromium)")
-    with chromium(tmp_path_factory.mktemp("profile")) as tab:
-        yield tab
+def browser() -> Iterator[Browser]:
+    """Chromium without a window, which finds no host but this machine."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = next((found for name in names if (found := shutil.which(name))), None)
+    need(bool(program), "Chromium is not installed (Debian, Ubuntu: the package chromium)")
+    alone = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=[alone])
+        yield browser
+        browser.close()
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Tab:
+    return Tab(browser, 1200)
+
+
+@pytest.fixture(scope="module")
+def phone(browser: Browser) -> Tab:
+    return Tab(browser, PHONE)
 
 
 @pytest.fixture(scope="module")
 def site(built: Path) -> Iterator[str]:
     """The address at which the built folder is served."""
-    handler = functools.partial(Quiet, directory=str(built))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def faults(tab: Tab, url: str, width: int = 1200) -> list[str]:
-    """All that is wrong with a page: in itself, and with what it loads and says."""
-    tab.open(url, width)
-    return tab.run(INSPECT) + tab.faults
+    with served(files_of(built)) as url:
+        yield url
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_whole(page: str, site: str, built: Path, tab: Tab):
     """Equations rendered, nothing missing, nothing from elsewhere, no error; also as a plain file."""
-    assert faults(tab, f"{site}/{page}.html") == []
+    assert tab.wrong(f"{site}/{page}.html") == []
     equations = len(re.findall(r'class="math ', (built / f"{page}.html").read_text("utf8")))
     assert tab.run("document.querySelectorAll('mjx-container').length") >= equations
-    assert faults(tab, (built / f"{page}.html").as_uri()) == []
+    assert tab.wrong((built / f"{page}.html").as_uri()) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_fits_a_phone(page: str, site: str, tab: Tab):
-    assert faults(tab, f"{site}/{page}.html", PHONE) == []
-    wide = tab.run("document.documentElement.scrollWidth")
+def test_a_page_fits_a_phone(page: str, site: str, phone: Tab):
+    assert phone.wrong(f"{site}/{page}.html") == []
+    wide = phone.run("document.documentElement.scrollWidth")
     assert wide <= PHONE, f"{wide} pixels wide on a screen of {PHONE}"
 
 
-def test_the_menu_opens_on_a_phone(site: str, tab: Tab):
-    tab.open(f"{site}/{PAGES[0]}.html", PHONE)
+def test_the_menu_opens_on_a_phone(site: str, phone: Tab):
+    phone.open(f"{site}/{PAGES[0]}.html")
     chapters = (
         "[...document.querySelectorAll('dialog a, .bd-sidebar-primary a')].filter(a => {"
         "const b = a.getBoundingClientRect();"
         f"return a.checkVisibility() && b.width > 0 && b.left >= 0 && b.right <= {PHONE}"
         "}).map(a => a.getAttribute('href'))"
     )
-    assert not any("algorithms" in href for href in tab.run(chapters))
-    tab.click("button.primary-toggle")
-    assert tab.wait(f"{chapters}.some(href => href.includes('algorithms.html'))")
-    assert tab.faults == []
+    assert not any("algorithms" in href for href in phone.run(chapters))
+    phone.page.locator("button.primary-toggle >> visible=true").first.click()
+    phone.wait(f"{chapters}.some(href => href.includes('algorithms.html'))")
+    assert phone.faults == []
 
 
 def test_search_finds_maml(site: str, built: Path, tab: Tab):
@@ -131,17 +179,17 @@ def test_search_finds_maml(site: str, built: Path, tab: Tab):
     texts = "[...document.querySelectorAll('#search-results p.context')].map(p => p.textContent)"
 
     tab.open(f"{site}/search.html?q=MAML")
-    assert tab.wait(f"{hits}.length > 1"), "search found nothing"
-    assert tab.wait(f"{texts}.some(t => t.includes('MAML'))"), "no excerpt names MAML"
+    tab.wait(f"{hits}.length > 1")
+    tab.wait(f"{texts}.some(t => t.includes('MAML'))")
     assert tab.faults == []
 
     tab.open(f"{(built / 'search.html').as_uri()}?q=MAML")
-    assert tab.wait(f"{hits}.length > 1"), "search found nothing in the plain files"
+    tab.wait(f"{hits}.length > 1")
 
 
 def test_the_index_leads_to_the_front_page(site: str, tab: Tab):
-    tab.open(f"{site}/index.html")
-    assert tab.wait(f"location.pathname.endsWith('{PAGES[0]}.html')")
+    tab.page.goto(f"{site}/index.html")
+    tab.page.wait_for_url(f"{site}/{PAGES[0]}.html")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -214,7 +262,7 @@ def test_a_bad_page_is_found_out(built: Path, tab: Tab, site: str):
     )
     try:
         page.write_text(whole.replace("</article>", bad + "</article>", 1), "utf8")
-        found = "\n".join(faults(tab, f"{site}/book/{page.name}"))
+        found = "\n".join(tab.wrong(f"{site}/book/{page.name}"))
     finally:
         page.unlink()
     for expected in (

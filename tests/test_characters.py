@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from machine import FOLDER, real
 
 from mtlib.core import Batch
 from mtlib.data import download
@@ -19,21 +19,7 @@ from mtlib.data.glyphs import glyphs
 from mtlib.data.omniglot import CONTENT, IMAGES, content_digest, omniglot
 from mtlib.tasks import episodes
 
-FOLDER = os.environ.get("MTLIB_DATA", "")
-real = pytest.mark.skipif(
-    not os.path.isdir(os.path.join(FOLDER, "omniglot")),
-    reason="MTLIB_DATA names no folder with omniglot",
-)
-
-
-@pytest.fixture
-def empty(tmp_path, monkeypatch):
-    """A machine with no data and no network."""
-    monkeypatch.delenv("MTLIB_DATA", raising=False)
-    monkeypatch.setenv("MTLIB_OFFLINE", "1")
-    for place in (download, module):
-        monkeypatch.setattr(place, "cache", lambda: tmp_path)
-    return tmp_path
+there = real("omniglot")
 
 
 SIZES = {
@@ -47,7 +33,7 @@ SIZES = {
 }
 
 
-@real
+@there
 @pytest.mark.parametrize(("split", "part"), SIZES)
 def test_counts_shapes_and_ink(split, part):
     data = omniglot(split, part)
@@ -60,13 +46,13 @@ def test_counts_shapes_and_ink(split, part):
     assert 0.05 < data.items.mean() < 0.1 and data.source.endswith("(real)")
 
 
-@real
+@there
 def test_the_content_is_the_official_one():
     for half, remote in IMAGES.items():
         assert content_digest(fetch(remote)) == CONTENT[half]
 
 
-@real
+@there
 @pytest.mark.parametrize("split", ["lake", "vinyals"])
 def test_the_parts_share_no_character(split):
     parts = [set(omniglot(split, p).names) for p in ("train", "val", "test")]
@@ -79,12 +65,12 @@ def test_the_parts_share_no_character(split):
         assert len(alphabets[0] | alphabets[1]) == 30 and len(alphabets[2]) == 20
 
 
-@real
+@there
 def test_the_two_splits_mix_so_a_checkpoint_must_not_cross():
     assert set(omniglot("vinyals", "train").names) & set(omniglot("lake", "test").names)
 
 
-@real
+@there
 def test_rotations_are_turned_copies():
     data, turned = omniglot("vinyals", "val"), omniglot("vinyals", "val", rotations=True)
     assert len(turned.names) == 4 * 172 and turned.names[5] == data.names[1] + "/rot090"
@@ -94,14 +80,14 @@ def test_rotations_are_turned_copies():
     assert set(lines) == set(turned.names)
 
 
-@real
+@there
 def test_size_is_the_readers_choice():
     assert omniglot("lake", "val", size=20).items.shape[-1] == 20
 
 
-@real
+@there
 def test_a_truncated_archive_is_refused_and_never_replaced_by_the_stand_in(tmp_path, monkeypatch):
-    shutil.copytree(os.path.join(FOLDER, "omniglot"), tmp_path / "omniglot")
+    shutil.copytree(FOLDER / "omniglot", tmp_path / "omniglot")
     for path in (tmp_path / "omniglot").glob("images_background*"):
         path.write_bytes(path.read_bytes()[:-1])
     monkeypatch.setenv("MTLIB_DATA", str(tmp_path))
@@ -111,7 +97,7 @@ def test_a_truncated_archive_is_refused_and_never_replaced_by_the_stand_in(tmp_p
             characters("train")
 
 
-def test_a_download_that_breaks_off_is_never_replaced_by_the_stand_in(empty, monkeypatch):
+def test_a_download_that_breaks_off_is_never_replaced_by_the_stand_in(offline, monkeypatch):
     def broken(progressbar, timeout):
         def load(url, path, _):
             progressbar.total = 9464212  # the address answers
@@ -126,13 +112,13 @@ def test_a_download_that_breaks_off_is_never_replaced_by_the_stand_in(empty, mon
         characters("train")
 
 
-def test_a_data_folder_that_is_none_is_never_replaced_by_the_stand_in(empty, monkeypatch):
+def test_a_data_folder_that_is_none_is_never_replaced_by_the_stand_in(offline, monkeypatch):
     monkeypatch.setenv("MTLIB_DATA", "data")
     with pytest.raises(NotADirectoryError):
         characters("train")
 
 
-@real
+@there
 def test_a_damaged_decoded_copy_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "cache", lambda: tmp_path)
     path = fetch(IMAGES["background"])
@@ -167,7 +153,7 @@ def test_a_damaged_decoded_copy_is_made_again(tmp_path, monkeypatch):
     assert len(made) == 8
 
 
-@real
+@there
 def test_a_cache_that_cannot_be_written_does_not_matter_to_decoded_copies(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(module, "cache", lambda: tmp_path / "file")
@@ -196,7 +182,7 @@ def test_unknown_parts_and_sizes_are_named(wrong):
 # The stand-in ------------------------------------------------------------------------------------
 
 
-def test_without_data_and_network_omniglot_says_so_and_characters_stand_in(empty):
+def test_without_data_and_network_omniglot_says_so_and_characters_stand_in(offline):
     with pytest.raises(Unreachable):
         omniglot()
     parts = {p: characters(p) for p in ("train", "val", "test")}
@@ -211,7 +197,7 @@ def test_without_data_and_network_omniglot_says_so_and_characters_stand_in(empty
     assert len(characters("val", rotations=True).names) == 4 * 192
 
 
-@real
+@there
 def test_where_the_data_are_there_they_are_used():
     assert characters("val").source.endswith("(real)")
 
@@ -252,7 +238,7 @@ def test_glyphs_are_as_hard_in_pixel_space_as_omniglot():
     assert 0.39 < nearest_mean(data, 1) < 0.49 and 0.66 < nearest_mean(data, 5) < 0.78
 
 
-@real
+@there
 def test_omniglot_is_as_hard_in_pixel_space_as_glyphs():
     data = omniglot("lake", "train")
     assert 0.39 < nearest_mean(data, 1) < 0.49 and 0.66 < nearest_mean(data, 5) < 0.78

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import http.server
-import os
-import threading
+import shutil
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
+from machine import FOLDER, damage, files_of, real, served
 from pages import run_until
 
 from mtlib.data import bccd as module
-from mtlib.data import download
 from mtlib.data.bccd import ARCHIVE, CONTENT, bccd, blood_cells, content_digest
 from mtlib.data.download import Altered, Unreachable, fetch
 from mtlib.data.scenes import scenes
@@ -30,28 +28,13 @@ from mtlib.models.detection import (
     targets,
 )
 
-FOLDER = os.environ.get("MTLIB_DATA", "")
-real = pytest.mark.skipif(
-    not os.path.isdir(os.path.join(FOLDER, "bccd")),
-    reason="MTLIB_DATA names no folder with bccd",
-)
-
-
-@pytest.fixture
-def empty(tmp_path, monkeypatch):
-    """A machine with no data and no network."""
-    monkeypatch.delenv("MTLIB_DATA", raising=False)
-    monkeypatch.setenv("MTLIB_OFFLINE", "1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for place in (download, module):
-        monkeypatch.setattr(place, "cache", lambda: tmp_path / "cache")
-    return tmp_path
+there = real("bccd")
 
 
 # Blood cells -------------------------------------------------------------------------------------
 
 
-@real
+@there
 def test_counts_and_the_two_boxes_without_area():
     parts = {p: bccd(p, (160, 120)) for p in ("train", "val", "test")}
     assert [len(d.names) for d in parts.values()] == [205, 87, 72]
@@ -70,9 +53,9 @@ def test_counts_and_the_two_boxes_without_area():
             targets(b, k, 3, 120, 160)  # every centre lies on the map
 
 
-@real
+@there
 def test_the_content_is_the_listed_one():
-    lines = (Path(FOLDER) / "bccd" / "SHA256SUMS").read_text().splitlines()
+    lines = (FOLDER / "bccd" / "SHA256SUMS").read_text().splitlines()
     listed = sorted(line.split(maxsplit=1)[::-1] for line in lines)
     total = hashlib.sha256()
     for name, digest in listed:
@@ -81,18 +64,17 @@ def test_the_content_is_the_listed_one():
     assert total.hexdigest() == CONTENT == content_digest(fetch(ARCHIVE, local=True))
 
 
-@real
-def test_an_altered_archive_is_refused_and_never_replaced_by_the_stand_in(empty, monkeypatch):
-    (empty / "bccd").mkdir()
-    data = bytearray((Path(FOLDER) / "bccd" / "bccd.zip").read_bytes())
-    data[len(data) // 2] ^= 1
-    (empty / "bccd" / "bccd.zip").write_bytes(data)
-    monkeypatch.setenv("MTLIB_DATA", str(empty))
+@there
+def test_an_altered_archive_is_refused_and_never_replaced_by_the_stand_in(offline, monkeypatch):
+    (offline / "bccd").mkdir()
+    copy = shutil.copyfile(FOLDER / "bccd" / "bccd.zip", offline / "bccd" / "bccd.zip")
+    damage(copy)
+    monkeypatch.setenv("MTLIB_DATA", str(offline))
     with pytest.raises(Altered):
         blood_cells("val")
 
 
-def test_offline_scenes_stand_in(empty):
+def test_offline_scenes_stand_in(offline):
     with pytest.raises(Unreachable):
         bccd()
     a, b = blood_cells("val", (160, 120)), blood_cells("val", (160, 120))
@@ -103,51 +85,36 @@ def test_offline_scenes_stand_in(empty):
     assert len({n for p in parts for n in p.names}) == 40 + 16 + 16, "no scene in two parts"
 
 
-def served(folder, monkeypatch):
-    """An address that serves `folder`/a.zip."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/a.zip"
-    monkeypatch.setattr(module, "ARCHIVE", ARCHIVE._replace(url=url))
-    monkeypatch.delenv("MTLIB_OFFLINE")
-    return server
+@contextlib.contextmanager
+def archive_of(folder, monkeypatch):
+    """`folder`/a.zip stands at the archive's address."""
+    with served(files_of(folder)) as url:
+        monkeypatch.setattr(module, "ARCHIVE", ARCHIVE._replace(url=f"{url}/a.zip"))
+        yield
 
 
-@real
-def test_the_download_is_held_to_its_members_however_they_are_packed(empty, monkeypatch):
-    source = Path(FOLDER) / "bccd" / "bccd.zip"
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(empty / "a.zip", "w") as new:
+@there
+def test_the_download_is_held_to_its_members_however_they_are_packed(home, monkeypatch):
+    source = FOLDER / "bccd" / "bccd.zip"
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(home / "a.zip", "w") as new:
         new.writestr("BCCD_Dataset-d272fb1/README.md", "not ours")
         for name in reversed(old.namelist()):
             new.writestr(f"BCCD_Dataset-d272fb1/{name}", old.read(name))
-    server = served(empty, monkeypatch)
-    assert content_digest(module._archive()) == CONTENT
-    server.shutdown()
-    server.server_close()
+    with archive_of(home, monkeypatch):
+        assert content_digest(module._archive()) == CONTENT
     module._archive()  # from the cache
-    assert [p.name for p in (empty / "cache" / "bccd").iterdir()] == ["archive.zip"]
+    assert [p.name for p in (home / "cache" / "bccd").iterdir()] == ["archive.zip"]
 
 
 @pytest.mark.parametrize("what", ["no archive", "another archive"])
-def test_a_download_of_something_else_is_refused(empty, monkeypatch, what):
-    (empty / "a.zip").write_bytes(b"oops")
+def test_a_download_of_something_else_is_refused(home, monkeypatch, what):
+    (home / "a.zip").write_bytes(b"oops")
     if what == "another archive":
-        with zipfile.ZipFile(empty / "a.zip", "w") as new:
+        with zipfile.ZipFile(home / "a.zip", "w") as new:
             new.writestr("x/BCCD/JPEGImages/a.jpg", b"not a photograph")
-    server = served(empty, monkeypatch)
-    with pytest.raises(Altered):
+    with archive_of(home, monkeypatch), pytest.raises(Altered):
         blood_cells()
-    server.shutdown()
-    server.server_close()
-    assert not list((empty / "cache" / "bccd").iterdir()), "nothing is kept"
+    assert not list((home / "cache" / "bccd").iterdir()), "nothing is kept"
 
 
 @pytest.mark.parametrize("wrong", [{"part": "all"}, {"size": (0, 0)}, {"size": (999, 240)}])
@@ -311,10 +278,8 @@ def test_a_few_steps_find_the_objects_of_one_scene():
 # The page ----------------------------------------------------------------------------------------
 
 
-def test_the_settings_are_chosen_without_test_labels_and_without_the_new_class(monkeypatch):
+def test_the_settings_are_chosen_without_test_labels_and_without_the_new_class(small):
     """Test photographs' labels shuffled, platelets of all parts moved: the same settings; test scores change."""
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
     plain = {p: scenes(24, height=60, width=80, seed=s) for s, p in enumerate(module.PARTS)}
 
     def run(altered: bool, until: str):
@@ -329,7 +294,7 @@ def test_the_settings_are_chosen_without_test_labels_and_without_the_new_class(m
                 return d._replace(boxes=moved)
             return d
 
-        monkeypatch.setattr(module, "blood_cells", cells)
+        small.setattr(module, "blood_cells", cells)
         return run_until("detection", until)
 
     before, after = run(False, "CHOSEN"), run(True, "CHOSEN")

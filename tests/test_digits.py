@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
-import os
 import shutil
-import threading
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+from machine import FOLDER, always, damage, real, served
 from pages import run_until
+from problems import normal
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mtlib.core import Batch, parameters
 from mtlib.data import digits as module
-from mtlib.data import download
 from mtlib.data.digits import FILES, changed, prepared, read_semeion, scanners
 from mtlib.data.download import Altered, fetch
 from mtlib.joint import joint
 from mtlib.transfer.align import coral, entropy, mcc, mmd
 from mtlib.transfer.critics import adversary, dann
 
-FOLDER = os.environ.get("MTLIB_DATA", "")
-real = pytest.mark.skipif(
-    not all(os.path.isdir(os.path.join(FOLDER, name)) for name in ("mnist", "semeion")),
-    reason="MTLIB_DATA names no folder with mnist and semeion",
-)
+there = real("mnist", "semeion")
 
 
-@real
+@there
 def test_counts_and_one_form():
     found = scanners()
     assert {k: len(d.y) for k, d in found.items()} == {
@@ -50,16 +44,13 @@ def test_counts_and_one_form():
     assert set(scanners(crop=False)["Semeion"].x.unique().tolist()) == {0, 1}
 
 
-@real
+@there
 @pytest.mark.parametrize("key", FILES)
 def test_an_altered_file_is_refused_and_no_stand_in_taken(key, tmp_path, monkeypatch):
     for remote in FILES.values():
         (tmp_path / remote.name).parent.mkdir(exist_ok=True)
-        shutil.copy(os.path.join(FOLDER, remote.name), tmp_path / remote.name)
-    path = tmp_path / FILES[key].name
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+        shutil.copyfile(FOLDER / remote.name, tmp_path / remote.name)
+    damage(tmp_path / FILES[key].name)
     monkeypatch.setenv("MTLIB_DATA", str(tmp_path))
     with pytest.raises(Altered, match=FILES[key].name):
         scanners()
@@ -70,33 +61,13 @@ LINES = "".join(" ".join("1.0" if (i * j) % 3 else "0.0" for j in range(256)) + 
 )).encode()  # fmt: skip
 
 
-def test_a_download_is_what_the_loader_reads(tmp_path, monkeypatch):
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(LINES)))
-            self.end_headers()
-            self.wfile.write(LINES)
-
-        def log_message(self, *args):
-            pass
-
-    for name in ("MTLIB_DATA", "MTLIB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "cache", lambda: tmp_path)
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}/semeion.data"
+def test_a_download_is_what_the_loader_reads(home):
+    with served(always(LINES)) as url:
         digest = hashlib.sha256(LINES).hexdigest()
-        try:
-            images, y = read_semeion(fetch(FILES["semeion"]._replace(url=url, sha256=(digest,))))
-            with pytest.raises(Altered, match="truncated or altered"):
-                fetch(FILES["semeion"]._replace(name="semeion/other.data", url=url))
-        finally:
-            server.shutdown()
-            thread.join()
+        remote = FILES["semeion"]._replace(url=f"{url}/semeion.data", sha256=(digest,))
+        images, y = read_semeion(fetch(remote))
+        with pytest.raises(Altered, match="truncated or altered"):
+            fetch(FILES["semeion"]._replace(name="semeion/other.data", url=remote.url))
     assert images.shape == (2, 16, 16) and y.tolist() == [7, 0]
     assert images[1, 0, :4].tolist() == [0, 1, 1, 0]
 
@@ -117,10 +88,7 @@ def test_an_image_is_cut_to_its_ink():
         prepared(np.zeros((8, 8)), 16, crop=True)
 
 
-def test_the_stand_in_is_the_same_each_time_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.delenv("MTLIB_DATA", raising=False)
-    monkeypatch.setenv("MTLIB_OFFLINE", "1")
-    monkeypatch.setattr(download, "cache", lambda: tmp_path)
+def test_the_stand_in_is_the_same_each_time_and_says_so(offline):
     a, b = scanners(), scanners()
     assert len(a) == 3 and sum(len(d.y) for d in a.values()) == 1797
     for name, d in a.items():
@@ -130,8 +98,7 @@ def test_the_stand_in_is_the_same_each_time_and_says_so(tmp_path, monkeypatch):
 
 
 def logits(domains=2, rows=7, ways=4):
-    g = torch.Generator().manual_seed(0)
-    return torch.randn(domains, rows, ways, generator=g, dtype=torch.float64)
+    return normal(domains, rows, ways)
 
 
 def test_mcc_is_its_equation_written_out():
@@ -238,9 +205,7 @@ def test_alignment_asks_for_two_domains(penalty):
         penalty()({}, logits(domains=1), logits(domains=1))
 
 
-def test_the_method_is_chosen_without_labels_of_the_target(monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
+def test_the_method_is_chosen_without_labels_of_the_target(small):
     raw = changed()
 
     def run(shuffled: bool):
@@ -249,7 +214,7 @@ def test_the_method_is_chosen_without_labels_of_the_target(monkeypatch):
             x = torch.from_numpy(np.stack([prepared(i, 16, True) for i in images]))[:, None]
             y = np.random.default_rng(0).permutation(y) if shuffled and name != "Digits" else y
             found[name] = module.Domain(x, torch.from_numpy(y.astype(np.int64)), "x (stand-in)")
-        monkeypatch.setattr(module, "scanners", lambda **_: found)
+        small.setattr(module, "scanners", lambda **_: found)
         return run_until("digits", "CHOSEN")
 
     a, b = run(False), run(True)

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from machine import Silent, served
 
 from mtlib.data import download
 from mtlib.data.download import Altered, Remote, Unreachable, contents, fetch, members
@@ -23,7 +24,10 @@ DATA = b"sixteen bytes ok" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+pytestmark = pytest.mark.usefixtures("home")
+
+
+class Server(Silent, http.server.BaseHTTPRequestHandler):
     body, length, requests, hold = DATA, None, 0, None
 
     def do_GET(self):
@@ -37,31 +41,13 @@ class Server(http.server.BaseHTTPRequestHandler):
                 self.wfile.flush()
                 self.hold.wait(20)
 
-    def log_message(self, *args):
-        pass
-
 
 @pytest.fixture
 def server():
     handler = type("Handler", (Server,), {})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as s:
-        thread = threading.Thread(target=s.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        handler.url = f"http://127.0.0.1:{s.server_port}/file"
+    with served(handler) as url:
+        handler.url = f"{url}/file"
         yield handler
-        s.shutdown()
-        thread.join()
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """A cache and a data folder of the test's own."""
-    monkeypatch.delenv("MTLIB_DATA", raising=False)
-    monkeypatch.delenv("MTLIB_OFFLINE", raising=False)
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "cache", lambda: tmp_path / "cache")
-    return tmp_path
 
 
 def remote(url="http://127.0.0.1:9/file", **changes):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
+from machine import printed
 from scipy import stats
 from torch.nn.functional import cross_entropy
 
@@ -102,14 +101,7 @@ def stream(step):
 evaluate(learner, learner.init(), stream, int(sys.argv[1]), progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    few, many = (
-        int(
-            subprocess.run(
-                [sys.executable, "-c", program, n], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for n in ("200", "5000")
-    )
+    few, many = (int(printed("-c", program, n)) for n in ("200", "5000"))
     assert many < few + 12_000, f"{few} KB at 200 episodes, {many} KB at 5,000"
 
 

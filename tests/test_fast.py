@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from problems import convolutional, seeded
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -26,7 +27,7 @@ from mtlib.evaluate import evaluate
 from mtlib.learners.gradient import adam, anil, maml, momentum
 from mtlib.learners.metric import protonet
 from mtlib.learners.preconditioned import meta_sgd
-from mtlib.nets import conv4, mlp
+from mtlib.nets import mlp
 from mtlib.objective import Objective, alike, default_threads, over_tasks
 from mtlib.run.cost import peak_memory
 from mtlib.run.replay import replay
@@ -61,14 +62,8 @@ def points(tasks=5) -> Episode:
     return Episode(Batch(x[0], x[0].sin()[..., :2]), Batch(x[1], x[1].sin()[..., :2]))
 
 
-def convolutional(channels=1):
-    torch.manual_seed(0)
-    return conv4(3, channels, width=6, size=16).double()
-
-
 def layered():
-    torch.manual_seed(0)
-    return mlp(3, (8, 8), 2).double()
+    return seeded(lambda: mlp(3, (8, 8), 2))
 
 
 IMAGES = {
@@ -108,7 +103,7 @@ def agree(a, b, tolerance=1e-10):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
 def test_convolutions_on_threads_equal_the_plain_reference(make, channels, monkeypatch):
-    net, data = convolutional(channels), images(channels=channels)
+    net, data = convolutional(channels, width=6), images(channels=channels)
     phi = parameters(net)
     assert default_threads(phi, data, 1) == 2
     agree(*both_ways(make(net), phi, data, monkeypatch))
@@ -121,7 +116,7 @@ def test_stacked_tasks_equal_the_plain_reference(make, monkeypatch):
 
 
 def test_threads_and_one_thread_evaluate_alike(monkeypatch):
-    net = convolutional()
+    net = convolutional(width=6)
     learner = maml(net, cross_entropy, 0.1, 3)
     on_two = evaluate(learner, parameters(net), lambda step: images(), 10)
     torch.set_num_threads(1)
@@ -131,7 +126,7 @@ def test_threads_and_one_thread_evaluate_alike(monkeypatch):
 
 
 def test_tasks_run_on_other_threads_only_where_it_pays():
-    net, data = convolutional(), images()
+    net, data = convolutional(width=6), images()
     phi = parameters(net)
     assert default_threads(phi, data, 5) == 1  # vmap was asked for
     assert default_threads(parameters(layered()), points(), 1) == 1  # no convolution
@@ -225,7 +220,7 @@ def test_what_fails_on_threads_runs_on_one():
 
 
 def test_autocast_holds_for_every_task():
-    net, data, seen = convolutional().float(), images(dtype=torch.float32), set()
+    net, data, seen = convolutional(width=6).float(), images(dtype=torch.float32), set()
     f = apply(net)
 
     def task(phi, episode):
@@ -239,7 +234,7 @@ def test_autocast_holds_for_every_task():
 
 
 def test_a_watch_on_this_thread_sees_every_task():
-    net, data = convolutional(), images()
+    net, data = convolutional(width=6), images()
     objective, phi = IMAGES["protonet"](net), parameters(net)
     on_two = peak_memory(objective.value_and_grad, phi, data)
     torch.set_num_threads(1)
@@ -369,7 +364,7 @@ STEPPERS = {
 
 @pytest.mark.parametrize("make", STEPPERS.values(), ids=STEPPERS)
 def test_checkpoints_give_the_gradient_of_unrolled(make):
-    learner, data = make(convolutional()), images(tasks=2)
+    learner, data = make(convolutional(width=6)), images(tasks=2)
     phi = {**learner.init(), "unused": torch.ones(2, dtype=torch.float64)}
     unrolled = bilevel(learner, cross_entropy).value_and_grad(phi, data)
     agree(unrolled, bilevel(learner, cross_entropy, checkpointed).value_and_grad(phi, data), 1e-12)
@@ -383,7 +378,7 @@ def test_checkpoints_on_a_small_network_run_in_a_loop_and_agree():
 
 
 def test_checkpoints_of_twenty_steps_take_a_third_of_the_memory():
-    net, data = convolutional(), images(tasks=1)
+    net, data = convolutional(width=6), images(tasks=1)
     learner = maml(net, cross_entropy, 0.01, 20)
     whole, kept = (
         peak_memory(bilevel(learner, cross_entropy, h).value_and_grad, learner.init(), data)
@@ -393,7 +388,7 @@ def test_checkpoints_of_twenty_steps_take_a_third_of_the_memory():
 
 
 def test_checkpoints_say_where_there_are_no_steps_and_have_no_second_gradient():
-    net, data = convolutional(), images(tasks=2)
+    net, data = convolutional(width=6), images(tasks=2)
     with pytest.raises(ValueError, match="expects a learner with inner steps"):
         bilevel(protonet(net), cross_entropy, checkpointed).value_and_grad(parameters(net), data)
     x = torch.ones((), dtype=torch.float64, requires_grad=True)

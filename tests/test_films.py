@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
-import pytest
+from machine import real
 from pages import run_until
 
-from mtlib.data import download
 from mtlib.data import movietweetings as module
 from mtlib.data.movietweetings import drawn, known, movietweetings
-
-FOLDER = os.environ.get("MTLIB_DATA", "")
-real = pytest.mark.skipif(
-    not os.path.isdir(os.path.join(FOLDER, "movietweetings")),
-    reason="MTLIB_DATA names no folder with movietweetings",
-)
 
 
 def in_order(r):
@@ -24,7 +15,7 @@ def in_order(r):
     return (steps >= 0).all() and (np.diff(r.time)[steps == 0] >= 0).all()
 
 
-@real
+@real("movietweetings")
 def test_counts_and_order():
     r = movietweetings()
     assert len(r.user) == 100_000 and r.user.max() + 1 == 16_554 and r.film.max() + 1 == 10_506
@@ -34,10 +25,7 @@ def test_counts_and_order():
     assert (np.diff(r.genres.sum(0)) <= 0).all() and r.year.min() > 1880 and r.year.max() < 2016
 
 
-def test_the_stand_in_is_the_same_each_time_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.delenv("MTLIB_DATA", raising=False)
-    monkeypatch.setenv("MTLIB_OFFLINE", "1")
-    monkeypatch.setattr(download, "cache", lambda: tmp_path)
+def test_the_stand_in_is_the_same_each_time_and_says_so(offline):
     a, b = movietweetings(), drawn()
     assert all(np.array_equal(x, y) for x, y in zip(a[:6], b[:6], strict=True))
     assert a.source.endswith("(stand-in)") and in_order(a)
@@ -61,16 +49,14 @@ def test_biases_solve_their_normal_equations_and_leave_the_own_rating_out():
     assert k.seen[row] == others.sum()
 
 
-def test_the_settings_are_chosen_without_ratings_of_test_users(monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
+def test_the_settings_are_chosen_without_ratings_of_test_users(small):
     plain = drawn(users=200, films=80)
 
     def run(changed):
         rating = plain.rating.copy()
         rows = np.isin(plain.user, changed)
         rating[rows] = 10 - rating[rows]
-        monkeypatch.setattr(module, "movietweetings", lambda: plain._replace(rating=rating))
+        small.setattr(module, "movietweetings", lambda: plain._replace(rating=rating))
         return run_until("films", "CHOSEN")
 
     before = run([])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import problems
 import pytest
 import torch
+from problems import seeded
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -27,8 +29,7 @@ from mtlib.nets import conv4, mlp
 
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
-    return mlp(4, (8, 6), 3).double()
+    return seeded(lambda: mlp(4, (8, 6), 3))
 
 
 @pytest.fixture
@@ -40,11 +41,7 @@ def support():
 
 @pytest.fixture
 def moved(net):
-    g = torch.Generator().manual_seed(2)
-    return {
-        k: v + 0.1 * torch.randn(v.shape, generator=g, dtype=v.dtype)
-        for k, v in parameters(net).items()
-    }
+    return problems.moved(parameters(net), seed=2)
 
 
 # Pulls ---------------------------------------------------------------------------------------

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
-import os
 import shutil
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from machine import FOLDER, damage, files_of, real, served
 from pages import run_until
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -21,14 +18,10 @@ from mtlib.data.download import Altered
 from mtlib.data.motifs import STRONG, canonical, counts, drawn, log_odds, reverse_complement
 from mtlib.data.tf_binding import ARCHIVE, EXPERIMENTS, read, remote, tf_binding
 
-FOLDER = Path(os.environ.get("MTLIB_DATA", "")) / "tf_binding"
-real = pytest.mark.skipif(
-    not (os.environ.get("MTLIB_DATA") and FOLDER.is_dir()),
-    reason="MTLIB_DATA names no folder with tf_binding",
-)
+there = real("tf_binding")
 
 
-@real
+@there
 def test_counts_and_traps():
     data = tf_binding()
     assert data.source.endswith("(real)") and data.escore.shape == (33, 32896)
@@ -40,12 +33,12 @@ def test_counts_and_traps():
     assert strong.pop("PHOX2B") == 37 and min(strong.values()) >= 50
 
 
-@real
+@there
 def test_the_archive_holds_what_the_raw_files_hold():
     data, seen = tf_binding(), 0
     for gene, replicate, _, digest in EXPERIMENTS:
         file = remote(gene, replicate, digest)
-        if (FOLDER.parent / file.name).exists():
+        if (FOLDER / file.name).exists():
             kmers, escore = read(download.fetch(file))
             assert kmers == data.kmers
             torch.testing.assert_close(escore, data.escore[data.genes.index(gene)], atol=0, rtol=0)
@@ -53,54 +46,26 @@ def test_the_archive_holds_what_the_raw_files_hold():
     assert seen == 3
 
 
-@real
+@there
 def test_an_altered_archive_is_refused(tmp_path, monkeypatch):
     copy = tmp_path / ARCHIVE.name
     copy.parent.mkdir()
-    shutil.copyfile(FOLDER / "pbm_escores.npz", copy)
-    with open(copy, "r+b") as file:
-        file.seek(1000)
-        byte = file.read(1)
-        file.seek(1000)
-        file.write(bytes([byte[0] ^ 1]))
+    shutil.copyfile(FOLDER / "tf_binding" / "pbm_escores.npz", copy)
+    damage(copy)
     monkeypatch.setenv("MTLIB_DATA", str(tmp_path))
     with pytest.raises(Altered, match="pbm_escores"):
         tf_binding()
 
 
-@pytest.fixture
-def empty(tmp_path, monkeypatch):
-    """No data folder, an empty cache."""
-    monkeypatch.delenv("MTLIB_DATA", raising=False)
-    monkeypatch.delenv("MTLIB_OFFLINE", raising=False)
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "cache", lambda: tmp_path)
-    return tmp_path
-
-
-@real
-def test_a_reader_downloads_the_raw_files(empty, monkeypatch):
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(FOLDER))
-
-        def log_message(self, *args):
-            pass
-
+@there
+def test_a_reader_downloads_the_raw_files(home, monkeypatch):
     here = [row for row in EXPERIMENTS if row[0] in ("CRX", "FOXC1", "KLF1")]
     monkeypatch.setattr(module, "EXPERIMENTS", here)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        monkeypatch.setattr(module, "_FOLDER", f"http://127.0.0.1:{server.server_port}")
-        try:
-            data = tf_binding()
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(files_of(FOLDER / "tf_binding")) as url:
+        monkeypatch.setattr(module, "_FOLDER", url)
+        data = tf_binding()
     assert data.genes == ["CRX", "FOXC1", "KLF1"] and data.source.endswith("(real)")
-    assert len(list((empty / "tf_binding").iterdir())) == 3
+    assert len(list((home / "cache" / "tf_binding").iterdir())) == 3
     assert data.kmers == canonical(8) and (data.escore > STRONG).sum(1).tolist() == [157, 68, 82]
 
 
@@ -150,8 +115,7 @@ def test_log_odds_keep_the_order_and_the_slope():
     assert slope[950] > 4  # at E = 0.45
 
 
-def test_the_stand_in_is_the_same_each_time_and_says_so(empty, monkeypatch):
-    monkeypatch.setenv("MTLIB_OFFLINE", "1")
+def test_the_stand_in_is_the_same_each_time_and_says_so(offline):
     data = tf_binding()
     assert data.source.endswith("(stand-in)") and data.kmers == canonical(8)
     torch.testing.assert_close(data.escore, drawn().escore, atol=0, rtol=0)
@@ -174,22 +138,20 @@ def test_a_motif_is_found_on_either_strand():
 
 
 @pytest.fixture(scope="module")
-def small():
+def few():
     return drawn(length=6)
 
 
-def page(monkeypatch, data, name):
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
-    monkeypatch.setattr(module, "tf_binding", lambda: data)
+def page(small, data, name):
+    small.setattr(module, "tf_binding", lambda: data)
     return run_until("genes", name)
 
 
-def test_the_pages_metrics_are_those_of_the_libraries(monkeypatch, small):
-    space = page(monkeypatch, small, "quality")
-    p = np.random.default_rng(0).normal(size=len(small.kmers)) + 2 * small.escore[0].numpy()
+def test_the_pages_metrics_are_those_of_the_libraries(small, few):
+    space = page(small, few, "quality")
+    p = np.random.default_rng(0).normal(size=len(few.kmers)) + 2 * few.escore[0].numpy()
     _, asked, _, _ = space["question"](0, 10, 0)
-    e = small.escore[0].numpy()[asked]
+    e = few.escore[0].numpy()[asked]
     wanted = (
         spearmanr(p[asked], e).statistic,
         roc_auc_score(e > STRONG, p[asked]),
@@ -198,9 +160,9 @@ def test_the_pages_metrics_are_those_of_the_libraries(monkeypatch, small):
     np.testing.assert_allclose(space["quality"](p, 0, 10, 0), wanted, rtol=1e-9)
 
 
-def test_no_gene_is_read_by_its_own_task(monkeypatch, small):
+def test_no_gene_is_read_by_its_own_task(small, few):
     """A gene's columns of x are blank in its own episodes, and test genes appear in none."""
-    space = page(monkeypatch, small, "tasks")
+    space = page(small, few, "tasks")
     genes = (0, 1, 2, 3, 10, 11, 12, 13)  # 4 homeobox, 3 C2H2, one forkhead without relatives
     draw = space["tasks"](genes, "E-scores", True, 0)(1)
     columns = torch.cat([draw.support.x, draw.query.x], 1)[..., 180:-2]
@@ -209,11 +171,11 @@ def test_no_gene_is_read_by_its_own_task(monkeypatch, small):
     assert (blank[:, list(genes)].sum(1) == 1).all()  # the gene's own
 
 
-def test_relatives_and_strangers_have_columns_of_their_own(monkeypatch, small):
+def test_relatives_and_strangers_have_columns_of_their_own(small, few):
     """Means and deviations by hand: of the genes of a family, and of the others; without a family all are relatives."""
-    space = page(monkeypatch, small, "read")
+    space = page(small, few, "read")
     genes, rows = (0, 1, 10, 11), torch.tensor([3, 5])
-    y = small.escore[list(genes)][:, rows]
+    y = few.escore[list(genes)][:, rows]
     x = space["read"](rows, genes, "E-scores", "homeodomain")
     kin, strange = x[:, 180:196], x[:, 196:212]
     torch.testing.assert_close(x[:, 212], y[:2].mean(0))
@@ -236,28 +198,28 @@ def shuffled(data, genes):
     return data._replace(escore=escore)
 
 
-def test_the_settings_are_chosen_without_labels_of_the_test_genes(monkeypatch, small):
+def test_the_settings_are_chosen_without_labels_of_the_test_genes(small, few):
     """With the test genes' scores shuffled, everything that is chosen stays, to the last digit of its score."""
-    space = page(monkeypatch, small, "CHOSEN")
+    space = page(small, few, "CHOSEN")
     before, (_, held, tested) = space["CHOSEN"], space["parts"](1)
     assert set(before) == {"1"}
     assert set(before["1"]["methods"]) == {*space["BASELINES"], *space["LEARNED"]}
-    assert page(monkeypatch, shuffled(small, tested), "CHOSEN")["CHOSEN"] == before
-    other = page(monkeypatch, shuffled(small, held), "CHOSEN")["CHOSEN"]
+    assert page(small, shuffled(few, tested), "CHOSEN")["CHOSEN"] == before
+    other = page(small, shuffled(few, held), "CHOSEN")["CHOSEN"]
     assert other != before  # it does look at the validation genes
 
 
-def test_the_homeobox_settings_are_chosen_without_labels_of_other_families(monkeypatch, small):
-    space = page(monkeypatch, small, "HOMEOBOX")
+def test_the_homeobox_settings_are_chosen_without_labels_of_other_families(small, few):
+    space = page(small, few, "HOMEOBOX")
     before = space["choose_all"](*space["HOMEOBOX"])
-    far = [i for i, family in enumerate(small.families) if family != "homeodomain"]
+    far = [i for i, family in enumerate(few.families) if family != "homeodomain"]
     assert not set(far) & {*space["HOMEOBOX"][0], *space["HOMEOBOX"][1]}
-    space = page(monkeypatch, shuffled(small, far), "HOMEOBOX")
+    space = page(small, shuffled(few, far), "HOMEOBOX")
     assert space["choose_all"](*space["HOMEOBOX"]) == before
 
 
-def test_every_gene_is_tested_once_and_trains_in_no_fold_of_its_own(monkeypatch, small):
-    space = page(monkeypatch, small, "parts")
+def test_every_gene_is_tested_once_and_trains_in_no_fold_of_its_own(small, few):
+    space = page(small, few, "parts")
     folds = [space["parts"](k) for k in range(space["FOLDS"])]
     assert sorted(g for _, _, tested in folds for g in tested) == list(range(16))
     for train, held, tested in folds:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from machine import FOLDER, real
 from pages import run_until
 from sklearn.linear_model import LogisticRegression
 
 from mtlib.core import Batch
-from mtlib.data import download
 from mtlib.data import heart as module
 from mtlib.data.download import Altered
 from mtlib.data.heart import (
@@ -27,14 +26,10 @@ from mtlib.data.heart import (
     prepare,
 )
 
-FOLDER = os.environ.get("MTLIB_DATA", "")
-real = pytest.mark.skipif(
-    not os.path.isdir(os.path.join(FOLDER, "heart")),
-    reason="MTLIB_DATA names no folder with heart",
-)
+there = real("heart")
 
 
-@real
+@there
 def test_counts_and_missing_values():
     found = hospitals()
     counts = {k: (len(h.y), int(h.y.sum())) for k, h in found.items()}
@@ -60,7 +55,7 @@ def test_counts_and_missing_values():
         np.testing.assert_array_equal(as_written(h)[~h.zero], h.x[~h.zero])
 
 
-@real
+@there
 def test_the_benchmarks_patients_are_those_it_counts(monkeypatch):
     """FLamby's rule, the zeros kept and a patient with a gap dropped, leaves its 303, 261, 46 and 130 patients."""
     whole = {k: ~np.isnan(as_written(h)[:, :10]).any(1) for k, h in hospitals().items()}
@@ -68,13 +63,11 @@ def test_the_benchmarks_patients_are_those_it_counts(monkeypatch):
     assert (hospitals()["Switzerland"].y[whole["Switzerland"]] == 0).sum() == 1
 
 
-@real
+@there
 @pytest.mark.parametrize("name", list(FILES))
 def test_one_altered_file_is_an_error_and_no_stand_in(name, tmp_path, monkeypatch):
-    shutil.copytree(
-        os.path.join(FOLDER, "heart"), tmp_path / "heart", copy_function=shutil.copyfile
-    )
-    os.chmod(tmp_path / "heart", 0o755)
+    shutil.copytree(FOLDER / "heart", tmp_path / "heart", copy_function=shutil.copyfile)
+    (tmp_path / "heart").chmod(0o755)
     copy = tmp_path / FILES[name].name
     copy.write_bytes(copy.read_bytes().replace(b"1", b"2", 1))
     monkeypatch.setenv("MTLIB_DATA", str(tmp_path))
@@ -82,10 +75,7 @@ def test_one_altered_file_is_an_error_and_no_stand_in(name, tmp_path, monkeypatc
         hospitals()
 
 
-def test_the_stand_in_is_the_same_each_time_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.delenv("MTLIB_DATA", raising=False)
-    monkeypatch.setenv("MTLIB_OFFLINE", "1")
-    monkeypatch.setattr(download, "cache", lambda: tmp_path)
+def test_the_stand_in_is_the_same_each_time_and_says_so(offline):
     a, b = hospitals(), drawn()
     assert list(a) == list(FILES)
     for name in FILES:
@@ -133,24 +123,22 @@ def test_draws_leave_both_kinds_on_both_sides():
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """The page at its small scale, on drawn patients."""
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
+def patients(small):
+    """Drawn patients, whom the page takes for the hospitals'."""
     plain = drawn()
-    monkeypatch.setattr(module, "hospitals", lambda: plain)
+    small.setattr(module, "hospitals", lambda: plain)
     return plain
 
 
-def test_nothing_is_chosen_with_labels_of_the_target(small, monkeypatch):
+def test_nothing_is_chosen_with_labels_of_the_target(patients, small):
     """Baselines' settings, precisions, MAML's rate and the method itself: the target's outcomes shuffled, all stay."""
 
     def run(shuffled: str | None):
-        found = dict(small)
+        found = dict(patients)
         if shuffled:
-            y = np.random.default_rng(0).permutation(small[shuffled].y)
-            found[shuffled] = small[shuffled]._replace(y=y)
-        monkeypatch.setattr(module, "hospitals", lambda: found)
+            y = np.random.default_rng(0).permutation(patients[shuffled].y)
+            found[shuffled] = patients[shuffled]._replace(y=y)
+        small.setattr(module, "hospitals", lambda: found)
         space = run_until("heart", "by_name")
         return space["CHOSEN"]
 
@@ -163,7 +151,7 @@ def test_nothing_is_chosen_with_labels_of_the_target(small, monkeypatch):
         assert mine == {k: after[k] for k in mine}
 
 
-def test_the_correction(small):
+def test_the_correction(patients):
     """What the page's learner claims, in one run of the page up to it."""
     space = run_until("heart", "corrected")
     penalised_maximum(space["corrected"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from problems import convolutional, largest, seeded, vectors
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib.bilevel import bilevel, secant
-from mtlib.core import Batch, Episode, apply, features, load, net_state, over, parameters, start
+from mtlib.core import Batch, apply, features, load, net_state, over, parameters, start
 from mtlib.joint import joint, own_columns, risks, toward
 from mtlib.learners.closed_form import ridge, ridge_solution
 from mtlib.learners.finetune import as_is, finetune, linear_probe
@@ -24,16 +25,6 @@ from mtlib.train import fit
 from mtlib.transfer.align import coral, covariance
 
 
-def largest(a, b):
-    assert a.keys() == b.keys()
-    return max(float((a[k] - b[k]).abs().max()) for k in a)
-
-
-def seeded(make, seed=0):
-    torch.manual_seed(seed)
-    return make().double()
-
-
 @pytest.fixture
 def net():
     return seeded(lambda: mlp(3, (8, 8), 2))
@@ -41,13 +32,7 @@ def net():
 
 @pytest.fixture
 def episode():
-    g = torch.Generator().manual_seed(0)
-
-    def draw():
-        shapes = ((4, 6, 3), (4, 6, 2))
-        return Batch(*(torch.randn(s, generator=g, dtype=torch.float64) for s in shapes))
-
-    return Episode(draw(), draw())
+    return vectors()
 
 
 def test_anil_is_maml_where_the_body_has_no_parameters(episode):
@@ -236,7 +221,7 @@ def test_coral_draws_two_domains_together():
 
 
 def test_relu_after_the_pool_and_no_bias_change_nothing():
-    net = seeded(lambda: conv4(3, width=4, size=16))
+    net = convolutional()
     x = torch.rand(5, 1, 16, 16, dtype=torch.float64)
     z = x
     for conv, norm, pool, relu in list(net.body)[1:5]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from pages import run_until
 
@@ -10,13 +9,7 @@ from mtlib.data import characters as module
 from mtlib.data.glyphs import glyphs
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
-
-
-def choices(monkeypatch, shuffled: bool):
+def choices(patch, shuffled: bool):
     """What the page chooses on glyphs; with `shuffled`, the test characters' drawings change classes."""
 
     def characters(part="train", **_):
@@ -28,13 +21,13 @@ def choices(monkeypatch, shuffled: bool):
             data = data._replace(items=flat[order].view_as(data.items))
         return data
 
-    monkeypatch.setattr(module, "characters", characters)
+    patch.setattr(module, "characters", characters)
     space = run_until("images", "CHOSEN")
     streams = space["validation_stream"](0).support.x, space["test_stream"](0).support.x
     return space["CHOSEN"], streams
 
 
-def test_the_settings_are_chosen_without_test_labels(small, monkeypatch):
-    (a, seen), (b, again) = (choices(monkeypatch, shuffled) for shuffled in (False, True))
+def test_the_settings_are_chosen_without_test_labels(small):
+    (a, seen), (b, again) = (choices(small, shuffled) for shuffled in (False, True))
     assert a == b and len(a) == 4
     assert torch.equal(seen[0], again[0]) and not torch.equal(seen[1], again[1])

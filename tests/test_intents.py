@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
+from machine import real
 from pages import run_until
 
 from mtlib.data import clinc as module
-from mtlib.data import download
 from mtlib.data.clinc import FILES, drawn, intents, key, once
 from mtlib.data.download import Altered, fetch
 
-FOLDER = os.environ.get("MTLIB_DATA", "")
-real = pytest.mark.skipif(
-    not os.path.isdir(os.path.join(FOLDER, "clinc150")),
-    reason="MTLIB_DATA names no folder with clinc150",
-)
+there = real("clinc150")
 
 
-@real
+@there
 def test_counts_and_copies():
     found = intents(50)
     assert len(found.domains) == 10 and len(found.names) == len(set(found.names)) == 150
@@ -35,7 +30,7 @@ def test_counts_and_copies():
     assert intents(130).texts[7][:50] == found.texts[7]
 
 
-@real
+@there
 def test_domains_hold_their_own_intents():
     """The files list the intents of each domain; a sentence goes where the files say."""
     found = intents(50)
@@ -63,7 +58,7 @@ def test_a_copy_is_dropped_whatever_its_intent_capitals_and_stops():
     assert found.repeated == 2 and found.outside == {"val": ["a", "b"], "test": ["c"]}
 
 
-@real
+@there
 @pytest.mark.parametrize("name", list(FILES))
 def test_one_altered_file_is_an_error_and_no_stand_in(name, tmp_path, monkeypatch):
     for k, remote in FILES.items():
@@ -82,10 +77,7 @@ def test_a_number_of_sentences_that_is_not_there_is_refused():
             intents(n)
 
 
-def test_the_stand_in_is_the_same_each_time_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.delenv("MTLIB_DATA", raising=False)
-    monkeypatch.setenv("MTLIB_OFFLINE", "1")
-    monkeypatch.setattr(download, "cache", lambda: tmp_path)
+def test_the_stand_in_is_the_same_each_time_and_says_so(offline):
     found = intents(20)
     assert found.source.endswith("(stand-in)") and len(found.names) == len(set(found.names)) == 150
     assert drawn(20) == found != drawn(20, seed=1)
@@ -95,13 +87,6 @@ def test_the_stand_in_is_the_same_each_time_and_says_so(tmp_path, monkeypatch):
         {w for texts in found.texts[a : a + 15] for t in texts for w in t.split()} for a in (0, 15)
     ]
     assert words[0] - words[1] and words[1] - words[0] and words[0] & words[1]
-
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
-    return monkeypatch
 
 
 def run(monkeypatch, data):

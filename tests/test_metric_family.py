@@ -7,6 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from problems import moved, seeded
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestCentroid, NearestNeighbors
 from torch import nn
@@ -37,8 +38,7 @@ WAYS, SHOTS = 3, 4
 
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
-    return mlp(5, (8,), WAYS).double()
+    return seeded(lambda: mlp(5, (8,), WAYS))
 
 
 def draw(shots, seed):
@@ -53,14 +53,6 @@ SUPPORT, QUERY = draw(SHOTS, 1), draw(6, 2)
 
 def answer(learner, phi=None, support=SUPPORT, x=QUERY.x):
     return learner.predict(learner.adapt(phi or learner.init(), support), x)
-
-
-def noisy(phi, prefix, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return {
-        k: v + torch.randn(v.shape, generator=g, dtype=v.dtype) if k.startswith(prefix) else v
-        for k, v in phi.items()
-    }
 
 
 # Metric --------------------------------------------------------------------------------------
@@ -162,7 +154,7 @@ def test_simpleshot_is_protonet_on_centred_features_of_length_one(net):
 
 def test_feat_with_no_output_of_its_attention_is_protonet(net):
     learner = feat(net)
-    phi = noisy(learner.init(), "attention.")
+    phi = moved(learner.init(), 1.0, prefix="attention.")
     plain = answer(protonet(net))
     assert torch.equal(answer(learner), plain)  # as it starts
     silent = {**phi, "attention.output.weight": torch.zeros(8, 8).double()}

@@ -13,9 +13,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from machine import ROOT
+from pages import NOTEBOOKS
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["urls"][
     "Repository"
 ]

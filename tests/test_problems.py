@@ -7,6 +7,7 @@ import pytest
 import sklearn.datasets
 import torch
 from pages import run_until
+from problems import normal, seeded
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -28,10 +29,6 @@ class Blocks(nn.Module):
         return self.left(x[:, :2]) + self.right(x[:, 2:])
 
 
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def regression(tasks=1, rows=12, inputs=5):
     x, y = normal(tasks, 2 * rows, inputs), normal(tasks, 2 * rows, 1, seed=1)
     return Episode(Batch(x[:, :rows], y[:, :rows]), Batch(x[:, rows:], y[:, rows:]))
@@ -44,8 +41,7 @@ def classes(tasks=1, rows=8):
 
 
 def net(seed=0):
-    torch.manual_seed(seed)
-    return mlp(4, (6,), 3).double()
+    return seeded(lambda: mlp(4, (6,), 3), seed)
 
 
 def slopes(objective, phi, data, eps=1e-5):
@@ -225,9 +221,7 @@ def test_errors_say_what_was_expected():
 # The page -------------------------------------------------------------------------------------
 
 
-def test_nothing_on_the_page_is_chosen_with_test_labels(monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
+def test_nothing_on_the_page_is_chosen_with_test_labels(small):
     plain = sklearn.datasets.load_digits()
 
     def run(used):
@@ -235,7 +229,7 @@ def test_nothing_on_the_page_is_chosen_with_test_labels(monkeypatch):
         raw.target = plain.target.copy()
         order = np.random.default_rng([0, 77]).permutation(len(raw.target))
         raw.target[order[used:]] = (raw.target[order[used:]] + 3) % 10
-        monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: raw)
+        small.setattr(sklearn.datasets, "load_digits", lambda: raw)
         page = run_until("problems", "DISTILLED")
         single, phi = page["CHOSEN"]["alone", 0]
         learned = page["LEARNED"][page["CLEAN"][1], 0]

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from problems import seeded
 from scipy import stats
 from torch.nn.functional import cross_entropy, mse_loss, softplus
 
@@ -22,8 +23,7 @@ from mtlib.train import fit
 
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
-    return mlp(1, (6,), 2).double()
+    return seeded(lambda: mlp(1, (6,), 2))
 
 
 def draw(rows, seed, ways=2):

@@ -13,14 +13,14 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from machine import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pages import NOTEBOOKS
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mtlib"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))
 PROJECT = PYPROJECT["project"]
-NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 
 # What each room of the package may import of the package. A new module needs a row here.
 STAR = {
@@ -105,6 +105,17 @@ def test_imports_form_a_star(name):
             assert not any(m.split(".")[0] == library for m in ROOMED[name]), (
                 f"{name} imports {library}"
             )
+
+
+def test_contributing_says_which_test_is_whose():
+    """Each room stands in the map, and each test that the map names exists."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf8")
+    rows = re.findall(r"^\| (`.+?) \| (.+) \|$", text, re.MULTILINE)
+    rooms = {room for first, _ in rows for room in re.findall(r"`(\w+)/?`", first)}
+    assert rooms == {name.split(".")[1] for name in ROOMED}
+    named = {name for _, tests in rows for name in re.findall(r"`(test_\w+\.py)`", tests)}
+    assert named and not {name for name in named if not (ROOT / "tests" / name).is_file()}
+    assert all("`test_" in tests for _, tests in rows)
 
 
 def test_the_root_is_small():

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import http.server
 import importlib
-import os
 import pkgutil
-import threading
+import shutil
 from pathlib import Path
 
 import pytest
+from machine import FOLDER, always, damage, served
 
 import mtlib.data
-from mtlib.data import download
 from mtlib.data.download import Altered, Remote, Unreachable, fetch
-
-FOLDER = os.environ.get("MTLIB_DATA", "")
 
 
 def remotes(value: object) -> list[Remote]:
@@ -35,8 +31,7 @@ ALL = {r.name: r for m in MODULES for k, v in vars(m).items() if k[:1] != "_" fo
 
 
 def here(remote: Remote) -> Path | None:
-    places = [Path(FOLDER) / remote.name] if FOLDER else []
-    places += [p.with_name(a) for p in places for a in remote.aliases]
+    places = [FOLDER / remote.name, *((FOLDER / remote.name).with_name(a) for a in remote.aliases)]
     return next((p for p in places if p.is_file()), None)
 
 
@@ -46,20 +41,12 @@ def remote(request):
 
 
 @pytest.fixture
-def real(remote):
+def real(remote, home, monkeypatch):
     path = here(remote)
     if path is None:
         pytest.skip(f"MTLIB_DATA names no folder with {remote.name}")
+    monkeypatch.setenv("MTLIB_DATA", str(FOLDER))
     return path
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.delenv("MTLIB_OFFLINE", raising=False)
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "cache", lambda: tmp_path / "cache")
-    return tmp_path
 
 
 def test_the_address_is_pinned_and_the_digest_whole(remote):
@@ -75,9 +62,8 @@ def test_the_real_file_is_found_and_verified(remote, real):
 def test_an_altered_copy_is_refused(remote, real, home, monkeypatch):
     copy = home / "data" / remote.name
     copy.parent.mkdir(parents=True)
-    data = bytearray(real.read_bytes())
-    data[len(data) // 2] ^= 1
-    copy.write_bytes(data)
+    shutil.copyfile(real, copy)
+    damage(copy)
     monkeypatch.setenv("MTLIB_DATA", str(home / "data"))
     with pytest.raises(Altered, match="truncated or altered"):
         fetch(remote)
@@ -85,33 +71,14 @@ def test_an_altered_copy_is_refused(remote, real, home, monkeypatch):
 
 def test_it_downloads_from_a_server(remote, real, home, monkeypatch):
     body = real.read_bytes()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
     monkeypatch.delenv("MTLIB_DATA")
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        local = remote._replace(url=f"http://127.0.0.1:{server.server_port}/file")
-        try:
-            path = fetch(local)
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(always(body)) as url:
+        local = remote._replace(url=f"{url}/file")
+        path = fetch(local)
     assert path == home / "cache" / remote.name and path.read_bytes() == body
     assert fetch(local) == path, "asked again for what it has"
 
 
-def test_without_file_and_network_it_says_what_to_do(remote, monkeypatch):
-    monkeypatch.delenv("MTLIB_DATA", raising=False)
-    monkeypatch.setenv("MTLIB_OFFLINE", "1")
+def test_without_file_and_network_it_says_what_to_do(remote, offline):
     with pytest.raises(Unreachable, match="put the file at"):
         fetch(remote)

@@ -67,7 +67,7 @@ def test_what_is_not_a_number_is_refused_in_details_too_and_leaves_no_file(folde
 def test_what_makes_no_sense_is_refused(folder):
     bad = GOOD.entries[0]
     for entries, said in (
-        ((bad, bad), "one entry a method"),
+        ((bad, bad), "one entry per method"),
         ((bad, bad._replace(method="x", kind="magic")), "kind of 'x'"),
         ((bad, bad._replace(method="x", mean=float("nan"))), "finite"),
         ((bad,), "gain between two entries"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pages import run_until
+from problems import normal, seeded
 from torch import nn
 
 from mtlib.bilevel import bilevel, first_order
@@ -25,13 +26,8 @@ from mtlib.nets import mlp
 SPREAD = 0.3
 
 
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def policy():
-    torch.manual_seed(0)
-    return mlp(2, (8,), 2).double()
+    return seeded(lambda: mlp(2, (8,), 2))
 
 
 def draw(tasks=2, trajectories=5, horizon=4):
@@ -210,16 +206,13 @@ def test_zero_steps_are_joint_training():
 # The page -------------------------------------------------------------------------------------
 
 
-def test_rates_are_chosen_without_the_test_tasks(monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
-
+def test_rates_are_chosen_without_the_test_tasks(small):
     def run(changed):
         def other(*arguments, seed=0, **more):
             stream = navigation(*arguments, seed=seed, **more)
             return (lambda step: over(lambda d: -d, stream(step))) if seed in changed else stream
 
-        monkeypatch.setattr(module, "navigation", other)
+        small.setattr(module, "navigation", other)
         page = run_until("returns", "CHOSEN")
         return (page["CHOSEN"], page["VALIDATED"]), page["TEST"], page["CHOICE"]
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
+from machine import real
 from pages import run_until
 
-from mtlib.data import download
 from mtlib.data import sentiment as module
 from mtlib.data.sentiment import FILES, drawn, draws, sites
 
-FOLDER = os.environ.get("MTLIB_DATA", "")
-real = pytest.mark.skipif(
-    not os.path.isdir(os.path.join(FOLDER, "sentiment")),
-    reason="MTLIB_DATA names no folder with sentiment",
-)
+there = real("sentiment")
 
 
-@real
+@there
 def test_counts_and_copies():
     found = sites()
     assert {k: len(s.texts) for k, s in found.items()} == {"Amazon": 987, "IMDb": 997, "Yelp": 996}
@@ -31,16 +25,13 @@ def test_counts_and_copies():
         assert abs(s.y.double().mean() - 0.5) < 0.01
 
 
-@real
+@there
 def test_a_line_ends_in_a_line_feed_only():
     """IMDb's sentences hold other line breaks, which would split a sentence in two."""
     assert any("\x85" in t for t in sites()["IMDb"].texts)
 
 
-def test_the_stand_in_is_the_same_each_time_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.delenv("MTLIB_DATA", raising=False)
-    monkeypatch.setenv("MTLIB_OFFLINE", "1")
-    monkeypatch.setattr(download, "cache", lambda: tmp_path)
+def test_the_stand_in_is_the_same_each_time_and_says_so(offline):
     found = sites()
     assert list(found) == list(FILES) and all(
         s.source.endswith("(stand-in)") for s in found.values()
@@ -70,10 +61,8 @@ def test_draws_never_meet_their_test_rows():
             draws(z, y, labels=labels, tasks=1, seed=0)
 
 
-def test_the_settings_are_chosen_without_labels_of_the_target(monkeypatch):
+def test_the_settings_are_chosen_without_labels_of_the_target(small):
     """With a target's labels shuffled, what is chosen for it stays; what it scores does not."""
-    monkeypatch.setenv("MTLIB_SCALE", "small")
-    monkeypatch.setenv("MTLIB_PROGRESS", "0")
     plain = {name: drawn(name, sentences=300) for name in FILES}
 
     def run(shuffled: str | None):
@@ -81,7 +70,7 @@ def test_the_settings_are_chosen_without_labels_of_the_target(monkeypatch):
         if shuffled:
             order = np.random.default_rng(0).permutation(len(plain[shuffled].y))
             found[shuffled] = plain[shuffled]._replace(y=plain[shuffled].y[order])
-        monkeypatch.setattr(module, "sites", lambda: found)
+        small.setattr(module, "sites", lambda: found)
         return run_until("sentiment", "CHOSEN")["CHOSEN"]
 
     before = run(None)

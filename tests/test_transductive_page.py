@@ -1,21 +1,13 @@
-"""The page on transductive learners: labels of test characters choose nothing, and its counterparts are inductive."""
+"""The page on transductive learners: whom it asks, and that its counterparts are inductive."""
 
 from __future__ import annotations
 
 import torch
-from pages import mix_test_characters, run_until
+from pages import run_until
 
 from mtlib.core import Batch, take
 from mtlib.learners.metric import protonet
 from mtlib.learners.transductive import entropy_finetune
-
-
-def test_settings_are_chosen_without_labels_of_test_characters(small):
-    before = run_until("transductive", "CHOSEN")
-    mix_test_characters(small)
-    after = run_until("transductive", "CHOSEN")
-    assert len(before["CHOSEN"]) == 12 and before["CHOSEN"] == after["CHOSEN"]
-    assert before["table"] != after["table"]
 
 
 def test_who_is_asked_and_what_a_counterpart_is(small):

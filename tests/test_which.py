@@ -6,16 +6,14 @@ import importlib
 import inspect
 import pkgutil
 import re
-from pathlib import Path
 
 import torch
-from pages import mix_test_characters, mix_test_planted, run_until
+from pages import BOOK, mix_test_characters, mix_test_planted, run_until
 
 import mtlib.learners
 from mtlib.core import Learner, take
 from mtlib.tasks import episodes
 
-BOOK = Path(__file__).resolve().parent.parent / "book"
 GENERAL = {"descent", "inner_loop", "learned", "point"}  # what learners are made of
 ELSEWHERE = {
     "transductive",
