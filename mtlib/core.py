@@ -143,23 +143,14 @@ def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
 
 def features(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """z(θ, x) of shape (B, D): the network's `body` alone."""
-    body = half(net, "body")
-    f = apply(body)
-
-    def z(theta: Params, x: Tensor) -> Tensor:
-        return f(below("body.", theta), x)
-
-    return z
+    f = apply(half(net, "body"))
+    return lambda theta, x: f(below("body.", theta), x)
 
 
 def classify(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """The network's `head` alone: (θ, z) -> (B, W)."""
     f = apply(half(net, "head"))
-
-    def h(theta: Params, z: Tensor) -> Tensor:
-        return f(below("head.", theta), z)
-
-    return h
+    return lambda theta, z: f(below("head.", theta), z)
 
 
 def half(net: nn.Module, name: str) -> nn.Module:
