@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Params, apply, features, parameters, require
-from mtlib.learners.metric import body_of
+from mtlib.learners.metric import body_of, linear_head
 
 
 def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
@@ -164,10 +164,7 @@ def head_matrix(phi: Params) -> Tensor:
 
 def _check(net: nn.Module, **numbers: float) -> None:
     _positive(**numbers)
-    if not isinstance(net.head, nn.Linear) or net.head.bias is None:
-        raise ValueError(
-            f"expected a head of one linear layer with a bias, got {type(net.head).__name__}"
-        )
+    linear_head(net, bias=True)
 
 
 def _positive(**numbers: float) -> None:

@@ -194,13 +194,13 @@ def width(net: nn.Module) -> int:
     return linear_head(net).in_features
 
 
-def linear_head(net: nn.Module) -> nn.Linear:
-    """The head, or a ValueError where it is not one linear layer."""
-    if not isinstance(net.head, nn.Linear):
-        raise ValueError(
-            f"expected a head of one linear layer, which says how wide the features are; got {type(net.head).__name__}"
-        )
-    return net.head
+def linear_head(net: nn.Module, bias: bool = False) -> nn.Linear:
+    """The head, or a ValueError where it is not one linear layer (with a bias, where one is asked for)."""
+    head = half(net, "head")
+    if not isinstance(head, nn.Linear) or (bias and head.bias is None):
+        wanted = "one linear layer with a bias" if bias else "one linear layer"
+        raise ValueError(f"expected a head of {wanted}, got {type(head).__name__}")
+    return head
 
 
 def class_means(z: Tensor, y: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from mtlib.transfer.transferability import rows
+
 
 def entropy(logits: Tensor) -> float:
     """(1/n) Σ_i H(p_i), p = softmax(logits), in nats: lower is surer. {cite}`morerio2018minimal`
@@ -19,7 +21,7 @@ def entropy(logits: Tensor) -> float:
     logits: (n, C) on the target's items. Its minimum, 0, is also reached by one class for everything. Raises
     ValueError for another shape, or numbers that are not finite.
     """
-    p = torch.softmax(_rows(logits, "logits"), 1)
+    p = torch.softmax(rows(logits, "logits"), 1)
     return torch.special.entr(p).sum(1).mean().item()
 
 
@@ -29,7 +31,7 @@ def information(logits: Tensor) -> float:
     logits: (n, C). Between 0 and log C, in nats: sure one by one, varied in sum. It supposes that the classes are
     about equally frequent in the target. {cite}`bridle1991unsupervised`
     """
-    p = torch.softmax(_rows(logits, "logits"), 1)
+    p = torch.softmax(rows(logits, "logits"), 1)
     of_mean = torch.special.entr(p.mean(0)).sum()
     return (of_mean - torch.special.entr(p).sum(1).mean()).item()
 
@@ -41,7 +43,7 @@ def snd(x: Tensor, temperature: float = 0.05) -> float:
     x. Between 0 and log(n − 1): items with many near neighbours score high, and one point for everything scores
     highest.
     """
-    x = _rows(x, "x")
+    x = rows(x, "x")
     if len(x) < 2 or not temperature > 0:
         raise ValueError(
             f"expected n ≥ 2 rows and a temperature > 0, got {len(x)} and {temperature}"
@@ -57,7 +59,7 @@ def density_ratio(source: Tensor, target: Tensor, at: Tensor) -> Tensor:
     w = (n_S / n_T) · q(target | f) / q(source | f), q a logistic regression on standardised features. source: (n_S,
     D), target: (n_T, D), at: (n, D) -> (n,).
     """
-    source, target, at = _rows(source, "source"), _rows(target, "target"), _rows(at, "at")
+    source, target, at = rows(source, "source"), rows(target, "target"), rows(at, "at")
     if not source.shape[1] == target.shape[1] == at.shape[1]:
         shapes = [tuple(d.shape) for d in (source, target, at)]
         raise ValueError(f"expected features of one width, got {shapes}")
@@ -88,12 +90,3 @@ def dev(losses: Tensor, weights: Tensor) -> float:
     cov = ((weighted - weighted.mean()) * (weights - weights.mean())).sum() / (len(losses) - 1)
     eta = -cov / spread
     return (weighted.mean() + eta * weights.mean() - eta).item()
-
-
-def _rows(x: Tensor, name: str) -> Tensor:
-    x = x.detach().double()
-    if x.ndim != 2 or not x.numel():
-        raise ValueError(f"expected {name} of shape (n, columns), got {tuple(x.shape)}")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"expected finite numbers in {name}; some are NaN or infinite")
-    return x

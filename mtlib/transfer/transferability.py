@@ -75,7 +75,7 @@ def logme(f: Tensor, y: Tensor) -> float:
     not finite.
     """
     if y.is_floating_point():
-        f, targets = _real(f), _real(y[:, None] if y.ndim == 1 else y, "y")
+        f, targets = rows(f), rows(y[:, None] if y.ndim == 1 else y, "y")
     else:
         f, y = _labelled(f, y)
         targets = _indicators(y)
@@ -97,7 +97,7 @@ def evidence_maximum(f: Tensor, t: Tensor, tolerance: float = 1e-9) -> Precision
     within 10^±10 of the largest s², where the evidence is flat: features that say nothing send α to infinity,
     targets that are met exactly send β there. {cite}`mackay1992bayesian`
     """
-    f, columns = _real(f), _columns(t, len(f))
+    f, columns = rows(f), _columns(t, len(f))
     u, s, _ = torch.linalg.svd(f, full_matrices=False)
     square, part = s[:, None] ** 2, (u.mT @ columns) ** 2  # (R, 1) and (R, K)
     outside = (columns.square().sum(0) - part.sum(0)).clamp(min=0)
@@ -125,7 +125,7 @@ def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
     """
     if t.ndim != 1:
         raise ValueError(f"expected one column of targets (n,), got {tuple(t.shape)}")
-    f, t = _real(f), _columns(t, len(f))[:, 0]
+    f, t = rows(f), _columns(t, len(f))[:, 0]
     if not (alpha > 0 and beta > 0):
         raise ValueError(f"expected positive precisions, got alpha={alpha}, beta={beta}")
     n, d = f.shape
@@ -165,7 +165,7 @@ def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> fl
     mean over the two domains, so sizes need not be equal. 2 where the domains are told apart always, about 0 (also
     below it, by chance) where never. Raises ValueError for shapes that do not fit.
     """
-    a, b = _real(a, "a"), _real(b, "b")
+    a, b = rows(a, "a"), rows(b, "b")
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 4:
         raise ValueError(
             f"expected two domains of one width and ≥ 4 items each, got {tuple(a.shape)} and {tuple(b.shape)}"
@@ -187,7 +187,8 @@ def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> fl
 # What may come in ----------------------------------------------------------------------------
 
 
-def _real(f: Tensor, name: str = "f") -> Tensor:
+def rows(f: Tensor, name: str = "f") -> Tensor:
+    """f as constants in float64, once it is known to be (n, D) of finite numbers."""
     f = f.detach().double()
     if f.ndim != 2 or not f.numel():
         raise ValueError(f"expected {name} of shape (n, D), got {tuple(f.shape)}")
@@ -199,7 +200,7 @@ def _real(f: Tensor, name: str = "f") -> Tensor:
 def _columns(t: Tensor, n: int) -> Tensor:
     if t.ndim not in (1, 2) or len(t) != n:
         raise ValueError(f"expected one target an item, ({n},), got {tuple(t.shape)}")
-    return _real(t.view(n, -1), "t")
+    return rows(t.view(n, -1), "t")
 
 
 def _classes(y: Tensor, name: str) -> Tensor:
@@ -212,7 +213,7 @@ def _classes(y: Tensor, name: str) -> Tensor:
 
 
 def _labelled(f: Tensor, y: Tensor, at_least: int = 2) -> tuple[Tensor, Tensor]:
-    f, y = _real(f), _classes(y, "y")
+    f, y = rows(f), _classes(y, "y")
     if len(f) != len(y):
         raise ValueError(f"expected as many rows as labels, got {len(f)} and {len(y)}")
     if len(y.unique()) < at_least:
