@@ -113,7 +113,10 @@ def quiz(stream: Stream) -> Stream:
     """The query sets of a stream of episodes, as batches: what joint training on the same tasks sees."""
 
     def queries(step: int) -> Batch:
-        return stream(step).query
+        draw = stream(step)
+        if not isinstance(draw, Episode):
+            raise TypeError(f"expected a stream of episodes, got a {type(draw).__name__}")
+        return draw.query
 
     return queries
 

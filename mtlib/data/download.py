@@ -19,6 +19,7 @@ from typing import NamedTuple
 import platformdirs
 import pooch
 import requests
+from tqdm import tqdm
 
 from mtlib.run.progress import bar
 
@@ -148,12 +149,13 @@ def _sweep(target: Path) -> None:
 class _Shown:
     """A tqdm bar in the form pooch asks for."""
 
-    def __init__(self, shown):  # type: ignore[no-untyped-def]
+    def __init__(self, shown: tqdm) -> None:
         self._bar = shown
 
     @property
     def total(self) -> int | None:
-        return self._bar.total
+        total: int | None = self._bar.total
+        return total
 
     @total.setter
     def total(self, value: int) -> None:

@@ -231,4 +231,5 @@ def every_pair(a: Tensor, b: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √D) v: (B, D), (N, D), (N, E) -> (B, E), written out, as torch's own has no second order on a CPU."""
-    return (q @ k.mT / k.shape[-1] ** 0.5).softmax(-1) @ v
+    scale: float = k.shape[-1] ** 0.5
+    return (q @ k.mT / scale).softmax(-1) @ v

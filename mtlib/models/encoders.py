@@ -38,7 +38,7 @@ def minilm(texts: Sequence[str], batch: int = 128, device: torch.device | str = 
     kept = _kept(place, len(texts))
     if kept is not None:
         return kept
-    z = _model(device).encode(
+    z: Tensor = _model(device).encode(
         list(texts),
         batch_size=batch,
         convert_to_tensor=True,

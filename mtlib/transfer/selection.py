@@ -22,7 +22,7 @@ def entropy(logits: Tensor) -> float:
     ValueError for another shape, or numbers that are not finite.
     """
     p = torch.softmax(rows(logits, "logits"), 1)
-    return torch.special.entr(p).sum(1).mean().item()
+    return float(torch.special.entr(p).sum(1).mean())
 
 
 def information(logits: Tensor) -> float:
@@ -33,7 +33,7 @@ def information(logits: Tensor) -> float:
     """
     p = torch.softmax(rows(logits, "logits"), 1)
     of_mean = torch.special.entr(p.mean(0)).sum()
-    return (of_mean - torch.special.entr(p).sum(1).mean()).item()
+    return float(of_mean - torch.special.entr(p).sum(1).mean())
 
 
 def snd(x: Tensor, temperature: float = 0.05) -> float:
@@ -50,7 +50,7 @@ def snd(x: Tensor, temperature: float = 0.05) -> float:
         )
     x = torch.nn.functional.normalize(x, dim=1)
     alike = (x @ x.mT / temperature).fill_diagonal_(-torch.inf)
-    return torch.special.entr(torch.softmax(alike, 1)).sum(1).mean().item()
+    return float(torch.special.entr(torch.softmax(alike, 1)).sum(1).mean())
 
 
 def density_ratio(source: Tensor, target: Tensor, at: Tensor) -> Tensor:

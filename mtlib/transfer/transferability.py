@@ -31,7 +31,7 @@ def h_score(f: Tensor, y: Tensor) -> float:
     targets = _indicators(y)
     means = targets @ (targets.mT @ g / targets.sum(0)[:, None])  # (n, D), E[f | y] of each item
     inverse = torch.linalg.pinv(g.mT @ g, hermitian=True, rtol=1e-12)
-    return (inverse * (means.mT @ means)).sum().item()
+    return float((inverse * (means.mT @ means)).sum())
 
 
 def nce(z: Tensor, y: Tensor) -> float:
@@ -45,7 +45,7 @@ def nce(z: Tensor, y: Tensor) -> float:
         raise ValueError(f"expected as many z as y, got {tuple(z.shape)} and {tuple(y.shape)}")
     joint = _indicators(z).mT @ _indicators(y) / len(y)  # (Z, C)
     given = joint / joint.sum(1, keepdim=True)
-    return torch.special.xlogy(joint, given).sum().item()
+    return float(torch.special.xlogy(joint, given).sum())
 
 
 def leep(p: Tensor, y: Tensor) -> float:
@@ -133,7 +133,7 @@ def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
     m = beta * torch.linalg.solve(a, f.mT @ t)
     fit = beta * (f @ m - t).square().sum() + alpha * m.square().sum() + torch.linalg.slogdet(a)[1]
     constants = n * math.log(beta) + d * math.log(alpha) - n * math.log(2 * math.pi)
-    return (constants - fit.item()) / 2
+    return (constants - float(fit)) / 2
 
 
 def transrate(f: Tensor, y: Tensor, eps: float = 1e-4) -> float:
@@ -154,7 +154,7 @@ def transrate(f: Tensor, y: Tensor, eps: float = 1e-4) -> float:
 def _rate(f: Tensor, eps: float) -> float:
     n, d = f.shape
     eye = torch.eye(d, dtype=f.dtype, device=f.device)
-    return 0.5 * torch.linalg.slogdet(eye + f.mT @ f / (n * eps))[1].item()
+    return 0.5 * float(torch.linalg.slogdet(eye + f.mT @ f / (n * eps))[1])
 
 
 def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> float:
@@ -223,4 +223,4 @@ def _labelled(f: Tensor, y: Tensor, at_least: int = 2) -> tuple[Tensor, Tensor]:
 
 def _indicators(y: Tensor) -> Tensor:
     """(n,) classes -> (n, C) ones and zeros, a column for each class that occurs."""
-    return one_hot(y.unique(return_inverse=True)[1]).double()
+    return one_hot(torch.unique(y, return_inverse=True)[1]).double()
