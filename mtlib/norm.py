@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -110,12 +110,15 @@ def _signed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
 class _Normalise(Function):
+    apply: ClassVar[Callable[..., Triple]]
+
     @staticmethod
     @_signed
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Triple:
         return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
 
     @staticmethod
@@ -136,17 +139,20 @@ class _Normalise(Function):
 
 
 class _Backward(Function):
+    apply: ClassVar[Callable[..., Triple]]
+
     @staticmethod
     @_signed
     def forward(
         g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Triple:
         wanted = [True, True, True]
         last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
         g = g.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        return torch.ops.aten.native_batch_norm_backward(
+        grads: Triple = torch.ops.aten.native_batch_norm_backward(
             g, x, weight, None, None, mean, rstd, True, eps, wanted
         )
+        return grads
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -165,6 +171,8 @@ class _Backward(Function):
 class _Twice(Function):
     """The backward pass of `_Backward`: (v, v_γ, v_β) -> cotangents of g, x and γ."""
 
+    apply: ClassVar[Callable[..., Triple]]
+
     @staticmethod
     @_signed
     def forward(
@@ -176,7 +184,7 @@ class _Twice(Function):
         weight: Tensor,
         mean: Tensor,
         rstd: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Triple:
         axes, n = _all_but_channels(x), x.numel() // x.shape[1]
 
         def c(per_channel: Tensor) -> Tensor:
@@ -232,6 +240,7 @@ def _unfold(tasks: int, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...]
     def unfold(t: Tensor) -> Tensor:
         if t.ndim == 1:
             return t.view(tasks, -1)
-        return t.unflatten(1, (tasks, -1)).transpose(0, 1)
+        apart: Tensor = t.unflatten(1, (tasks, -1))
+        return apart.transpose(0, 1)
 
     return tuple(unfold(t) for t in tensors), (0,) * len(tensors)

@@ -13,6 +13,7 @@ import numpy as np
 from IPython.display import HTML
 from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
+from matplotlib.rcsetup import cycler
 
 from mtlib.evaluate import Score
 from mtlib.train import Run
@@ -25,7 +26,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 def figure(width: float = 6.4, height: float = 3.2, **subplots: Any) -> Iterator[tuple[Any, Any]]:
     """`with figure() as (fig, axes):` one figure in the book's style, laid out and closed at the end."""
     style: dict[str, Any] = {
-        "axes.prop_cycle": plt.cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLOURS),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,

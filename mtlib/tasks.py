@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ def episodes(
     without replacement. Support x: (T, ways·shots, *item), y: (T, ways·shots, ways) one-hot; rows are
     sorted by class. Raises ValueError where the data cannot give such a task.
     """
-    _positive(ways=ways, shots=shots, queries=queries, tasks=tasks)
+    positive(ways=ways, shots=shots, queries=queries, tasks=tasks)
     classes, items = check_classes(data)
     if ways > classes:
         raise ValueError(
@@ -70,7 +71,7 @@ def mixture(*datasets: Batch, batch: int, seed: int, device: torch.device | str 
     T is the number of data sets, B = `batch` items drawn from each, with replacement. `y` holds either
     targets (n, W), or class numbers (n,) that become one-hot rows of width max + 1 over all data sets.
     """
-    _positive(batch=batch)
+    positive(batch=batch)
     if not datasets:
         raise ValueError("expected at least one data set, got none")
     for i, d in enumerate(datasets):
@@ -112,7 +113,10 @@ def quiz(stream: Stream) -> Stream:
     """The query sets of a stream of episodes, as batches: what joint training on the same tasks sees."""
 
     def queries(step: int) -> Batch:
-        return stream(step).query
+        draw = stream(step)
+        if not isinstance(draw, Episode):
+            raise TypeError(f"expected a stream of episodes, got a {type(draw).__name__}")
+        return draw.query
 
     return queries
 
@@ -198,9 +202,10 @@ def finite(x: Tensor, what: str) -> None:
         )
 
 
-def _positive(**sizes: int) -> None:
+def positive(**sizes: int) -> None:
+    """Raise unless each size is a whole number of at least 1."""
     for name, n in sizes.items():
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
             raise ValueError(f"expected {name} to be a whole number of at least 1, got {n!r}")
 
 

@@ -213,7 +213,10 @@ BAD = {
     ),
     "one episode": (lambda: evaluate(LEARNER, PHI, STREAM, 1), "at least 2 episodes"),
     "scores that are NaN": (lambda: interval(torch.tensor([1.0, float("nan")])), "1 of 2 are not"),
-    "no sinusoids": (lambda: sinusoids(shots=0), "expected shots to be at least 1"),
+    "no sinusoids": (
+        lambda: sinusoids(shots=0),
+        "expected shots to be a whole number of at least 1",
+    ),
     "tasks of several counts": (
         lambda: OBJECTIVE(
             PHI, Episode(STREAM(0).support, Batch(*(d[:1] for d in STREAM(0).query)))

@@ -49,7 +49,9 @@ def test_the_stream_is_pure_and_its_halves_share_the_goal_alone():
     assert (goals[0] != goals[1]).all() and goals.abs().max() <= 1
     assert (a.support.x[..., :2] != a.query.x[..., :2]).all()
     assert not torch.equal(stream(8).support.x, a.support.x)
-    with pytest.raises(ValueError, match="expected horizon to be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="expected horizon to be a whole number of at least 1, got 0"
+    ):
         navigation(horizon=0)
 
 

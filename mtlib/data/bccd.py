@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -15,7 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mtlib.data.download import Altered, Remote, Unreachable, cache, contents, fetch
+from mtlib.data.download import (
+    Altered,
+    Remote,
+    Unreachable,
+    cache,
+    contents,
+    digest_of,
+    fetch,
+    offline,
+)
 from mtlib.data.scenes import Photographs, scenes
 
 _COMMIT = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"
@@ -89,11 +96,8 @@ def annotation(xml: bytes) -> tuple[Tensor, Tensor]:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 over the members below BCCD/, sorted by path, each as path, NUL, hex SHA-256, newline."""
-    total = hashlib.sha256()
-    for name, data in sorted(_files(path).items()):
-        total.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
-    return total.hexdigest()
+    """`digest_of` the members below BCCD/, sorted by path."""
+    return digest_of(sorted(_files(path).items()))
 
 
 def _files(path: Path) -> dict[str, bytes]:
@@ -121,7 +125,7 @@ def _archive() -> Path:
 def _download(target: Path, timeout: float = 10.0) -> None:
     """The commit's archive into the cache, whole or not at all."""
     part = target.with_suffix(".part")
-    if _offline():
+    if offline():
         raise Unreachable(
             f"{ARCHIVE.name} is not on this machine and MTLIB_OFFLINE=1 is set; put it into MTLIB_DATA"
         )
@@ -148,10 +152,6 @@ def _verified(path: Path) -> Path:
             f"It is truncated or altered; delete it and fetch it again from {ARCHIVE.url}"
         )
     return path
-
-
-def _offline() -> bool:
-    return os.environ.get("MTLIB_OFFLINE") == "1"
 
 
 def _check(part: str, size: tuple[int, int]) -> None:

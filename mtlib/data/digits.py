@@ -77,7 +77,8 @@ def prepared(image: np.ndarray, size: int, crop: bool) -> np.ndarray:
         image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     picture = Image.fromarray(np.round(255 * image).astype(np.uint8))
     small = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR), np.float32)
-    return small / max(small.max(), 1.0)
+    scaled: np.ndarray = small / max(small.max(), 1.0)
+    return scaled
 
 
 def _mnist() -> tuple[np.ndarray, np.ndarray]:

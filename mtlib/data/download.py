@@ -11,7 +11,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import platformdirs
 import pooch
 import requests
+from tqdm import tqdm
 
 from mtlib.run.progress import bar
 
@@ -54,7 +55,7 @@ def fetch(remote: Remote, timeout: float = 10.0, local: bool = False) -> Path:
     target = cache() / remote.name
     if os.path.exists(target):
         return verified(target, remote)
-    if local or os.environ.get("MTLIB_OFFLINE") == "1":
+    if local or offline():
         why = "a local file was asked for" if local else "MTLIB_OFFLINE=1 is set"
         raise _unreachable(remote, target, why)
     return _download(remote, target, timeout)
@@ -63,6 +64,11 @@ def fetch(remote: Remote, timeout: float = 10.0, local: bool = False) -> Path:
 def cache() -> Path:
     """The user's cache folder, where the platform keeps such things."""
     return Path(platformdirs.user_cache_dir("mtlib-book", appauthor=False))
+
+
+def offline() -> bool:
+    """Whether nothing may be downloaded: MTLIB_OFFLINE=1."""
+    return os.environ.get("MTLIB_OFFLINE") == "1"
 
 
 def verified(path: Path, remote: Remote) -> Path:
@@ -143,12 +149,13 @@ def _sweep(target: Path) -> None:
 class _Shown:
     """A tqdm bar in the form pooch asks for."""
 
-    def __init__(self, shown):  # type: ignore[no-untyped-def]
+    def __init__(self, shown: tqdm) -> None:
         self._bar = shown
 
     @property
     def total(self) -> int | None:
-        return self._bar.total
+        total: int | None = self._bar.total
+        return total
 
     @total.setter
     def total(self, value: int) -> None:
@@ -224,6 +231,14 @@ def contents(path: Path) -> Iterator[tuple[str, bytes]]:
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise _damaged(path, error) from error
             yield m.filename, data
+
+
+def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
+    """SHA-256 over the files in the order given, each as path, NUL, hex SHA-256 of its bytes, newline."""
+    total = hashlib.sha256()
+    for name, data in files:
+        total.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -142,7 +142,9 @@ class Preparation(NamedTuple):
     scale: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return (np.where(np.isnan(x), self.fill, x) - self.centre) / self.scale
+        filled: np.ndarray = np.where(np.isnan(x), self.fill, x)
+        scaled: np.ndarray = (filled - self.centre) / self.scale
+        return scaled
 
 
 def prepare(x: np.ndarray) -> Preparation:

@@ -96,4 +96,5 @@ def _best_match(letters: np.ndarray, motif: np.ndarray) -> np.ndarray:
         for strand in (letters, 3 - letters[:, ::-1])
         for start in range(letters.shape[1] - w + 1)
     ]
-    return np.logaddexp.reduce(found, axis=0)
+    soft: np.ndarray = np.logaddexp.reduce(found, axis=0)
+    return soft

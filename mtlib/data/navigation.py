@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
+from mtlib.tasks import positive
 
 STEP = 0.2  # the longest step along each axis
 
@@ -17,9 +18,7 @@ def navigation(trajectories: int = 20, horizon: int = 10, tasks: int = 20, seed:
     `stream(step)` -> Episode; support and query have x (T, N, H, 4): two standard-normal draws for the action
     and the goal, in each of H steps of N trajectories; y (T, N, H): ones, how much each reward counts.
     """
-    for name, n in {"trajectories": trajectories, "horizon": horizon, "tasks": tasks}.items():
-        if n < 1:
-            raise ValueError(f"expected {name} to be at least 1, got {n}")
+    positive(trajectories=trajectories, horizon=horizon, tasks=tasks)
 
     def stream(step: int) -> Episode:
         rng = np.random.default_rng([seed, step])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import tempfile
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mtlib.data.download import Remote, cache, contents, fetch
+from mtlib.data.download import Remote, cache, contents, digest_of, fetch
 from mtlib.tasks import ClassSet
 
 _LAKE = "https://raw.githubusercontent.com/brendenlake/omniglot/057f034baf2ecb8530bc5710e5a23584d2a519cc/python"
@@ -121,11 +120,8 @@ def _chosen(split: str, part: str, drawn: dict[str, np.ndarray]) -> set[str]:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 over the members sorted by path, each as path, NUL, hex SHA-256 of its bytes, newline."""
-    total = hashlib.sha256()
-    for name, data in contents(path):
-        total.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
-    return total.hexdigest()
+    """`digest_of` the members, sorted by path."""
+    return digest_of(contents(path))
 
 
 def _drawings(half: str, size: int) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
+from mtlib.tasks import positive
 
 AMPLITUDE = (0.1, 5.0)
 PHASE = (0.0, math.pi)
@@ -27,9 +28,7 @@ def sinusoids(
 
     `stream(step)` -> Episode, support x and y: (T, shots, 1), query: (T, queries, 1).
     """
-    for name, n in {"shots": shots, "queries": queries, "tasks": tasks}.items():
-        if n < 1:
-            raise ValueError(f"expected {name} to be at least 1, got {n}")
+    positive(shots=shots, queries=queries, tasks=tasks)
 
     def stream(step: int) -> Episode:
         rng = np.random.default_rng([seed, step])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Params, apply, features, parameters, require
-from mtlib.learners.metric import body_of
+from mtlib.learners.metric import body_of, linear_head
 
 
 def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
@@ -97,13 +99,15 @@ def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Lea
 
 # Their solvers -------------------------------------------------------------------------------
 
+solve: Callable[[Tensor, Tensor], Tensor] = torch.linalg.solve  # which has no type in torch
+
 
 def ridge_solution(z: Tensor, y: Tensor, strength: Tensor) -> Tensor:
     """argmin_V ‖Z V − Y‖² + λ‖V‖²: (N, D), (N, W) -> (D, W), by the smaller of the two systems."""
     n, d = z.shape
     if n <= d:
-        return z.mT @ torch.linalg.solve(z @ z.mT + strength * torch.eye(n).to(z), y)
-    return torch.linalg.solve(z.mT @ z + strength * torch.eye(d).to(z), z.mT @ y)
+        return z.mT @ solve(z @ z.mT + strength * torch.eye(n).to(z), y)
+    return solve(z.mT @ z + strength * torch.eye(d).to(z), z.mT @ y)
 
 
 def crammer_singer(gram: Tensor, y: Tensor, strength: float, steps: int = 40) -> Tensor:
@@ -130,7 +134,7 @@ def vanishing(k: Tensor, y: Tensor, strength: float, steps: int) -> Tensor:
         # (K + s/β) dβ − dν1ᵀ = τ/β − s and Σ_k dβ_nk = C − Σ_k β_nk: one class at a time, but for dν
         inverse = torch.linalg.inv(k + torch.diag_embed((s / beta).mT))  # (W, N, N)
         alone = (inverse @ (tau / beta - s).mT[..., None])[..., 0]  # (W, N)
-        d_nu = torch.linalg.solve(inverse.sum(0), strength - beta.sum(1) - alone.sum(0))
+        d_nu = solve(inverse.sum(0), strength - beta.sum(1) - alone.sum(0))
         d_beta = (alone + inverse @ d_nu).mT
         go = torch.stack([d_beta, (tau - s * (beta + d_beta)) / beta])  # of β and s, (2, N, W)
         room = torch.where(go < 0, -torch.stack([beta, s]) / go, torch.inf).amin()
@@ -146,7 +150,7 @@ def saddle(k: Tensor, free: Tensor, target: Tensor, total: float) -> Tensor:
     rows = f * one.repeat_interleave(w, 0)  # (NW, N)
     system = torch.cat([torch.cat([a, -rows], 1), torch.cat([rows.mT, 0 * one], 1)])
     right = torch.cat([(free * target).flatten(), k.new_full((n,), total)])
-    return torch.linalg.solve(system, right)[: n * w].reshape(n, w)
+    return solve(system, right)[: n * w].reshape(n, w)
 
 
 # What they share -----------------------------------------------------------------------------
@@ -164,10 +168,7 @@ def head_matrix(phi: Params) -> Tensor:
 
 def _check(net: nn.Module, **numbers: float) -> None:
     _positive(**numbers)
-    if not isinstance(net.head, nn.Linear) or net.head.bias is None:
-        raise ValueError(
-            f"expected a head of one linear layer with a bias, got {type(net.head).__name__}"
-        )
+    linear_head(net, bias=True)
 
 
 def _positive(**numbers: float) -> None:

@@ -15,12 +15,11 @@ from mtlib.core import (
     below,
     classify,
     features,
-    half,
     parameters,
     require,
 )
 from mtlib.learners.gradient import inner_loop
-from mtlib.learners.metric import class_means
+from mtlib.learners.metric import above, body_of, class_means, linear_head
 
 
 def cavia(
@@ -33,13 +32,12 @@ def cavia(
     It fits any network with a linear head, and c = 0 is the network itself. θ carries c as `context`.
     {cite}`zintgraf2019cavia`
     """
-    film = nn.Linear(dims, 2 * _linear_head(net).in_features, bias=False)
+    film = nn.Linear(dims, 2 * linear_head(net, bias=True).in_features, bias=False)
     film = film.to(next(net.parameters()))
     z, h, modulate = features(net), classify(net), apply(film)
 
     def init() -> Params:
-        own = {f"context.{k}": v for k, v in parameters(film).items()}
-        return {**parameters(net), **own}
+        return {**parameters(net), **above("context.", parameters(film))}
 
     def begin(phi: Params, support: Batch) -> Params:
         require(phi, ["context.weight"])
@@ -60,24 +58,12 @@ def protomaml(
     w_k = 2c_k, b_k = −‖c_k‖² with the class means c of z(φ, x) over the support set; then θ ← θ − α ∇L^S(θ),
     body and head. The outer gradient goes through c, too. {cite}`triantafillou2020meta`
     """
-    _linear_head(net)
+    linear_head(net, bias=True)
     z = features(net)
-
-    def init() -> Params:
-        return {k: v for k, v in parameters(net).items() if k.startswith("body.")}
 
     def begin(phi: Params, support: Batch) -> Params:
         c = class_means(z(phi, support.x), support.y)  # (W, D)
         body = {k: phi[k] for k, _ in net.named_parameters() if k.startswith("body.")}
         return {**body, "head.weight": 2 * c, "head.bias": -(c**2).sum(1)}
 
-    return inner_loop(init, begin, apply(net), loss, lr, steps, rule=rule)
-
-
-def _linear_head(net: nn.Module) -> nn.Linear:
-    head = half(net, "head")
-    if not isinstance(head, nn.Linear) or head.bias is None:
-        raise ValueError(
-            f"expected a head of one linear layer with a bias, got {type(head).__name__}"
-        )
-    return head
+    return inner_loop(lambda: body_of(net), begin, apply(net), loss, lr, steps, rule=rule)

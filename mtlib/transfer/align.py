@@ -117,7 +117,8 @@ def entropy(strength: float = 1.0) -> Penalty:
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         p = torch.softmax(logits[-1], -1)
-        return strength * torch.special.entr(p).sum(-1).mean()
+        h: Tensor = torch.special.entr(p).sum(-1)
+        return strength * h.mean()
 
     return penalty
 
@@ -130,7 +131,8 @@ def afn(strength: float = 0.05, step: float = 1.0) -> Penalty:
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         norm = z.norm(dim=-1)
-        return strength * ((norm - (norm.detach() + step)) ** 2).mean()
+        growth: Tensor = (norm - (norm.detach() + step)) ** 2
+        return strength * growth.mean()
 
     return penalty
 
@@ -143,10 +145,9 @@ def bsp(strength: float = 1e-4, largest: int = 1) -> Penalty:
     """
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        gram = (
-            z @ z.mT if z.shape[1] <= z.shape[2] else z.mT @ z
-        )  # (T, ·, ·), its eigenvalues are the σ²
-        return strength * torch.linalg.eigvalsh(gram)[:, -largest:].sum()
+        gram = z @ z.mT if z.shape[1] <= z.shape[2] else z.mT @ z  # (T, ·, ·)
+        squared: Tensor = torch.linalg.eigvalsh(gram)  # σ², the largest last
+        return strength * squared[:, -largest:].sum()
 
     return penalty
 

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from mtlib.transfer.transferability import matrix
+from mtlib.transfer.transferability import rows
 
 
 def entropy(logits: Tensor) -> float:
@@ -21,8 +21,8 @@ def entropy(logits: Tensor) -> float:
     logits: (n, C) on the target's items. Its minimum, 0, is also reached by one class for everything. Raises
     ValueError for another shape, or numbers that are not finite.
     """
-    p = torch.softmax(matrix(logits, "logits", "C"), 1)
-    return torch.special.entr(p).sum(1).mean().item()
+    p = torch.softmax(rows(logits, "logits"), 1)
+    return float(torch.special.entr(p).sum(1).mean())
 
 
 def information(logits: Tensor) -> float:
@@ -31,9 +31,9 @@ def information(logits: Tensor) -> float:
     logits: (n, C). Between 0 and log C, in nats: sure one by one, varied in sum. It supposes that the classes are
     about equally frequent in the target. {cite}`bridle1991unsupervised`
     """
-    p = torch.softmax(matrix(logits, "logits", "C"), 1)
+    p = torch.softmax(rows(logits, "logits"), 1)
     of_mean = torch.special.entr(p.mean(0)).sum()
-    return (of_mean - torch.special.entr(p).sum(1).mean()).item()
+    return float(of_mean - torch.special.entr(p).sum(1).mean())
 
 
 def snd(x: Tensor, temperature: float = 0.05) -> float:
@@ -43,14 +43,14 @@ def snd(x: Tensor, temperature: float = 0.05) -> float:
     x. Between 0 and log(n − 1): items with many near neighbours score high, and one point for everything scores
     highest.
     """
-    x = matrix(x, "x")
+    x = rows(x, "x")
     if len(x) < 2 or not temperature > 0:
         raise ValueError(
             f"expected n ≥ 2 rows and a temperature > 0, got {len(x)} and {temperature}"
         )
     x = torch.nn.functional.normalize(x, dim=1)
     alike = (x @ x.mT / temperature).fill_diagonal_(-torch.inf)
-    return torch.special.entr(torch.softmax(alike, 1)).sum(1).mean().item()
+    return float(torch.special.entr(torch.softmax(alike, 1)).sum(1).mean())
 
 
 def density_ratio(source: Tensor, target: Tensor, at: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def density_ratio(source: Tensor, target: Tensor, at: Tensor) -> Tensor:
     w = (n_S / n_T) · q(target | f) / q(source | f), q a logistic regression on standardised features. source: (n_S,
     D), target: (n_T, D), at: (n, D) -> (n,).
     """
-    source, target, at = matrix(source, "source"), matrix(target, "target"), matrix(at, "at")
+    source, target, at = rows(source, "source"), rows(target, "target"), rows(at, "at")
     if not source.shape[1] == target.shape[1] == at.shape[1]:
         shapes = [tuple(d.shape) for d in (source, target, at)]
         raise ValueError(f"expected features of one width, got {shapes}")

@@ -31,7 +31,7 @@ def h_score(f: Tensor, y: Tensor) -> float:
     targets = _indicators(y)
     means = targets @ (targets.mT @ g / targets.sum(0)[:, None])  # (n, D), E[f | y] of each item
     inverse = torch.linalg.pinv(g.mT @ g, hermitian=True, rtol=1e-12)
-    return (inverse * (means.mT @ means)).sum().item()
+    return float((inverse * (means.mT @ means)).sum())
 
 
 def nce(z: Tensor, y: Tensor) -> float:
@@ -45,7 +45,7 @@ def nce(z: Tensor, y: Tensor) -> float:
         raise ValueError(f"expected as many z as y, got {tuple(z.shape)} and {tuple(y.shape)}")
     joint = _indicators(z).mT @ _indicators(y) / len(y)  # (Z, C)
     given = joint / joint.sum(1, keepdim=True)
-    return torch.special.xlogy(joint, given).sum().item()
+    return float(torch.special.xlogy(joint, given).sum())
 
 
 def leep(p: Tensor, y: Tensor) -> float:
@@ -75,7 +75,7 @@ def logme(f: Tensor, y: Tensor) -> float:
     not finite.
     """
     if y.is_floating_point():
-        f, targets = matrix(f), matrix(y[:, None] if y.ndim == 1 else y, "y")
+        f, targets = rows(f), rows(y[:, None] if y.ndim == 1 else y, "y")
     else:
         f, y = _labelled(f, y)
         targets = _indicators(y)
@@ -97,7 +97,7 @@ def evidence_maximum(f: Tensor, t: Tensor, tolerance: float = 1e-9) -> Precision
     within 10^±10 of the largest s², where the evidence is flat: features that say nothing send α to infinity,
     targets that are met exactly send β there. {cite}`mackay1992bayesian`
     """
-    f, columns = matrix(f), _columns(t, len(f))
+    f, columns = rows(f), _columns(t, len(f))
     u, s, _ = torch.linalg.svd(f, full_matrices=False)
     square, part = s[:, None] ** 2, (u.mT @ columns) ** 2  # (R, 1) and (R, K)
     outside = (columns.square().sum(0) - part.sum(0)).clamp(min=0)
@@ -125,7 +125,7 @@ def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
     """
     if t.ndim != 1:
         raise ValueError(f"expected one column of targets (n,), got {tuple(t.shape)}")
-    f, t = matrix(f), _columns(t, len(f))[:, 0]
+    f, t = rows(f), _columns(t, len(f))[:, 0]
     if not (alpha > 0 and beta > 0):
         raise ValueError(f"expected positive precisions, got alpha={alpha}, beta={beta}")
     n, d = f.shape
@@ -133,7 +133,7 @@ def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
     m = beta * torch.linalg.solve(a, f.mT @ t)
     fit = beta * (f @ m - t).square().sum() + alpha * m.square().sum() + torch.linalg.slogdet(a)[1]
     constants = n * math.log(beta) + d * math.log(alpha) - n * math.log(2 * math.pi)
-    return (constants - fit.item()) / 2
+    return (constants - float(fit)) / 2
 
 
 def transrate(f: Tensor, y: Tensor, eps: float = 1e-4) -> float:
@@ -154,7 +154,7 @@ def transrate(f: Tensor, y: Tensor, eps: float = 1e-4) -> float:
 def _rate(f: Tensor, eps: float) -> float:
     n, d = f.shape
     eye = torch.eye(d, dtype=f.dtype, device=f.device)
-    return 0.5 * torch.linalg.slogdet(eye + f.mT @ f / (n * eps))[1].item()
+    return 0.5 * float(torch.linalg.slogdet(eye + f.mT @ f / (n * eps))[1])
 
 
 def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> float:
@@ -165,7 +165,7 @@ def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> fl
     mean over the two domains, so sizes need not be equal. 2 where the domains are told apart always, about 0 (also
     below it, by chance) where never. Raises ValueError for shapes that do not fit.
     """
-    a, b = matrix(a, "a"), matrix(b, "b")
+    a, b = rows(a, "a"), rows(b, "b")
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 4:
         raise ValueError(
             f"expected two domains of one width and ≥ 4 items each, got {tuple(a.shape)} and {tuple(b.shape)}"
@@ -187,11 +187,11 @@ def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> fl
 # What may come in ----------------------------------------------------------------------------
 
 
-def matrix(f: Tensor, name: str = "f", columns: str = "D") -> Tensor:
-    """f in double precision, without its graph. Raises ValueError unless it is a finite matrix that holds something."""
+def rows(f: Tensor, name: str = "f") -> Tensor:
+    """f as constants in float64, once it is known to be (n, D) of finite numbers."""
     f = f.detach().double()
     if f.ndim != 2 or not f.numel():
-        raise ValueError(f"expected {name} of shape (n, {columns}), got {tuple(f.shape)}")
+        raise ValueError(f"expected {name} of shape (n, D), got {tuple(f.shape)}")
     if not bool(torch.isfinite(f).all()):
         raise ValueError(f"expected finite numbers in {name}; some are NaN or infinite")
     return f
@@ -200,7 +200,7 @@ def matrix(f: Tensor, name: str = "f", columns: str = "D") -> Tensor:
 def _columns(t: Tensor, n: int) -> Tensor:
     if t.ndim not in (1, 2) or len(t) != n:
         raise ValueError(f"expected one target an item, ({n},), got {tuple(t.shape)}")
-    return matrix(t.view(n, -1), "t")
+    return rows(t.view(n, -1), "t")
 
 
 def _classes(y: Tensor, name: str) -> Tensor:
@@ -213,7 +213,7 @@ def _classes(y: Tensor, name: str) -> Tensor:
 
 
 def _labelled(f: Tensor, y: Tensor, at_least: int = 2) -> tuple[Tensor, Tensor]:
-    f, y = matrix(f), _classes(y, "y")
+    f, y = rows(f), _classes(y, "y")
     if len(f) != len(y):
         raise ValueError(f"expected as many rows as labels, got {len(f)} and {len(y)}")
     if len(y.unique()) < at_least:
@@ -223,4 +223,4 @@ def _labelled(f: Tensor, y: Tensor, at_least: int = 2) -> tuple[Tensor, Tensor]:
 
 def _indicators(y: Tensor) -> Tensor:
     """(n,) classes -> (n, C) ones and zeros, a column for each class that occurs."""
-    return one_hot(y.unique(return_inverse=True)[1]).double()
+    return one_hot(torch.unique(y, return_inverse=True)[1]).double()

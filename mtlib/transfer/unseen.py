@@ -130,7 +130,7 @@ def mixup(stream: Stream, strength: float, seed: int) -> Stream:
         return stream
 
     def mixed(step: int) -> Batch:
-        batch = stream(step)
+        batch = _domains(stream(step), "mixup", 1)
         rng = np.random.default_rng([seed, step, 59])
         sets, items = batch.x.shape[:2]
         order = torch.from_numpy(rng.permutation(sets * items)).to(batch.x.device)
@@ -141,7 +141,8 @@ def mixup(stream: Stream, strength: float, seed: int) -> Stream:
             w = share.to(d).view(-1, *[1] * (flat.ndim - 1))
             return (w * flat + (1 - w) * flat[order]).view_as(d)
 
-        return over(mix, batch)
+        result: Batch = over(mix, batch)
+        return result
 
     return mixed
 
@@ -162,8 +163,8 @@ def _logits(phi: Params, values: Tensor) -> Tensor:
     return gamma.to(values)
 
 
-def _domains(batch: Batch, who: str) -> Batch:
-    if not isinstance(batch, Batch) or len(batch.x) < 2:
-        got = f"{len(batch.x)} domain" if isinstance(batch, Batch) else type(batch).__name__
-        raise ValueError(f"{who} expects batches of at least 2 domains (T, B, ...), got {got}")
-    return batch
+def _domains(batch: object, who: str, least: int = 2) -> Batch:
+    if isinstance(batch, Batch) and len(batch.x) >= least:
+        return batch
+    got = f"{len(batch.x)} domain" if isinstance(batch, Batch) else type(batch).__name__
+    raise ValueError(f"{who} expects batches (T, B, ...) of at least {least} domains, got {got}")

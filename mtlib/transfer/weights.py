@@ -152,7 +152,7 @@ def best_alpha(target: int, source: int, distance: float, dimension: float) -> f
     m = target + source
     if target * distance**2 >= dimension:
         return 1.0
-    pull = source * distance / (dimension * m - source * target * distance**2) ** 0.5
+    pull: float = source * distance / (dimension * m - source * target * distance**2) ** 0.5
     return min(1.0, target / m * (1 + pull))
 
 
