@@ -8,12 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import HTML
-from matplotlib.animation import FuncAnimation
-from matplotlib.axes import Axes
-from matplotlib.rcsetup import cycler
+
+try:
+    import matplotlib.pyplot as plt
+    from IPython.display import HTML
+    from matplotlib.animation import FuncAnimation
+    from matplotlib.axes import Axes
+    from matplotlib.rcsetup import cycler
+except ModuleNotFoundError as missing:
+    get = 'pip install "mtlib-book[pages] @ git+https://github.com/OWNER/mtlib-book@main"'
+    raise ModuleNotFoundError(f"{missing}, which figures need: {get}") from missing
 
 from mtlib.evaluate import Score
 from mtlib.train import Run

@@ -6,6 +6,7 @@ The first cell installs it from the repository's address, which git is told to f
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,14 +21,10 @@ ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"][
     "Repository"
 ]
 COLAB = [  # what Colab has; newer torch, as pinned, because of its builds without CUDA
-    "ipython==7.34.0",
+    *re.findall(r"(?m)^(?!torch)\w\S*==\S+$", (ROOT / "tools/colab.txt").read_text("utf8")),
     "ipykernel==6.17.1",
     "jupyter_client<8",
     "nbclient==0.10.4",
-    "numpy==2.1.3",
-    "matplotlib==3.10.0",
-    "scikit-learn==1.6.1",
-    "tqdm==4.67.3",
     "torch==2.13.0",
 ]
 HIDDEN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "JUPYTER_PATH", "JUPYTER_CONFIG_PATH")

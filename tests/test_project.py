@@ -53,14 +53,6 @@ ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pag
 # A room that needs one of these says so where it is absent.
 OPTIONAL = {"sentence_transformers", "transformers", "huggingface_hub", "torchvision"}
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where it is not the module's name
-COLAB = {  # what Colab has: an install there must leave it alone
-    "torch": "2.11.0",
-    "numpy": "2.1.3",
-    "matplotlib": "3.10.0",
-    "ipython": "7.34.0",
-    "scikit-learn": "1.6.1",
-    "tqdm": "4.67.3",
-}
 
 
 # Imports -------------------------------------------------------------------------------------
@@ -144,6 +136,32 @@ def test_every_import_is_a_declared_dependency():
     assert alone <= {canonicalize_name(DISTRIBUTION.get(m, m)) for m in ONLY_IN}
 
 
+def test_without_the_extra_pages_all_but_figures_and_pages_import(tmp_path):
+    """None of the extra's libraries can be found there; the two modules that need them say what to install."""
+    program = f"""
+import importlib, sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("matplotlib", "IPython", "pycocotools"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.path.insert(0, {str(ROOT)!r})
+sys.meta_path.insert(0, Hidden())
+for name in {sorted(GRAPH.keys() - {"mtlib.plots", "mtlib.book.page"})!r}:
+    importlib.import_module(name)
+for name in ("mtlib.plots", "mtlib.book.page"):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+    figures, pages = run_alone(program, tmp_path).splitlines()
+    install = f'pip install "mtlib-book[pages] @ git+{PROJECT["urls"]["Repository"]}@main"'
+    assert figures == f"No module named 'matplotlib', which figures need: {install}"
+    assert pages == f"No module named 'IPython', which pages need: {install}"
+
+
 def test_core_and_one_learner_run_as_a_lone_script(tmp_path):
     """Pasted together, without the package: a reader may take a method away."""
     parts = ["from __future__ import annotations"]
@@ -221,8 +239,9 @@ def test_copies_of_the_address_agree():
 def test_the_address_is_stamped_everywhere(tmp_path):
     """On a copy: a new address differs, is written, agrees; a first cell that is missing is put in."""
     names = ["pyproject.toml", "_config.yml", "README.md", "CITATION.cff", "tools/address.py"]
+    names += ["mtlib/plots.py", "mtlib/book/page.py"]
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text("utf8"), "utf8")
     page = tmp_path / "book" / "page.ipynb"
     page.parent.mkdir()
@@ -265,19 +284,24 @@ def test_dependencies_have_lower_bounds_only():
     assert pinned == {"higher", "torchopt"}
 
 
+def pins(path: Path) -> dict[str, str]:
+    """The versions of a constraints file."""
+    lines = path.read_text("utf8").splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
 def test_colab_satisfies_the_bounds():
     bounds = {r.name: r.specifier for r in REQUIRED}
     bounds |= {r.name: r.specifier for r in map(Requirement, EXTRAS["pages"])}
-    for name, version in COLAB.items():
+    for name, version in pins(ROOT / "tools/colab.txt").items():
         assert version in bounds[name], f"{name} {version} is not {bounds[name]}"
 
 
 def test_constraints_pin_every_dependency():
-    lines = (ROOT / "constraints.txt").read_text("utf8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    pins = {canonicalize_name(k): v for k, v in pins.items()}
+    pinned = pins(ROOT / "constraints.txt")
     for r in EVERY:
-        assert pins[canonicalize_name(r.name)] in r.specifier, f"{r}: pinned outside its bounds"
+        assert pinned[canonicalize_name(r.name)] in r.specifier, f"{r}: pinned outside its bounds"
 
 
 # What is in the repository -------------------------------------------------------------------

@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from IPython.display import Markdown, display
+
+try:
+    from IPython.display import Markdown, display
+except ModuleNotFoundError as missing:
+    get = 'pip install "mtlib-book[pages] @ git+https://github.com/OWNER/mtlib-book@main"'
+    raise ModuleNotFoundError(f"{missing}, which pages need: {get}") from missing
 
 T = TypeVar("T")
 
