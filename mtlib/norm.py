@@ -17,6 +17,7 @@ from torch.autograd import Function
 from mtlib.core import Params, apply, parameters, plain
 
 Statistics = Literal["batch", "stored"]
+"""Where a norm takes mean and variance from: its input, or its buffers."""
 
 
 class Norm(nn.Module):
