@@ -18,7 +18,7 @@ from typing import Any
 
 from autodoc2.render.myst_ import MystRenderer
 from docutils import nodes
-from sphinx.addnodes import desc, desc_parameter, desc_sig_name, pending_xref
+from sphinx.addnodes import desc, desc_name, desc_parameter, desc_sig_name, pending_xref
 from sphinx.util.nodes import make_refnode
 
 FOLDER = "book/reference/"
@@ -107,37 +107,34 @@ def find_types(app: Any, tree: nodes.document) -> None:
 
 
 def link(app: Any, tree: nodes.document, page: str) -> None:
-    """`name` -> a link to its entry in the same module, `mtlib.tasks.quiz` -> to it; parameters are left alone."""
+    """`quiz` -> a link to its entry in the same module; `mtlib.tasks.quiz`, `tasks.quiz` -> from anywhere."""
     if not page.startswith(FOLDER):
         return
     known = app.env.domains["py"].objects
-    for section in tree.findall(nodes.section):
-        module = section[0].astext()  # its heading
-        for literal in [
-            x
-            for part in section
-            if not isinstance(part, nodes.section)
-            for x in part.findall(nodes.literal)
-        ]:
-            text = literal.astext()
-            found = [name for name in (text, f"{module}.{text}", f"mtlib.{text}") if name in known]
-            if found and text not in parameters(literal):
-                entry = known[found[0]]
-                anchor = make_refnode(
-                    app.builder, page, entry.docname, entry.node_id, literal.deepcopy()
-                )
-                literal.replace_self(anchor)
+    for literal in list(tree.findall(nodes.literal)):
+        text, above = literal.astext(), list(ancestors(literal))
+        module = next(n[0].astext() for n in above if isinstance(n, nodes.section))  # its heading
+        names = [text, f"{module}.{text}"]
+        if "." in text or page == f"{FOLDER}index":
+            names.append(f"mtlib.{text}")
+        entries = [n for n in above if isinstance(n, desc)]
+        found = [known[name] for name in names if name in known]
+        if found and not (entries and text in explained(entries[-1])):
+            at = (found[0].docname, found[0].node_id)
+            literal.replace_self(make_refnode(app.builder, page, *at, literal.deepcopy()))
 
 
-def parameters(node: nodes.Node) -> set[str]:
-    """Names of the parameters of the function that a docstring's node is about."""
-    while node and not isinstance(node, desc):
-        node = node.parent
-    return (
-        {n.astext() for p in node.findall(desc_parameter) for n in p.findall(desc_sig_name)}
-        if node
-        else set()
-    )
+def ancestors(node: nodes.Node) -> Iterator[nodes.Node]:
+    while node := node.parent:
+        yield node
+
+
+def explained(entry: desc) -> set[str]:
+    """Names that an entry itself explains, and that mean nothing else there: its own, its parameters and its fields."""
+    parameters = {
+        n.astext() for p in entry.findall(desc_parameter) for n in p.findall(desc_sig_name)
+    }
+    return parameters | {n.astext() for n in entry.findall(desc_name)}
 
 
 def setup(app: Any) -> dict[str, bool]:
