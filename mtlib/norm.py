@@ -18,6 +18,7 @@ from mtlib.core import Params, apply, parameters
 from mtlib.run.fast import plain
 
 Statistics = Literal["batch", "stored"]
+"""Where a norm takes mean and variance from: its input, or its buffers."""
 
 
 class Norm(nn.Module):

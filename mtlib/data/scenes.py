@@ -12,6 +12,8 @@ from mtlib.data.glyphs import glyphs
 
 
 class Photographs(NamedTuple):
+    """n photographs of one size, and the objects in them."""
+
     images: Tensor  # (n, 3, H, W) of uint8
     boxes: list[Tensor]  # n of (K, 4): x1, y1, x2, y2 in pixels
     labels: list[Tensor]  # n of (K,): class numbers

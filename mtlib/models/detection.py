@@ -25,6 +25,8 @@ LEAST = 0.6  # and at least this many cells
 
 
 class Detections(NamedTuple):
+    """The K objects found in one photograph, highest score first."""
+
     boxes: Tensor  # (K, 4) in pixels
     labels: Tensor  # (K,) class numbers
     scores: Tensor  # (K,) in (0, 1), falling

@@ -15,6 +15,8 @@ from mtlib.core import Params
 
 
 class Checkpoint(NamedTuple):
+    """What one file holds: tensors by name, and facts about them."""
+
     tensors: Params
     facts: dict[str, Any]  # JSON: step, settings, versions
 

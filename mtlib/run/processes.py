@@ -20,6 +20,8 @@ from mtlib.core import Params
 
 
 class Group(NamedTuple):
+    """The processes that train together, seen from one of them."""
+
     rank: int  # the number of this process, from 0
     size: int  # the number of processes
     device: torch.device  # where this process computes

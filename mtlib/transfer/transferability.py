@@ -85,7 +85,9 @@ def logme(f: Tensor, y: Tensor) -> float:
 
 
 class Precisions(NamedTuple):
-    alpha: Tensor  # of the prior of w; one a column of the targets
+    """α and β of `logme`'s model, each () or (K,): one a column of the targets."""
+
+    alpha: Tensor  # of the prior of w
     beta: Tensor  # of the noise
 
 
