@@ -37,6 +37,18 @@ def bilevel(
 
     `hypergradient` is `unrolled` where none is given; `chunk` is how many tasks run as one program, `compile` makes it
     one of `torch.compile` (`mtlib.objective.over_tasks`). The data are episodes with a leading axis T.
+
+    ```pycon
+    >>> from mtlib.data.sinusoids import sinusoids
+    >>> from mtlib.learners.gradient import maml
+    >>> from mtlib.nets import mlp
+    >>> mse = torch.nn.functional.mse_loss
+    >>> learner = maml(mlp(1, (8,), 1, seed=0), mse, lr=0.01, steps=5)
+    >>> value, gradient = bilevel(learner, mse).value_and_grad(learner.init(), sinusoids(seed=0)(0))
+    >>> gradient.keys() == learner.init().keys()
+    True
+
+    ```
     """
     task = (hypergradient or unrolled)(learner, loss)
 

@@ -28,17 +28,17 @@ Rule = Callable[[Params, Any], tuple[Params, Any]]
 
 
 class Batch(NamedTuple):
-    """Items and what they should be answered with; in a draw of a stream both have a leading axis T of tasks."""
+    """Items `x` (B, *item) and their targets `y` (B, W), one-hot or real; a draw of a stream has an axis T before."""
 
-    x: Tensor  # (B, *item)
-    y: Tensor  # (B, W), one-hot or real
+    x: Tensor
+    y: Tensor
 
 
 class Episode(NamedTuple):
-    """One task: the items it may learn from, and those it is asked about."""
+    """One task: the `support` that it may learn from, and the `query` that it is asked."""
 
-    support: Batch  # what a task shows
-    query: Batch  # what it asks
+    support: Batch
+    query: Batch
 
 
 Point = tuple[Params, Any]
@@ -284,6 +284,8 @@ def proximity(theta: Params, anchor: Params) -> Tensor:
 
 
 class Start(NamedTuple):
+    """What `start` carried over."""
+
     params: Params  # φ for the new learner
     copied: tuple[str, ...]  # entries taken from the trained parameters
     fresh: tuple[str, ...]  # entries the new learner drew itself: absent, or of another shape

@@ -17,7 +17,7 @@ from mtlib.run.progress import bar
 from mtlib.tasks import check_draw
 from mtlib.train import Diverged
 
-Setting = TypeVar("Setting")
+_Setting = TypeVar("_Setting")
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """`metric(prediction, y)` -> one number an episode."""
@@ -33,12 +33,15 @@ class NotFinite(ValueError):
 
 
 class Score(NamedTuple):
-    """A mean and its 95 % interval, over episodes or over seeds."""
+    """A `mean` and half the width of its 95 % `interval`, over episodes or over seeds.
+
+    `values` (E,) has one number for each of them. `draw` identifies the episodes, so that scores can be paired.
+    """
 
     mean: float
-    interval: float  # half the width of the 95 % interval of the mean
-    values: Tensor  # (E,) one number an episode, or a seed
-    draw: float | None = None  # identifies the episodes, so that scores can be paired
+    interval: float
+    values: Tensor
+    draw: float | None = None
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.interval:.3f}"
@@ -79,6 +82,19 @@ def evaluate(
     progress: bool = True,
 ) -> Score:
     """Adapt to each episode's support set and score its query set: mean and 95 % interval over episodes.
+
+    ```pycon
+    >>> from mtlib.data.planted import planted
+    >>> from mtlib.learners.metric import protonet
+    >>> from mtlib.nets import mlp
+    >>> from mtlib.tasks import episodes
+    >>> learner = protonet(mlp(30, (32,), 5, seed=0))
+    >>> stream = episodes(planted(), ways=5, shots=5, queries=10, tasks=10, seed=1)
+    >>> score = evaluate(learner, learner.init(), stream, episodes=50)
+    >>> score.mean > 0.2, len(score.values)
+    (True, 50)
+
+    ```
 
     The interval is one over episodes, given these parameters; what another training run would give is
     `over_seeds`' business. Draws stream(0), stream(1), … until `episodes` are scored; memory does not grow
@@ -127,7 +143,14 @@ def _joined(parts: Iterable[Tensor]) -> Tensor:
 
 
 def interval(values: Tensor, draw: float | None = None) -> Score:
-    """Mean and 95 % interval of independent numbers: ± t₀.₉₇₅ · s/√n, Student's t with n − 1 degrees of freedom."""
+    """Mean and 95 % interval of independent numbers: ± t₀.₉₇₅ · s/√n, Student's t with n − 1 degrees of freedom.
+
+    ```pycon
+    >>> print(interval(torch.tensor([0.90, 0.92, 0.94, 0.96])))
+    0.930 ± 0.041
+
+    ```
+    """
     values = values.double()
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"expected at least 2 numbers in one row, got shape {tuple(values.shape)}")
@@ -141,6 +164,14 @@ def interval(values: Tensor, draw: float | None = None) -> Score:
 
 def compare(a: Score, b: Score) -> Score:
     """a − b, paired: the same episodes, so what makes an episode easy cancels.
+
+    ```pycon
+    >>> one = interval(torch.tensor([0.70, 0.90, 0.80]), draw=1.0)
+    >>> other = interval(torch.tensor([0.60, 0.80, 0.71]), draw=1.0)
+    >>> compare(one, other).points()
+    '+9.7 ± 1.4'
+
+    ```
 
     Raises ValueError where the two were not scored on the same episodes.
     """
@@ -156,6 +187,12 @@ def over_seeds(measure: Callable[[int], float | Score], seeds: Iterable[int]) ->
     """Run a whole experiment for each seed: mean and 95 % interval over training runs.
 
     `measure(seed)` trains and returns a number, or a Score whose mean counts.
+
+    ```pycon
+    >>> print(over_seeds(lambda seed: 0.9 + 0.01 * seed, range(3)).percent())
+    91.0 ± 2.5
+
+    ```
     """
     results = [measure(seed) for seed in seeds]
     return interval(torch.tensor([r.mean if isinstance(r, Score) else float(r) for r in results]))
@@ -174,13 +211,19 @@ class Best(NamedTuple):
 
 
 def best_of(
-    settings: Mapping[Any, Setting] | Iterable[Setting],
-    quality: Callable[[Setting], float | Score],
+    settings: Mapping[Any, _Setting] | Iterable[_Setting],
+    quality: Callable[[_Setting], float | Score],
     ordered: bool = True,
 ) -> Best:
     """The setting of the highest quality(settings[name]), of equal ones the first: a grid search.
 
     Settings without names are their own names.
+
+    ```pycon
+    >>> best_of((0.01, 0.03, 0.1, 0.3), lambda rate: -((rate - 0.1) ** 2)).setting
+    0.1
+
+    ```
 
     `quality` trains and scores on validation data, never on test data; for a loss give its negative. A run that
     diverged (`Diverged`, `NotFinite`, NaN) is the worst. In an ordered grid a best setting at its edge gives a warning:
@@ -206,7 +249,7 @@ def best_of(
     return Best(best, table[best], at_edge, table)
 
 
-def _or_worst(quality: Callable[[Setting], float | Score], setting: Setting) -> float | Score:
+def _or_worst(quality: Callable[[_Setting], float | Score], setting: _Setting) -> float | Score:
     """The quality of a setting, −∞ where its run diverged."""
     try:
         found = quality(setting)

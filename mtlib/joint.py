@@ -29,6 +29,16 @@ def joint(
     alignment penalty is domain adaptation, and (1 − α, α) is the α-weighted risk {cite}`bendavid2010theory`.
     `columns[t]` are the outputs that belong to data set t where label spaces differ (`own_columns`). Each data set is
     a batch of its own: statistics are taken per t. The data are batches with a leading axis T (`mtlib.tasks.mixture`).
+
+    ```pycon
+    >>> from mtlib.core import parameters
+    >>> from mtlib.nets import mlp
+    >>> net, data = mlp(4, (8,), 3, seed=0), Batch(torch.rand(2, 6, 4), torch.eye(3).repeat(2, 2, 1))
+    >>> alone, both = (joint(net, nn.functional.cross_entropy, w) for w in ((1, 0), (0.5, 0.5)))
+    >>> bool(alone(parameters(net), data) != both(parameters(net), data))
+    True
+
+    ```
     """
     w = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
     f = apply(net)

@@ -6,10 +6,10 @@ They are plain `nn.Module`s; nothing here knows about tasks. Their norm is `mtli
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,12 @@ def mlp(inputs: int, hidden: Iterable[int], outputs: int, seed: int | None = Non
     """Fully connected ReLU network; the last linear layer is the head. (B, inputs) -> (B, outputs).
 
     With a `seed` the weights follow it; None draws them from torch's random state.
+
+    ```pycon
+    >>> mlp(1, (40, 40), 1, seed=0)(torch.zeros(5, 1)).shape
+    torch.Size([5, 1])
+
+    ```
     """
     sizes = [inputs, *hidden]
     with seeded(seed):
@@ -63,6 +69,12 @@ def conv4(
     (B, channels, size, size) -> (B, ways). The few-shot literature's `Conv4-64`
     {cite}`vinyals2016matching,snell2017prototypical`. ReLU after the pool gives the same values and
     gradients as before it; a bias before the norm would have no effect and is left out. `seed` as in `mlp`.
+
+    ```pycon
+    >>> conv4(ways=5, seed=0)(torch.zeros(3, 1, 28, 28)).shape
+    torch.Size([3, 5])
+
+    ```
     """
     if size < 16:
         raise ValueError(
@@ -87,12 +99,13 @@ class ChannelsLast(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        relaid: Tensor = x if plain() else _Relaid.apply(x)
-        return relaid
+        return x if plain() else _Relaid.apply(x)
 
 
 class _Relaid(Function):
     """The identity, on another layout."""
+
+    apply: ClassVar[Callable[..., Tensor]]
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -107,8 +120,7 @@ class _Relaid(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        relaid: Tensor = _Relaid.apply(g)
-        return relaid
+        return _Relaid.apply(g)
 
     @staticmethod
     def vmap(info: Any, dims: Any, x: Tensor) -> Any:

@@ -111,15 +111,15 @@ def _signed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-Triple = tuple[Tensor, Tensor, Tensor]
+_Triple = tuple[Tensor, Tensor, Tensor]
 
 
 class _Normalise(Function):
-    apply: ClassVar[Callable[..., Triple]]
+    apply: ClassVar[Callable[..., _Triple]]
 
     @staticmethod
     @_signed
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Triple:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> _Triple:
         return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
 
     @staticmethod
@@ -140,17 +140,17 @@ class _Normalise(Function):
 
 
 class _Backward(Function):
-    apply: ClassVar[Callable[..., Triple]]
+    apply: ClassVar[Callable[..., _Triple]]
 
     @staticmethod
     @_signed
     def forward(
         g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float
-    ) -> Triple:
+    ) -> _Triple:
         wanted = [True, True, True]
         last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
         g = g.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        grads: Triple = torch.ops.aten.native_batch_norm_backward(
+        grads: _Triple = torch.ops.aten.native_batch_norm_backward(
             g, x, weight, None, None, mean, rstd, True, eps, wanted
         )
         return grads
@@ -172,7 +172,7 @@ class _Backward(Function):
 class _Twice(Function):
     """The backward pass of `_Backward`: (v, v_γ, v_β) -> cotangents of g, x and γ."""
 
-    apply: ClassVar[Callable[..., Triple]]
+    apply: ClassVar[Callable[..., _Triple]]
 
     @staticmethod
     @_signed
@@ -185,7 +185,7 @@ class _Twice(Function):
         weight: Tensor,
         mean: Tensor,
         rstd: Tensor,
-    ) -> Triple:
+    ) -> _Triple:
         axes, n = _all_but_channels(x), x.numel() // x.shape[1]
 
         def c(per_channel: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from mtlib.core import Params, over, take
 from mtlib.run.fast import NeedsLoop, plain, watched
 from mtlib.run.threads import Share, sharing
 
-Part = TypeVar("Part")
+_Part = TypeVar("_Part")
 SMALL_TASK = 100_000  # numbers in one task's data, up to which a thread a task is faster
 
 Task = Callable[[Params, Any], Tensor]
@@ -143,14 +143,14 @@ def _add(parts: Iterable[tuple[Tensor, Params]]) -> tuple[Tensor, Params]:
 
 
 def in_chunks(
-    one: Callable[[slice], Part],
-    add: Callable[[Iterable[Part]], Part],
+    one: Callable[[slice], _Part],
+    add: Callable[[Iterable[_Part]], _Part],
     phi: Params,
     data: Any,
     chunk: int | None,
     share: Share,
     workers: int | None = None,
-) -> Part:
+) -> _Part:
     """add(one(tasks), …) over chunks of the tasks in `data`, in their order: the one loop over the axis of tasks.
 
     Each of the `workers` adds up a block of chunks, then the blocks are added. None chooses, as for `chunk`.
@@ -158,7 +158,7 @@ def in_chunks(
     tasks = count(data)
     size = chunk or default_chunk(phi, tasks)
 
-    def block(starts: Sequence[int]) -> Part:
+    def block(starts: Sequence[int]) -> _Part:
         return add(one(slice(a, a + size)) for a in starts)
 
     workers = default_threads(phi, data, size) if workers is None else workers

@@ -17,8 +17,9 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.rcsetup import cycler
 except ModuleNotFoundError as missing:
-    get = 'pip install "mtlib-book[pages] @ git+https://github.com/OWNER/mtlib-book@main"'
-    raise ModuleNotFoundError(f"{missing}, which figures need: {get}") from missing
+    raise ModuleNotFoundError(
+        f"{missing}; figures need the extra `pages`: mtlib-book[pages]"
+    ) from missing
 
 from mtlib.evaluate import Score
 from mtlib.train import Run

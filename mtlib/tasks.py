@@ -39,6 +39,14 @@ def episodes(
     Each task draws `ways` classes and, of each, `shots` support and `queries` other query items, all
     without replacement. Support x: (T, ways·shots, *item), y: (T, ways·shots, ways) one-hot; rows are
     sorted by class. Raises ValueError where the data cannot give such a task.
+
+    ```pycon
+    >>> data = ClassSet(torch.rand(20, 15, 8), [str(c) for c in range(20)], "random rows")
+    >>> draw = episodes(data, ways=5, shots=1, queries=3, tasks=4, seed=0)(step=17)
+    >>> draw.support.x.shape, draw.query.y.shape
+    (torch.Size([4, 5, 8]), torch.Size([4, 15, 5]))
+
+    ```
     """
     positive(ways=ways, shots=shots, queries=queries, tasks=tasks)
     classes, items = check_classes(data)
@@ -70,6 +78,13 @@ def mixture(*datasets: Batch, batch: int, seed: int, device: torch.device | str 
 
     T is the number of data sets, B = `batch` items drawn from each, with replacement. `y` holds either
     targets (n, W), or class numbers (n,) that become one-hot rows of width max + 1 over all data sets.
+
+    ```pycon
+    >>> source, target = (Batch(torch.rand(n, 8), torch.arange(n) % 3) for n in (60, 9))
+    >>> mixture(source, target, batch=32, seed=0)(step=0).x.shape
+    torch.Size([2, 32, 8])
+
+    ```
     """
     positive(batch=batch)
     if not datasets:
@@ -105,7 +120,15 @@ def pool(data: ClassSet) -> Batch:
 
 
 def one_hot(y: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Class numbers (...,) -> one-hot rows (..., ways)."""
+    """Class numbers (...,) -> one-hot rows (..., ways).
+
+    ```pycon
+    >>> one_hot(torch.tensor([1, 0]), ways=2)
+    tensor([[0., 1.],
+            [1., 0.]])
+
+    ```
+    """
     return torch.nn.functional.one_hot(y, ways).to(dtype)
 
 

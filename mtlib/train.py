@@ -34,6 +34,12 @@ def cosine_adam(rate: float, steps: int) -> dict[str, Any]:
     """Adam whose rate falls from `rate` to 0 along half a cosine, for `fit(..., **cosine_adam(1e-3, steps))`.
 
     η_j = ½ η (1 + cos(π j / `steps`)) at step j. {cite}`kingma2015adam,loshchilov2017sgdr`
+
+    ```pycon
+    >>> sorted(cosine_adam(1e-3, steps=100))
+    ['optimizer', 'schedule']
+
+    ```
     """
     return {
         "optimizer": partial(torch.optim.Adam, lr=rate),
@@ -42,11 +48,15 @@ def cosine_adam(rate: float, steps: int) -> dict[str, Any]:
 
 
 class Run(NamedTuple):
-    """What `fit` returns."""
+    """What `fit` returns.
 
-    params: Params  # φ after the last step
-    losses: list[float]  # the objective at each step, before its update
-    seconds: float  # time spent in the loop, over all resumptions
+    `params` is φ after the last step, `losses` are the objective at each step before its update, `seconds` is the time
+    spent in the loop over all resumptions.
+    """
+
+    params: Params
+    losses: list[float]
+    seconds: float
 
 
 class Diverged(RuntimeError):
@@ -73,6 +83,19 @@ def fit(
     progress: bool = True,
 ) -> Run:
     """Minimise an objective over φ: one draw of the stream and one optimizer step, `steps` times.
+
+    ```pycon
+    >>> from mtlib.core import Batch, parameters
+    >>> from mtlib.joint import joint
+    >>> from mtlib.nets import mlp
+    >>> from mtlib.tasks import mixture
+    >>> net, x = mlp(1, (8,), 1, seed=0), torch.linspace(-1, 1, 50)[:, None]
+    >>> stream = mixture(Batch(x, 2 * x), batch=20, seed=0)
+    >>> run = fit(joint(net, torch.nn.functional.mse_loss), parameters(net), stream, steps=50)
+    >>> run.losses[-1] < run.losses[0]
+    True
+
+    ```
 
     An objective that changes as training goes on is given as a function of the step: `lambda step: joint(net, loss,
     (1, 0), [dann(critic, warm(step / steps))])`.

@@ -22,8 +22,6 @@ COPIES = [  # file, and where in it the address stands
     ("README.md", r"mtlib-book @ git\+(\S+)@main"),
     ("README.md", r"url += \{(.+)\}"),
     ("CITATION.cff", r'(?m)^repository-code: "(.+)"$'),
-    ("mtlib/plots.py", r"mtlib-book\[pages\] @ git\+(\S+)@main"),
-    ("mtlib/book/page.py", r"mtlib-book\[pages\] @ git\+(\S+)@main"),
 ]
 INSTALL = """\
 # On Colab or a fresh machine this installs the book's package; where it is installed it does nothing.

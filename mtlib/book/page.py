@@ -12,8 +12,9 @@ import torch
 try:
     from IPython.display import Markdown, display
 except ModuleNotFoundError as missing:
-    get = 'pip install "mtlib-book[pages] @ git+https://github.com/OWNER/mtlib-book@main"'
-    raise ModuleNotFoundError(f"{missing}, which pages need: {get}") from missing
+    raise ModuleNotFoundError(
+        f"{missing}; pages need the extra `pages`: mtlib-book[pages]"
+    ) from missing
 
 T = TypeVar("T")
 

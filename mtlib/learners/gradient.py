@@ -44,6 +44,18 @@ def maml(
 
     θ₀ = φ,  θ ← θ − α ∇_θ [ L^S(θ) + ½λ‖θ − φ‖² ]  for `steps` steps; λ = `strength` (0 for MAML, above
     0 the inner problem of iMAML). `rule` is another way of stepping: `momentum()`, `adam()`.
+
+    ```pycon
+    >>> from mtlib.nets import mlp
+    >>> learner = maml(mlp(1, (8,), 1, seed=0), nn.functional.mse_loss, lr=0.1, steps=5)
+    >>> phi, support = learner.init(), Batch(torch.ones(3, 1), torch.ones(3, 1))
+    >>> theta = learner.adapt(phi, support)
+    >>> before, after = (learner.predict(p, support.x) - 1 for p in (phi, theta))
+    >>> bool(after.abs().max() < before.abs().max())
+    True
+
+    ```
+
     {cite}`finn2017maml,rajeswaran2019imaml`
     """
     pull = proximal(strength) if strength else None

@@ -29,7 +29,7 @@ class _Ledger(DispatchMode):  # type: ignore[misc]
     """Sees every operation below autograd and vmap, enters new storages and strikes out freed ones."""
 
     def __init__(self) -> None:
-        TorchDispatchMode.__init__(self)
+        super().__init__()
         self.live, self.peak = 0, 0
         self.known = weakref.WeakSet[torch.UntypedStorage]()
 

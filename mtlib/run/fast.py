@@ -44,6 +44,7 @@ IN_PLACE = private("torch._functorch.eager_transforms", "enable_inplace_requires
 FUNCTION_MODES = private("torch.overrides", "_get_current_function_mode_stack")
 DISPATCH_MODES = private("torch.utils._python_dispatch", "_get_current_dispatch_mode_stack")
 DispatchMode: Any = private("torch.utils._python_dispatch", "TorchDispatchMode") or object
+"""What sees every operation of torch; `object`, which sees none, where torch has no such class."""
 
 COMPLETE = None not in (
     *(TRANSFORMING, STACK, VMAP, LEVEL, IS_BATCHED, UNWRAPPED, BATCH_DIM, ADD_BATCH_DIM, IN_PLACE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,8 +32,7 @@ def replay(f: Callable[[Any], Any], at: Any) -> Any:
         made, form[:] = _apart(f(_together(tensors, shape)))
         return made
 
-    made: tuple[Tensor, ...] = _Replay.apply(g, *tensors)
-    return _together(made, form)
+    return _together(_Replay.apply(g, *tensors), form)
 
 
 def _apart(tree: Any) -> tuple[tuple[Tensor, ...], list[Any]]:
@@ -66,6 +65,8 @@ def each(f: Callable[[Any], Any], tree: Any) -> Any:
 
 
 class _Replay(Function):
+    apply: ClassVar[Callable[..., tuple[Tensor, ...]]]
+
     @staticmethod
     def forward(ctx: Any, g: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
         ctx.g = g

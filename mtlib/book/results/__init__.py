@@ -49,18 +49,24 @@ class Paired(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a page found on one problem, as its file keeps it."""
+    """What a page found on one problem, as its file keeps it: plain JSON.
 
-    page: str  # the page's file name without its suffix
-    field: str  # "Gene sequences"
-    metric: str  # "AUROC"
-    higher: bool  # whether more is better
-    labels: str  # what the target gives: "10 patients"
-    protocol: str  # one sentence
-    data: str  # the data's `source`, which says whether they are real
+    `page` is the page's file name without its suffix, `field` its title ("Gene sequences"), `metric` what was measured
+    ("AUROC") and `higher` whether more is better. `labels` says what the target gives ("10 patients"), `protocol` how
+    it was done in one sentence, and `data` is the data's source, which says whether they are real. `entries` are the
+    methods, `gain` is what one gains on another, and `details` are what the page itself reads again.
+    """
+
+    page: str
+    field: str
+    metric: str
+    higher: bool
+    labels: str
+    protocol: str
+    data: str
     entries: tuple[Entry, ...]
     gain: Paired
-    details: dict[str, Any] = {}  # noqa: RUF012 - what the page itself reads again: plain JSON, never written to
+    details: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
 
 def row(
