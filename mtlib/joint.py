@@ -12,7 +12,7 @@ from mtlib.core import Batch, Loss, Params, apply, classify, features, proximity
 from mtlib.objective import Objective, over_tasks, whole
 
 Penalty = Callable[[Params, Tensor, Tensor], Tensor]
-"""`penalty(theta, z, logits)` -> scalar; z: (T, B, D) features, logits: (T, B, W), T the data sets."""
+"""`penalty(theta, z, logits)` -> scalar; z: (T, B, D) features, logits: (T, B, W), T the number of data sets."""
 
 
 def joint(
@@ -25,10 +25,10 @@ def joint(
 ) -> Objective:
     """min_θ Σ_t w_t L_t(f_θ) + Σ_r R_r(θ): sources and targets are the entries t of one batch.
 
-    `weights` is 1/T each where None is given; weights (1, 0) leave the target's labels unused, which with an
-    alignment penalty is domain adaptation, and (1 − α, α) is the α-weighted risk {cite}`bendavid2010theory`.
-    `columns[t]` are the outputs that belong to data set t where label spaces differ (`own_columns`). Each data set is
-    a batch of its own: statistics are taken per t. The data are batches with a leading axis T (`mtlib.tasks.mixture`).
+    The weights are 1/T by default. Weights (1, 0) leave the target's labels unused: with an alignment penalty that is
+    domain adaptation. (1 − α, α) is the α-weighted risk {cite}`bendavid2010theory`. If label spaces differ, `columns[t]`
+    are the outputs of data set t (`own_columns`). Batches have a leading axis T (`mtlib.tasks.mixture`), and each data
+    set goes through the network by itself, so that batch statistics are its own.
 
     ```pycon
     >>> from mtlib.core import parameters
@@ -57,7 +57,7 @@ def joint(
         v = torch.full_like(terms, 1 / len(terms)) if w is None else w.to(terms)
         if len(v) != len(terms):
             raise ValueError(
-                f"expected one weight a data set: {len(v)} weights, {len(terms)} data sets"
+                f"expected one weight per data set: {len(v)} weights, {len(terms)} data sets"
             )
         return v @ terms + sum(penalty(theta, zs, logits) for penalty in penalties)
 
@@ -67,7 +67,7 @@ def joint(
 def risks(
     net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None
 ) -> Callable[[Params, Batch], Tensor]:
-    """The risks L_t(f_θ) one by one, (θ, batch) -> (T,): what weights and other sums of them are made from."""
+    """The risk L_t(f_θ) of each data set, (θ, batch) -> (T,), for weighted and other sums."""
     f = apply(net)
 
     def terms(theta: Params, batch: Batch) -> Tensor:
@@ -78,9 +78,9 @@ def risks(
 
 
 def own_columns(widths: Sequence[int]) -> list[slice]:
-    """Heads of their own as blocks of one head's outputs: widths (W_1, …, W_T) -> T slices of ΣW_t columns.
+    """Separate heads as blocks of one head's outputs: widths (W_1, …, W_T) -> T slices of ΣW_t columns.
 
-    Data set t numbers its classes from W_1 + … + W_{t−1} on, so that `mtlib.tasks.mixture` gives targets that wide.
+    The class numbers of data set t start at W_1 + … + W_{t−1}, so that `mtlib.tasks.mixture` makes targets of that width.
     """
     ends = list(accumulate(widths, initial=0))
     return [slice(a, b) for a, b in pairwise(ends)]
@@ -100,7 +100,7 @@ def _own_risks(loss: Loss, logits: Tensor, y: Tensor, columns: Sequence[slice] |
     own = [slice(None)] * len(logits) if columns is None else columns
     if len(own) != len(logits):
         raise ValueError(
-            f"expected the columns of each data set: {len(own)} given, {len(logits)} data sets"
+            f"expected the columns of each data set: got {len(own)} for {len(logits)} data sets"
         )
     return torch.stack(
         [risk(loss, a[:, c], b[:, c]) for a, b, c in zip(logits, y, own, strict=True)]

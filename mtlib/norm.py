@@ -1,7 +1,7 @@
 """A batch norm whose gradients are exact under `vmap`, to second order.
 
 torch's own gives a silently wrong second-order gradient there. Here each of the three passes is one
-function with its own rule for `vmap`: T tasks of C channels are T·C channels.
+function with its own rule for `vmap`: T tasks of C channels are treated as T·C channels.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Norm(nn.Module):
 def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
     """φ with the stored statistics of each `Norm` set to the moments of its input, averaged over `batches`.
 
-    Layer by layer, so that each norm sees the inputs it will see when the norms before it are stored.
+    Layer by layer, so that each norm sees what it gets once the norms before it use stored statistics.
     `net` is built with `statistics="stored"`; `batches` are inputs x: (B, *item). Calling it with
     batches of another domain is AdaBN. Returns a new φ; neither `net` nor φ changes.
     """
@@ -99,14 +99,14 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 # The three passes ----------------------------------------------------------------------------
 #
-# x̂ = (x − μ)·r with r = 1/√(σ² + ε),  k = γ r,  n elements a channel,  ⟨·⟩ the mean over a channel.
+# x̂ = (x − μ)·r with r = 1/√(σ² + ε),  k = γ r,  n elements per channel,  ⟨·⟩ the mean over a channel.
 #   forward    y = γ x̂ + β
 #   backward   g_x = k (g − ⟨g⟩ − x̂ ⟨g x̂⟩),  g_γ = n ⟨g x̂⟩,  g_β = n ⟨g⟩           for g = ∂L/∂y
 #   its own    with cotangents v, v_γ, v_β of (g_x, g_γ, g_β): `_Twice`
 
 
 def _signed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps the signature that torch would look up anew at every call, at a twentieth of a MAML step."""
+    """Keeps the signature, which torch otherwise looks up at every call: a twentieth of a MAML step."""
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return forward
 
@@ -228,7 +228,7 @@ def _per_channel(v: Tensor, x: Tensor) -> Tensor:
 
 
 def _fold(tasks: int, dims: Any, *tensors: Tensor) -> list[Tensor]:
-    """Tensors of T tasks as tensors of one: (T, B, C, ...) -> (B, T·C, ...), and (T, C) -> (T·C,)."""
+    """Tensors of T tasks as tensors of one task: (T, B, C, ...) -> (B, T·C, ...), and (T, C) -> (T·C,)."""
 
     def fold(t: Tensor, dim: int | None) -> Tensor:
         t = t.expand(tasks, *t.shape) if dim is None else t.movedim(dim, 0)

@@ -25,7 +25,7 @@ from mtlib.evaluate import Score
 from mtlib.train import Run
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
-"""Okabe and Ito's, told apart by colour-blind readers; a method keeps its colour within a page."""
+"""Okabe and Ito's palette, which colour-blind readers can tell apart; a method keeps its colour within a page."""
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def losses(
 
 
 def scores(axes: Axes, results: Mapping[str, Score], xlabel: str, percent: bool = True) -> None:
-    """One row a method: the mean and its 95 % interval, the best at the top."""
+    """One row per method: the mean and its 95 % interval, the best at the top."""
     ranked = sorted(results.items(), key=lambda item: item[1].mean)
     unit = 100 if percent else 1
     for row, (_, s) in enumerate(ranked):
@@ -74,7 +74,7 @@ def scores(axes: Axes, results: Mapping[str, Score], xlabel: str, percent: bool 
 def against(
     axes: Axes, x: Sequence[float], results: Mapping[str, Sequence[Score]], xlabel: str, ylabel: str
 ) -> None:
-    """Scores against a number (steps, shots): a line a method, its 95 % interval as a band."""
+    """Scores against a number (steps, shots): one line per method, its 95 % interval as a band."""
     for name, row in results.items():
         mean, half = (np.array([getattr(s, k) for s in row]) for k in ("mean", "interval"))
         band(axes, x, mean, half, name)

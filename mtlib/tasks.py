@@ -17,7 +17,7 @@ class ClassSet(NamedTuple):
 
     items: Tensor  # (C, n, *item): n items of each of C classes
     names: list[str]  # C names
-    source: str  # one line that says what these data are
+    source: str  # one line that says what this data is
 
     def select(self, keep: list[int] | Tensor) -> ClassSet:
         """The classes with these indices."""
@@ -36,9 +36,9 @@ def episodes(
 ) -> Stream:
     """N-way K-shot episodes: `stream(step)` -> Episode with a leading axis T = `tasks`.
 
-    Each task draws `ways` classes and, of each, `shots` support and `queries` other query items, all
-    without replacement. Support x: (T, ways·shots, *item), y: (T, ways·shots, ways) one-hot; rows are
-    sorted by class. Raises ValueError where the data cannot give such a task.
+    Each task draws `ways` classes and, from each, `shots` support items and `queries` other query
+    items, all without replacement. Support x: (T, ways·shots, *item), y: (T, ways·shots, ways) one-hot; rows are
+    sorted by class. Raises ValueError if the data is too small for such a task.
 
     ```pycon
     >>> data = ClassSet(torch.rand(20, 15, 8), [str(c) for c in range(20)], "random rows")
@@ -52,11 +52,11 @@ def episodes(
     classes, items = check_classes(data)
     if ways > classes:
         raise ValueError(
-            f"expected at most {classes} ways, the classes in {data.source!r}; got {ways}"
+            f"expected at most {classes} ways, the number of classes in {data.source!r}; got {ways}"
         )
     if shots + queries > items:
         raise ValueError(
-            f"expected shots + queries ≤ {items}, the items a class has in {data.source!r}; "
+            f"expected shots + queries ≤ {items}, the number of items per class in {data.source!r}; "
             f"got {shots} + {queries} = {shots + queries}"
         )
     flat = data.items.to(device).flatten(0, 1)  # (C·n, *item)
@@ -77,7 +77,7 @@ def mixture(*datasets: Batch, batch: int, seed: int, device: torch.device | str 
     """Batches drawn from several data sets at once: `stream(step)` -> Batch of x (T, B, *item).
 
     T is the number of data sets, B = `batch` items drawn from each, with replacement. `y` holds either
-    targets (n, W), or class numbers (n,) that become one-hot rows of width max + 1 over all data sets.
+    targets (n, W), or class numbers (n,), which become one-hot rows as wide as all data sets together need.
 
     ```pycon
     >>> source, target = (Batch(torch.rand(n, 8), torch.arange(n) % 3) for n in (60, 9))
@@ -93,13 +93,15 @@ def mixture(*datasets: Batch, batch: int, seed: int, device: torch.device | str 
         check_rows(d, f"data set {i}")
         if d.x.shape[1:] != datasets[0].x.shape[1:]:
             raise ValueError(
-                f"expected items of one shape; data set 0 has {tuple(datasets[0].x.shape[1:])}, "
+                f"expected items of the same shape; data set 0 has {tuple(datasets[0].x.shape[1:])}, "
                 f"data set {i} has {tuple(d.x.shape[1:])}"
             )
     sets = [Batch(d.x.to(device), d.y.to(device)) for d in datasets]
     numbered = [d.y.ndim == 1 for d in sets]
     if any(numbered) and not all(numbered):
-        raise ValueError("expected y of one form: class numbers (n,) or targets (n, W); got both")
+        raise ValueError(
+            "expected y to be class numbers (n,) in every data set, or targets (n, W) in every one; got both"
+        )
     ways = max(int(d.y.max()) + 1 for d in sets) if all(numbered) else 0
 
     def stream(step: int) -> Batch:
@@ -113,7 +115,7 @@ def mixture(*datasets: Batch, batch: int, seed: int, device: torch.device | str 
 
 
 def pool(data: ClassSet) -> Batch:
-    """Every item with the number of its class: x (C·n, *item), y (C·n,) of integers."""
+    """Every item with its class number: x (C·n, *item), y (C·n,) of integers."""
     classes, items = check_classes(data)
     y = torch.arange(classes, device=data.items.device).repeat_interleave(items)
     return Batch(data.items.flatten(0, 1), y)
@@ -157,21 +159,21 @@ def check_classes(data: ClassSet) -> tuple[int, int]:
         raise ValueError(f"expected floating-point items, got {items.dtype}; convert with .float()")
     if len(data.names) != len(items):
         raise ValueError(
-            f"expected one name a class: {len(items)} classes, {len(data.names)} names"
+            f"expected one name per class: {len(items)} classes, {len(data.names)} names"
         )
     finite(items, f"items of {data.source!r}")
     return items.shape[0], items.shape[1]
 
 
 def check_rows(data: Batch, what: str) -> None:
-    """Raise unless x: (n, *item) and y: (n, W) or class numbers (n,) belong together and are finite."""
+    """Raise unless x: (n, *item) and y: (n, W) or class numbers (n,) fit together and are finite."""
     if len(data.x) != len(data.y) or len(data.x) == 0:
         raise ValueError(
             f"expected as many labels as items in {what}, got {len(data.x)} items, {len(data.y)} labels"
         )
     if data.y.ndim == 1 and (data.y.dtype != torch.int64 or int(data.y.min()) < 0):
         raise ValueError(
-            f"expected y of {what} as targets (n, W) or class numbers (n,) of dtype int64 from 0; "
+            f"expected y of {what} to be targets (n, W), or class numbers (n,) of dtype int64 from 0 on; "
             f"got {tuple(data.y.shape)} of {data.y.dtype}. For regression write y[:, None]."
         )
     if data.y.ndim > 2:
@@ -181,7 +183,7 @@ def check_rows(data: Batch, what: str) -> None:
 
 
 def check_draw(data: object) -> None:
-    """Raise unless a stream's draw is an Episode or Batch of (T, rows, ...) tensors that belong together."""
+    """Raise unless a stream's draw is an Episode or Batch of (T, rows, ...) tensors that fit together."""
     if isinstance(data, Episode):
         parts = {"the support set": data.support, "the query set": data.query}
     elif isinstance(data, Batch):
@@ -205,7 +207,7 @@ def check_draw(data: object) -> None:
         ):
             raise ValueError(
                 f"expected x (T, rows, *item) and y (T, rows, W) in {what}, got {tuple(part.x.shape)} and "
-                f"{tuple(part.y.shape)}. Labels are one-hot rows, regression targets have an axis W = 1."
+                f"{tuple(part.y.shape)}. Labels are one-hot rows, regression targets need an axis W = 1."
             )
         if not part.y.is_floating_point():
             raise ValueError(
@@ -216,7 +218,7 @@ def check_draw(data: object) -> None:
 
 
 def finite(x: Tensor, what: str) -> None:
-    """Raise where x holds NaN or infinity, saying how many and where the first is."""
+    """Raise if x holds NaN or infinity, saying how many and where the first is."""
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).nonzero()
         raise ValueError(

@@ -85,7 +85,7 @@ BAD = {
     ),
     "names that do not fit": (
         lambda: episodes(DATA._replace(names=["a"]), 5, 1, 1, 2, 0),
-        "one name a class",
+        "one name per class",
     ),
     "mixed shapes of items": (
         lambda: mixture(
@@ -94,7 +94,7 @@ BAD = {
             batch=2,
             seed=0,
         ),
-        "expected items of one shape",
+        "expected items of the same shape",
     ),
     "labels and items of two lengths": (
         lambda: mixture(Batch(torch.zeros(4, 3), torch.zeros(5, 1)), batch=2, seed=0),
@@ -111,7 +111,7 @@ BAD = {
             batch=2,
             seed=0,
         ),
-        "y of one form",
+        "or targets .* in every one; got both",
     ),
     "class numbers where one-hot is meant": (
         lambda: fitted(changed(y=lambda y: y.argmax(-1))),

@@ -118,7 +118,7 @@ def test_draws_leave_both_kinds_on_both_sides():
         assert 0 < y[chosen].sum() < 10 and (y[rest] == 0).sum() >= 2
     again = labelled(y, 10, 30, seed=1)
     assert all((a[0] == b[0]).all() for a, b in zip(found, again, strict=True))
-    with pytest.raises(ValueError, match="at least 3 patients of each kind"):
+    with pytest.raises(ValueError, match="at least 3 patients of each class"):
         labelled(np.ones(20, dtype=int), 5, 1, 0)
 
 

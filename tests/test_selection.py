@@ -105,5 +105,5 @@ def test_bad_input_is_named():
         dev(x[:, 0], x[:2, 0].abs())
     with pytest.raises(ValueError, match="weights ≥ 0"):
         dev(x[:, 0], -torch.ones(5))
-    with pytest.raises(ValueError, match="one width"):
+    with pytest.raises(ValueError, match="the same width"):
         density_ratio(x, x, x[:, :2])

@@ -281,11 +281,11 @@ def test_bad_input_is_named():
         transrate(f, y, eps=0.0)
     with pytest.raises(ValueError, match="positive precisions"):
         log_evidence(f, y.double(), 0.0, 1.0)
-    with pytest.raises(ValueError, match="one target an item"):
+    with pytest.raises(ValueError, match="one target per item"):
         evidence_maximum(f, y.double()[:5])
     with pytest.raises(ValueError, match="one column of targets"):
         log_evidence(f, f, 1.0, 1.0)
     with pytest.raises(ValueError, match="not all zero"):
         evidence_maximum(f, torch.zeros(60))
-    with pytest.raises(ValueError, match="one width"):
+    with pytest.raises(ValueError, match="the same width"):
         a_distance(f, f[:, :2])

@@ -1,1 +1,1 @@
-"""Data: small worlds drawn from a seed, and the real sets, one file each; `download` fetches and verifies."""
+"""Data: small synthetic problems drawn from a seed, and real sets, one file each; `download` fetches and verifies."""

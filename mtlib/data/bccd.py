@@ -31,8 +31,8 @@ ARCHIVE = Remote(
     f"https://github.com/Shenggan/BCCD_Dataset/archive/{_COMMIT}.zip",
     ("f5d1119835d0a479b209290861aab45a307acfb94377fe40303f2741fa2e1eb8",),
 )
-"""The photographs and annotations of one commit. The address packs them anew on each request, so the digest names
-our own packing, and a download is held to `CONTENT` instead."""
+"""The photographs and annotations of one commit. The server zips them anew for each request, so this digest is
+of our own zip file, and a download is checked against `CONTENT` instead."""
 
 CONTENT = "3e8c757e7046d96547ca7956d5ad5b4d108e6e47a73934de0ebcaec04158a800"
 """`content_digest` of the archive, however it was zipped."""
@@ -43,9 +43,9 @@ WIDTH, HEIGHT = 640, 480
 
 
 def blood_cells(part: str = "train", size: tuple[int, int] = (320, 240)) -> Photographs:
-    """`bccd(part, size)`; where that cannot be reached, scenes of three glyphs, the same in all parts, that say so.
+    """`bccd(part, size)`, or, if it cannot be downloaded, drawn scenes of three glyphs, the same three in every part.
 
-    `source` ends in "(real)" or "(stand-in)". A file that is there and altered is an error.
+    `source` ends in "(real)" or "(stand-in)". A file that is there but altered is an error.
     """
     _check(part, size)
     try:
@@ -53,18 +53,16 @@ def blood_cells(part: str = "train", size: tuple[int, int] = (320, 240)) -> Phot
     except Unreachable:
         first, last = {"train": (0, 40), "val": (40, 56), "test": (56, 72)}[part]
         width, height = size
-        drawn = scenes(
-            72, len(CLASSES), height=height, width=width, seed=1
-        )  # the same glyphs in all parts
+        drawn = scenes(72, len(CLASSES), height=height, width=width, seed=1)
         return drawn.select(list(range(first, last)))
 
 
 def bccd(part: str = "train", size: tuple[int, int] = (320, 240)) -> Photographs:
-    """One part of BCCD, by its own lists: 205 photographs of "train", 87 of "val", 72 of "test".
+    """One part of BCCD, as its own lists divide it: 205 photographs of "train", 87 of "val", 72 of "test".
 
-    Images are reduced from 640×480 to `size` (width, height) by averaging areas; boxes shrink with them. The two
+    Images are reduced from 640×480 to `size` (width, height) by area averaging, and the boxes with them. The two
     boxes without area, in BloodImage_00338 and BloodImage_00343, are dropped. Raises ValueError for an unknown part
-    or size, `Altered` for other content, and what `fetch` raises.
+    or size, `Altered` if the content differs, and what `fetch` raises.
     """
     _check(part, size)
     files = _files(_archive())
@@ -85,7 +83,7 @@ def bccd(part: str = "train", size: tuple[int, int] = (320, 240)) -> Photographs
 
 
 def annotation(xml: bytes) -> tuple[Tensor, Tensor]:
-    """Boxes (K, 4) in pixels of the full photograph and class numbers (K,), as the file has them."""
+    """Boxes (K, 4) in pixels of the full photograph and class numbers (K,), as given in the file."""
     objects = ElementTree.fromstring(xml).findall("object")
     corners = [
         [float(o.findtext(f"bndbox/{side}", "nan")) for side in ("xmin", "ymin", "xmax", "ymax")]
@@ -101,7 +99,7 @@ def content_digest(path: Path) -> str:
 
 
 def _files(path: Path) -> dict[str, bytes]:
-    """Path from BCCD/ on -> bytes; photographs, annotations and lists alone."""
+    """Path from BCCD/ on -> bytes; only photographs, annotations and lists."""
     wanted = tuple(f"BCCD/{folder}/" for folder in ("Annotations", "ImageSets", "JPEGImages"))
     found = {}
     for name, data in contents(path):
@@ -112,7 +110,7 @@ def _files(path: Path) -> dict[str, bytes]:
 
 
 def _archive() -> Path:
-    """The archive: our packing where `fetch` finds it, else a download whose members are verified."""
+    """The archive: our own zip file if `fetch` finds it, otherwise a download whose members are verified."""
     kept = cache() / "bccd" / "archive.zip"
     try:
         return fetch(ARCHIVE, local=True)
@@ -127,7 +125,7 @@ def _download(target: Path, timeout: float = 10.0) -> None:
     part = target.with_suffix(".part")
     if offline():
         raise Unreachable(
-            f"{ARCHIVE.name} is not on this machine and MTLIB_OFFLINE=1 is set; put it into MTLIB_DATA"
+            f"{ARCHIVE.name} is not on this machine and MTLIB_OFFLINE=1 is set; put it into the folder MTLIB_DATA"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -149,7 +147,7 @@ def _verified(path: Path) -> Path:
     if digest != CONTENT:
         raise Altered(
             f"{path} does not hold BCCD's files: content digest {digest}, expected {CONTENT}. "
-            f"It is truncated or altered; delete it and fetch it again from {ARCHIVE.url}"
+            f"It is truncated or altered; delete it and download it again from {ARCHIVE.url}"
         )
     return path
 

@@ -1,4 +1,4 @@
-"""Handwritten characters for every reader: Omniglot where it can be had, glyphs that say so where not."""
+"""Handwritten characters for every reader: Omniglot, or drawn glyphs if it cannot be downloaded."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from mtlib.data.omniglot import omniglot, turned
 from mtlib.tasks import ClassSet
 
 STAND_IN = {"background": (0, 42), "train": (0, 34), "val": (34, 42), "test": (42, 56)}
-"""The glyphs' alphabets that take the place of a part: from, to. 816, 192 and 336 characters."""
+"""Which of the glyphs' alphabets stand in for a part: from, to. 816, 192 and 336 characters."""
 
 
 def characters(
     part: str = "train", split: str = "lake", rotations: bool = False, size: int = 28
 ) -> ClassSet:
-    """`omniglot(split, part, rotations, size)`; where that cannot be reached, glyphs in parts of the same names.
+    """`omniglot(split, part, rotations, size)`, or, if it cannot be downloaded, glyphs in parts of the same names.
 
-    `source` says which: it ends in "(real)" or "(stand-in)". A file that is there and altered is an error.
+    `source` says which: it ends in "(real)" or "(stand-in)". A file that is there but altered is an error.
     """
     try:
         data = omniglot(split, part, size=size)

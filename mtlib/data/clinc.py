@@ -1,4 +1,4 @@
-"""Requests by intent, CLINC150 {cite}`larson2019clinc`; and drawn ones, where those cannot be reached."""
+"""Requests by intent, CLINC150 {cite}`larson2019clinc`; drawn ones if it cannot be downloaded."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ FILES = {
         ("b947b579d3b8e74b06f93b01083d8efaff2888b43a3e362533bd88a6e1211b3a",),
     ),
 }
-"""150 intents in ten domains, 150 sentences each, and 1,200 sentences outside all of them; English."""
+"""150 intents in ten domains, 150 sentences each, and 1,200 sentences with none of these intents; English."""
 
-PARTS = ("val", "test", "train")  # 20, 30 and 100 sentences an intent
+PARTS = ("val", "test", "train")  # 20, 30 and 100 sentences per intent
 WAYS = 15  # intents of a domain
 
 
@@ -39,21 +39,21 @@ class Intents(NamedTuple):
     domains: list[str]  # D names
     names: list[str]  # D · 15 names of intents, domain by domain
     texts: list[list[str]]  # n sentences of each intent
-    outside: dict[str, list[str]]  # "val" and "test": sentences that mean none of the intents
-    repeated: int  # copies that were dropped
+    outside: dict[str, list[str]]  # "val" and "test": sentences with none of the intents
+    repeated: int  # how many copies were dropped
     source: str
 
 
 def intents(sentences: int = 50) -> Intents:
-    """CLINC150; where it cannot be reached, drawn requests whose `source` says so.
+    """CLINC150, or drawn requests if it cannot be downloaded; `source` says which.
 
-    `sentences` of each intent, from 2 to 130: the published validation and test parts first (50), then the
-    training part. Whole domains are held out here, so the published parts have no other meaning; of the sentences
-    outside, "val" is the published training and validation part (200), "test" the test part (1,000).
-    Raises `mtlib.data.download.Altered` for a file with another digest, ValueError for another number of sentences.
+    The `sentences` of each intent, 2 to 130, come from the published validation and test parts first (50), then from
+    the training part: we hold out whole domains, so the published split does not matter. Of the sentences outside,
+    "val" has the published training and validation parts (200), "test" the test part (1,000).
+    Raises `mtlib.data.download.Altered` for a file with the wrong digest, ValueError for a number out of range.
     """
     if not 2 <= sentences <= 130:
-        raise ValueError(f"expected from 2 to 130 sentences an intent, got {sentences}")
+        raise ValueError(f"expected from 2 to 130 sentences per intent, got {sentences}")
     try:
         content, domains = (
             json.loads(fetch(FILES[k]).read_text("utf8")) for k in ("sentences", "domains")
@@ -66,9 +66,9 @@ def intents(sentences: int = 50) -> Intents:
 def once(
     content: Mapping[str, Sequence[Sequence[str]]], domains: Mapping[str, list[str]], n: int
 ) -> Intents:
-    """Each sentence once, where it is met first; capitals and punctuation do not make it another.
+    """Each sentence once, where it first occurs; capitals and punctuation make no difference.
 
-    So no copy of a support sentence is asked about, and none has two intents, as some have in the files.
+    So no query repeats a support sentence, and no sentence has two intents, as some do in the files.
     """
     names = [name for members in domains.values() for name in members]
     texts: dict[str, list[str]] = {name: [] for name in names}
@@ -96,10 +96,10 @@ def key(text: str) -> str:
 
 
 def drawn(sentences: int = 50, seed: int = 0) -> Intents:
-    """The stand-in: an intent is an action on a thing; all domains share actions and polite words, not things.
+    """The stand-in: an intent is an action on a thing. All domains share actions and polite words, but no things.
 
-    Half of the sentences outside do another action with a domain's things, half are about other things. No
-    sentence stands twice.
+    Of the sentences outside, half do some other action with a domain's things, half are about other things. No
+    sentence occurs twice.
     """
     rng = np.random.default_rng(seed)
     met: set[str] = set()

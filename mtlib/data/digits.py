@@ -1,4 +1,4 @@
-"""Handwritten digits from three scanners, brought to one form {cite}`lecun1998gradient`; drawn-on copies, where two cannot be reached."""
+"""Handwritten digits from three scanners in one format {cite}`lecun1998gradient`; altered copies if one cannot be downloaded."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Domain(NamedTuple):
 
 
 def scanners(size: int = 16, crop: bool = True) -> dict[str, Domain]:
-    """MNIST, Semeion, Digits; where one cannot be reached, scikit-learn's digits and two changed copies of parts of them.
+    """MNIST, Semeion and Digits; if one cannot be downloaded, scikit-learn's digits in three parts, two of them altered.
 
     With `crop`, each image is cut to the box of its ink, then stretched to size × size.
-    Raises `mtlib.data.download.Altered` for a file with another digest.
+    Raises `mtlib.data.download.Altered` for a file with the wrong digest.
     """
     try:
         raw = {"MNIST": _mnist(), "Semeion": _semeion(), "Digits": _shipped()}
@@ -94,7 +94,7 @@ def _semeion() -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_semeion(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """256 pixels and ten one-hot columns a line."""
+    """256 pixels and ten one-hot columns per line."""
     table = np.loadtxt(path)
     return table[:, :256].reshape(-1, 16, 16), table[:, 256:].argmax(1)
 
@@ -105,7 +105,7 @@ def _shipped() -> tuple[np.ndarray, np.ndarray]:
 
 
 def changed(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """scikit-learn's digits in three parts: as they are; slanted and thin; thick, noisy and black on white no more."""
+    """scikit-learn's digits in three parts: as they are; slanted and thin; thick, noisy and of lower contrast."""
     images, y = _shipped()
     rng = np.random.default_rng(seed)
     parts = np.array_split(rng.permutation(len(y)), 3)

@@ -1,4 +1,4 @@
-"""Files of real data: found in a folder, in the cache, or downloaded; verified always."""
+"""Files of real data: from a folder, the cache or a download, and always verified."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Remote(NamedTuple):
 
     name: str  # "omniglot/images_background.zip": folder and file, in MTLIB_DATA and in the cache
     url: str  # an address with a commit in it
-    sha256: tuple[str, ...]  # the digests that are accepted; the first is the one at `url`
+    sha256: tuple[str, ...]  # the accepted digests; the first is that of the file at `url`
     aliases: tuple[str, ...] = ()  # other file names under which the folder MTLIB_DATA may hold it
 
 
@@ -38,16 +38,16 @@ class Unreachable(OSError):
 
 
 class Altered(ValueError):
-    """The file is there, and is not the one its digest names."""
+    """The file is there, but has the wrong digest."""
 
 
 def fetch(remote: Remote, timeout: float = 10.0, local: bool = False) -> Path:
     """The path of a verified file: from the folder MTLIB_DATA, the user's cache, or `remote.url`, in this order.
 
-    A download goes to a temporary file beside its place, is verified, and moves there in one step.
-    Raises `Altered` where a file's digest is wrong, wherever it lies, and where a download breaks off; `Unreachable`
-    where there is neither file nor network (`local`, or MTLIB_OFFLINE=1, does not try); NotADirectoryError where MTLIB_DATA is set
-    and no absolute folder (empty counts as not set); OSError where the cache cannot be written.
+    A download goes to a temporary file in the same folder, is verified, and is moved into place in one step.
+    Raises `Altered` if a file's digest is wrong or a download breaks off; `Unreachable` if there is neither file nor
+    network (`local` and MTLIB_OFFLINE=1 do not try); NotADirectoryError if MTLIB_DATA is set, but not to the absolute
+    path of a folder (empty counts as not set); OSError if the cache cannot be written.
     """
     found = _in_data_folder(remote)
     if found:
@@ -62,7 +62,7 @@ def fetch(remote: Remote, timeout: float = 10.0, local: bool = False) -> Path:
 
 
 def cache() -> Path:
-    """The user's cache folder, where the platform keeps such things."""
+    """The user's cache folder, in the platform's usual place."""
     return Path(platformdirs.user_cache_dir("mtlib-book", appauthor=False))
 
 
@@ -72,12 +72,12 @@ def offline() -> bool:
 
 
 def verified(path: Path, remote: Remote) -> Path:
-    """`path`, once its SHA-256 is one of the accepted ones."""
+    """`path`, if its SHA-256 is an accepted one; else `Altered` is raised."""
     digest = _digest(path)
     if digest not in remote.sha256:
         raise Altered(
-            f"{path} is not the file {remote.name} should be: SHA-256 {digest}, expected "
-            f"{' or '.join(remote.sha256)}. It is truncated or altered; delete it and fetch it again from {remote.url}"
+            f"{path} is not the file {remote.name}: its SHA-256 is {digest}, expected "
+            f"{' or '.join(remote.sha256)}. It is truncated or altered; delete it and download it again from {remote.url}"
         )
     return path
 
@@ -89,7 +89,7 @@ def _digest(path: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _sha256(path: Path, size: int, modified: int) -> str:
-    """The digest of a file, taken once for each state of it."""
+    """The digest of a file, computed again only if its size or time has changed."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -100,8 +100,8 @@ def _in_data_folder(remote: Remote) -> Path | None:
         return None
     if not (os.path.isabs(folder) and os.path.isdir(folder)):
         raise NotADirectoryError(
-            f"MTLIB_DATA is set to {folder!r}: expected an absolute path of a folder that exists "
-            f"(it holds {remote.name} and the like). Correct it or unset it."
+            f"MTLIB_DATA is set to {folder!r}: expected the absolute path of an existing "
+            f"folder (with {remote.name} and the like in it). Correct it or unset it."
         )
     place = Path(folder) / remote.name
     candidates = [place, *(place.with_name(a) for a in remote.aliases)]
@@ -128,7 +128,7 @@ def _download(remote: Remote, target: Path, timeout: float) -> Path:
             os.fsync(file.fileno())
         os.replace(part, target)
     except requests.exceptions.RequestException as error:
-        if shown.total is not None:  # the address answered, and then broke off
+        if shown.total is not None:  # the server answered, then the download broke off
             raise _broken(remote, part, str(error)) from error
         raise _unreachable(remote, target, str(error)) from error
     except OSError as error:
@@ -139,15 +139,15 @@ def _download(remote: Remote, target: Path, timeout: float) -> Path:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what downloads killed more than a day ago left beside the target."""
+    """Remove partial files left by downloads that were killed more than a day ago."""
     for part in target.parent.glob(f"{target.name}*.part"):
-        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+        with contextlib.suppress(FileNotFoundError):  # another process may sweep, too
             if time.time() - part.stat().st_mtime > 86400:
                 part.unlink()
 
 
 class _Shown:
-    """A tqdm bar in the form pooch asks for."""
+    """A tqdm bar with the interface that pooch expects."""
 
     def __init__(self, shown: tqdm) -> None:
         self._bar = shown
@@ -174,7 +174,7 @@ class _Shown:
 def _unreachable(remote: Remote, target: Path, why: str) -> Unreachable:
     return Unreachable(
         f"{remote.name} is not on this machine, and its address cannot be reached ({why}). "
-        f"Fetch {remote.url} where there is a network and put the file at {target}, "
+        f"Download {remote.url} where there is a network and put the file at {target}, "
         f"or {_by_hand(remote)}"
     )
 
@@ -182,7 +182,7 @@ def _unreachable(remote: Remote, target: Path, why: str) -> Unreachable:
 def _broken(remote: Remote, part: Path, why: str) -> Altered:
     return Altered(
         f"the download of {remote.name} is truncated or altered: {part.stat().st_size} bytes from {remote.url}, {why}. "
-        f"Nothing was kept. Try again; if it stays so, get the file elsewhere and put it "
+        f"Nothing was kept. Try again; if it fails again, download it by hand and put it "
         f"{_by_hand(remote)}"
     )
 
@@ -190,7 +190,7 @@ def _broken(remote: Remote, part: Path, why: str) -> Altered:
 def _unwritable(remote: Remote, target: Path, error: OSError) -> OSError:
     return OSError(
         f"cannot write to the cache folder {target.parent}: {error}. Make it writable, "
-        f"or fetch {remote.url} and put it {_by_hand(remote)}"
+        f"or download {remote.url} by hand and put it {_by_hand(remote)}"
     )
 
 
@@ -205,7 +205,7 @@ def _by_hand(remote: Remote) -> str:
 
 
 def members(path: Path) -> list[zipfile.ZipInfo]:
-    """The files in a zip archive, sorted by name. Raises ValueError for one that is damaged or reaches outside."""
+    """The files in a zip archive, sorted by name. Raises ValueError if it is damaged or a name points outside."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = sorted(archive.infolist(), key=lambda m: m.filename)
@@ -243,5 +243,5 @@ def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
 
 def _damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{path} is damaged or no zip archive ({error}); delete it and fetch it again"
+        f"{path} is damaged or not a zip archive ({error}); delete it and download it again"
     )

@@ -1,8 +1,8 @@
 """Procedural characters: strokes drawn from a seed, an offline stand-in for Omniglot.
 
-An alphabet has a style, a character a few strokes, a drawing its own slips of the hand. How far the hand
-slips is set so that raw pixels tell the characters apart as well as they do Omniglot's: nearest class mean,
-5 ways, about 44 % from one drawing and 72 % from five, on both.
+An alphabet has a style, a character a few strokes, and each drawing its own wobble. The wobble is chosen so
+that raw pixels tell these characters apart as well as Omniglot's: nearest class mean, 5 ways, about 44 % from
+one drawing and 72 % from five, on both.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 
 from mtlib.tasks import ClassSet
 
-ALPHABET = 24  # characters in one
+ALPHABET = 24  # characters in each
 POINTS = 40  # sample points along a stroke
-STROKES = 4  # the most a character has
+STROKES = 4  # the most that a character has
 EXTENT = 2.4  # side of the paper; characters fill about -1 to 1
-SOFT = 0.02  # what the pen bleeds
+SOFT = 0.02  # how far the pen bleeds
 
 
 def glyphs(
@@ -90,7 +90,7 @@ def _render(points: np.ndarray, width: np.ndarray, size: int) -> np.ndarray:
     corner = place.floor()
     steps = torch.arange(1 - reach, reach + 1)
     near = corner.long()[..., None] + steps  # (n, P, xy, 2·reach)
-    near = near.where((near >= 0) & (near < size), size)  # a margin takes what falls outside
+    near = near.where((near >= 0) & (near < size), size)  # what falls outside goes to a margin
     square = (steps - (place - corner)[..., None]) ** 2
     cell = near[:, :, 1, :, None] * (size + 1) + near[:, :, 0, None, :]  # (n, P, rows, columns)
     square = square[:, :, 1, :, None] + square[:, :, 0, None, :]

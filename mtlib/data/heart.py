@@ -1,4 +1,4 @@
-"""Heart disease in four hospitals {cite}`detrano1989heart`; and drawn patients, where those cannot be reached."""
+"""Heart disease in four hospitals {cite}`detrano1989heart`; drawn patients if those cannot be downloaded."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ COLUMNS = (
 0-2; highest heart rate; angina on exercise; ST depression; slope 1-3; vessels coloured 0-3; thallium 3, 6, 7."""
 
 LEVELS = {"cp": (1, 2, 3), "restecg": (1, 2), "slope": (2, 3), "thal": (6, 7)}
-"""Coded numbers that are names: each gets a column, the one that is left out being the reference."""
+"""Numbers that are codes for categories: each listed one gets a column, the one left out is the reference."""
 
 
 class Hospital(NamedTuple):
@@ -61,16 +61,14 @@ class Hospital(NamedTuple):
 
     x: np.ndarray  # (n, 13) in the order of COLUMNS; NaN where missing
     y: np.ndarray  # (n,) 1 where a vessel is narrowed by more than half
-    zero: (
-        np.ndarray
-    )  # (n, 13) where a 0 was written that no patient can have: missing here, a number to some
+    zero: np.ndarray  # (n, 13) where the file has a 0 that no patient can have: missing in x
     source: str
 
 
 def hospitals() -> dict[str, Hospital]:
-    """The four hospitals; where one cannot be reached, four drawn ones, and each `source` says so.
+    """The four hospitals, or four drawn ones if any cannot be downloaded; each `source` says which.
 
-    A cholesterol or blood pressure of 0 is a missing one. Raises `mtlib.data.download.Altered` for another digest.
+    A cholesterol or blood pressure of 0 counts as missing. Raises `mtlib.data.download.Altered` for a wrong digest.
     """
     try:
         return {name: read(fetch(remote), name) for name, remote in FILES.items()}
@@ -93,12 +91,12 @@ def read(path: Path, name: str) -> Hospital:
 
 
 def as_written(hospital: Hospital) -> np.ndarray:
-    """(n, 13) measurements with the impossible zeros put back, as benchmarks that keep them read the files."""
+    """(n, 13) measurements with the impossible zeros put back, for benchmarks that keep them."""
     return np.where(hospital.zero, 0.0, hospital.x)
 
 
 def drawn(seed: int = 0) -> dict[str, Hospital]:
-    """Four hospitals drawn from a seed: one disease, other shares of the ill, other ages, other things missing."""
+    """Four hospitals drawn from a seed: the same disease, but different shares of ill patients, ages and missing values."""
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=13) / np.sqrt(13)
     low = np.array([30, 0, 1, 90, 120, 0, 0, 70, 0, 0, 1, 0, 3.0])
@@ -123,7 +121,7 @@ def drawn(seed: int = 0) -> dict[str, Hospital]:
 
 
 def encode(x: np.ndarray) -> np.ndarray:
-    """(n, 13) -> (n, 18): names become columns of 0 and 1, missing ones stay NaN."""
+    """(n, 13) -> (n, 18): categories become columns of 0 and 1, missing values stay NaN."""
     columns = []
     for j, name in enumerate(COLUMNS):
         if name in LEVELS:
@@ -157,14 +155,14 @@ def prepare(x: np.ndarray) -> Preparation:
 
 
 def labelled(y: np.ndarray, labels: int, draws: int, seed: int) -> list[tuple[np.ndarray, ...]]:
-    """`draws` pairs of row numbers: `labels` patients to learn from, and all others to be tested.
+    """`draws` pairs of row numbers: `labels` patients to learn from, and all others to test on.
 
-    At least one patient of each kind is learned from, and at least two of each are left to test: draws that fail
-    are drawn again. Raises ValueError where there are too few patients for that.
+    At least one patient of each class is learned from and at least two of each are tested: other draws are drawn
+    again. Raises ValueError if there are too few patients for that.
     """
     if not 2 <= labels <= len(y) - 4 or min((y == 0).sum(), (y == 1).sum()) < 3:
         raise ValueError(
-            f"expected from 2 to {len(y) - 4} labels and at least 3 patients of each kind; "
+            f"expected from 2 to {len(y) - 4} labels and at least 3 patients of each class; "
             f"got {labels} labels, {(y == 0).sum()} healthy and {(y == 1).sum()} ill"
         )
     rng, found = np.random.default_rng(seed), list[tuple[np.ndarray, ...]]()

@@ -19,9 +19,9 @@ class LinearTasks(NamedTuple):
 
 
 def linear_tasks(tasks: int = 20, dims: int = 5, seed: int = 0, alike: bool = False) -> LinearTasks:
-    """Tasks whose optimum w_t goes with their covariance Σ_t (float64); `alike` gives all one Σ.
+    """Tasks whose optimum w_t depends on their covariance Σ_t (float64); `alike` gives all tasks the same Σ.
 
-    Σ_t = Q_t diag(s) Q_tᵀ with s ~ U(0.2, 2); w_t = Σ_t 1 + ε_t, ε_t ~ N(0, I), so that the optimum goes with the covariance.
+    Σ_t = Q_t diag(s) Q_tᵀ with s ~ U(0.2, 2); w_t = Σ_t 1 + ε_t, ε_t ~ N(0, I).
     """
     rng = np.random.default_rng([seed, 41])
     q, _ = np.linalg.qr(rng.normal(size=(tasks, dims, dims)))
@@ -57,7 +57,7 @@ def samples(
     spread: float = 1.0,
     seed: int = 0,
 ) -> Batch:
-    """Data for the seed's model, linear 10 → 1: y = xᵀ w_t + noise, w_t = w₀ + spread · δ_t. x: (T, rows, dims)."""
+    """Data for a linear model: y = xᵀ w_t + noise, w_t = w₀ + spread · δ_t. x: (T, rows, dims)."""
     rng = np.random.default_rng([seed, 43])
     w = rng.normal(size=(1, dims, 1)) + spread * rng.normal(size=(tasks, dims, 1))
     x = rng.normal(size=(tasks, rows, dims))

@@ -34,13 +34,13 @@ def reverse_complement(sequence: str) -> str:
 
 
 def canonical(length: int) -> list[str]:
-    """All sequences of a length, of each and its reverse complement the first in the alphabet."""
+    """All sequences of a length; of a sequence and its reverse complement, only the first in the alphabet."""
     words = map("".join, product(LETTERS, repeat=length))
     return [w for w in words if w <= reverse_complement(w)]
 
 
 def counts(kmers: Sequence[str], lengths: Iterable[int]) -> list[Tensor]:
-    """For each length, how often each canonical word stands in each sequence: (K, words of that length).
+    """For each length, how often each canonical word occurs in each sequence: (K, words of that length).
 
     A word and its reverse complement count as one, so both strands of a sequence have the same row.
     """
@@ -58,15 +58,15 @@ def counts(kmers: Sequence[str], lengths: Iterable[int]) -> list[Tensor]:
 
 
 def log_odds(escore: Tensor, margin: float = 0.002) -> Tensor:
-    """¼ log((½ + m + E) / (½ + m − E)): slope one at E = 0, and the crowded ends of the scale drawn apart."""
+    """¼ log((½ + m + E) / (½ + m − E)): slope one at E = 0, and the crowded ends of the scale stretched."""
     return ((0.5 + margin + escore) / (0.5 + margin - escore)).log() / 4
 
 
 def drawn(seed: int = 0, length: int = 8) -> Binding:
-    """Motif families: each family a motif of log-odds (6, 4), each gene a variation of its family's.
+    """Motif families: each family has a motif of log-odds (6, 4), each gene a variation of its family's.
 
-    A sequence's energy is the best match over its positions and both strands; an effect of the array on each
-    sequence, the same for all genes, and noise come on top. E = ½ tanh of it, scaled so that one in two hundred
+    A sequence's energy is the best match over its positions and both strands, plus an effect of the array on each
+    sequence, the same for all genes, plus noise. E = ½ tanh of it, scaled so that one in two hundred
     sequences binds strongly.
     """
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Film ratings from tweets {cite}`dooms2013movietweetings`; and drawn ratings, where those cannot be reached."""
+"""Film ratings from tweets {cite}`dooms2013movietweetings`; drawn ratings if those cannot be downloaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILES = {
 
 
 class Ratings(NamedTuple):
-    """Who gave which film how much, and when; each user's ratings stand together, the earliest first."""
+    """Who rated which film, how, and when; each user's ratings stand together, the earliest first."""
 
     user: np.ndarray  # (n,) 0 to U − 1, sorted
     film: np.ndarray  # (n,) 0 to F − 1
@@ -42,9 +42,9 @@ class Ratings(NamedTuple):
 
 
 def movietweetings() -> Ratings:
-    """100,000 ratings; where they cannot be reached, drawn ones, and `source` says so.
+    """100,000 ratings, or drawn ones if they cannot be downloaded; `source` says which.
 
-    Raises `mtlib.data.download.Altered` for a file with another digest.
+    Raises `mtlib.data.download.Altered` for a file with the wrong digest.
     """
     try:
         return read(fetch(FILES["ratings"]), fetch(FILES["films"]))
@@ -53,7 +53,7 @@ def movietweetings() -> Ratings:
 
 
 def read(ratings: Path, films: Path) -> Ratings:
-    """`user::film::rating::time` and `film::title (year)::genre|genre`, ended by line feeds."""
+    """Files with lines `user::film::rating::time` and `film::title (year)::genre|genre`."""
     rows = np.array(
         [
             [int(v) for v in line.split("::")]
@@ -111,18 +111,19 @@ def drawn(seed: int = 0, users: int = 600, films: int = 300) -> Ratings:
 
 
 class Known(NamedTuple):
-    """What the training users' ratings say about films, as each row of the ratings may see it."""
+    """What the training users' ratings say about films, as far as each row of the ratings may use it."""
 
     mean: float  # of the training ratings
     seen: np.ndarray  # (n,) training users who rated the row's film, the row's own user not counted
     bias: np.ndarray  # (n,) the film's shrunk bias, without the row's own rating
-    spread: np.ndarray  # (n,) the film's ratings' spread about its users' biases, likewise
+    spread: np.ndarray  # (n,) the spread of the film's ratings around its users' biases, likewise
 
 
 def known(r: Ratings, training: np.ndarray, shrink: float, rounds: int = 10) -> Known:
-    """Fit r ≈ μ + b_user + b_film on the rows where `training`, by turns; each bias shrunk by `shrink` ratings of 0.
+    """Fit r ≈ μ + b_user + b_film on the `training` rows, by turns.
 
-    A training row's film bias leaves its own rating out: else the bias would know what it is to predict.
+    Each bias is shrunk, as if there were `shrink` more ratings with a deviation of 0.
+    A training row's film bias leaves its own rating out: otherwise it would contain the answer.
     """
     users, films = r.user.max() + 1, r.film.max() + 1
     u, f, y = r.user[training], r.film[training], r.rating[training]

@@ -1,4 +1,4 @@
-"""Point navigation, as in the MAML paper {cite}`finn2017maml`: walk to a goal that only the rewards know."""
+"""Point navigation, as in the MAML paper {cite}`finn2017maml`: walk to a goal that only the rewards reveal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STEP = 0.2  # the longest step along each axis
 
 
 def navigation(trajectories: int = 20, horizon: int = 10, tasks: int = 20, seed: int = 0) -> Stream:
-    """Tasks are goals g ~ U(−1, 1)²; an episode carries the noise of its actions, so the stream is pure.
+    """Tasks are goals g ~ U(−1, 1)²; an episode contains the noise of its actions, so the stream is pure.
 
     `stream(step)` -> Episode; support and query have x (T, N, H, 4): two standard-normal draws for the action
     and the goal, in each of H steps of N trajectories; y (T, N, H): ones, how much each reward counts.

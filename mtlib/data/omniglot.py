@@ -40,7 +40,7 @@ IMAGES = {
         ("images_evaluation.repacked.zip",),
     ),
 }
-"""Lake's two archives; the second digest of each is that of the same images zipped again."""
+"""Lake's two archives; the second digest of each is for the same images, zipped again."""
 
 CONTENT = {
     "background": "7c563fb7d98dbd312c5e0ccb87230ca9d7e8a13d672e5de6186245e7905ed43e",
@@ -82,16 +82,16 @@ def omniglot(
     split "lake": "background" is Lake's 964 characters, "test" his 659 evaluation characters; "val" are the
     background's alphabets number 0, 6, 12, 18, 24 in alphabetical order, whole, and "train" the others.
     split "vinyals": 1028 "train", 172 "val", 423 "test" characters {cite}`vinyals2016matching`. It mixes Lake's two
-    halves: parameters trained under one split are never tested on the other.
+    halves, so parameters trained under one split must never be tested on the other.
 
-    `rotations` makes each character four classes, turned by 0, 90, 180, 270 degrees. The 105×105 drawings are
-    reduced to `size` by averaging areas, PIL's BOX (papers differ here, and in what they turn).
+    `rotations` makes four classes of each character, turned by 0, 90, 180, 270 degrees. The 105×105 drawings are
+    reduced to `size` by area averaging, PIL's BOX (papers differ in this, and in what they rotate).
     Raises ValueError for an unknown split, part or size, and what `fetch` raises.
     """
     if split not in PARTS or part not in PARTS[split]:
         raise ValueError(f"expected a split and part of {PARTS}, got {split!r} and {part!r}")
     if not isinstance(size, int) or not 1 <= size <= 105:
-        raise ValueError(f"expected a size from 1 to 105 whole pixels, got {size!r}")
+        raise ValueError(f"expected a size of 1 to 105 pixels, a whole number, got {size!r}")
     halves = ("background",) if split == "lake" and part != "test" else ("background", "evaluation")
     halves = ("evaluation",) if (split, part) == ("lake", "test") else halves
     drawn = {k: v for half in halves for k, v in _drawings(half, size).items()}
@@ -147,7 +147,7 @@ def _decode(path: Path, size: int) -> dict[str, np.ndarray]:
 
 
 def _kept(path: Path, size: int) -> dict[str, np.ndarray] | None:
-    """What `_keep` wrote, or None where that is absent or damaged, in whatever way."""
+    """What `_keep` wrote, or None if it is absent or damaged."""
     try:
         with open(path, "rb") as raw, np.load(raw) as file:
             names, items = file["names"].tolist(), file["items"]
@@ -158,7 +158,7 @@ def _kept(path: Path, size: int) -> dict[str, np.ndarray] | None:
 
 
 def _keep(path: Path, drawn: dict[str, np.ndarray]) -> None:
-    """A help only: where the cache cannot be written, the next call decodes again."""
+    """Optional: if the cache cannot be written, the next call decodes again."""
     part = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Classes planted in a few of many dimensions: a few-shot problem whose best answer is known."""
+"""Classes that differ in a few of many dimensions: a few-shot problem whose best answer is known."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def planted(
 ) -> ClassSet:
     """Gaussian classes that differ in `informative` rotated dimensions, under `nuisance` loud ones.
 
-    x = R [μ_c + ε, noise · η],  μ_c ~ N(0, 2² I),  ε, η ~ N(0, I). The rotation R follows `world`; classes and items
-    follow `seed`: sets of one world and several seeds share what is to be learnt and no class.
+    x = R [μ_c + ε, noise · η],  μ_c ~ N(0, 2² I),  ε, η ~ N(0, I). The rotation R is drawn from `world`, classes and
+    items from `seed`: sets of one world with different seeds share what can be learned, but no class.
     """
     if min(classes, items, informative) < 1 or nuisance < 0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Photographs with boxes, and an embedded stand-in for them: scenes composed of glyphs."""
+"""Photographs with boxes, and a stand-in for them: scenes composed of glyphs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Photographs(NamedTuple):
     labels: list[Tensor]  # n of (K,): class numbers
     names: list[str]  # n
     classes: list[str]
-    source: str  # one line that says what these data are
+    source: str  # one line that says what this data is
 
     def select(self, keep: list[int] | Tensor) -> Photographs:
         """The photographs with these indices."""
@@ -40,13 +40,13 @@ def scenes(
 ) -> Photographs:
     """`n` scenes of 1 to `most` glyphs each, drawn from `seed`: dark ink on a paper of uneven brightness.
 
-    A glyph is 16 to 32 pixels wide and may not overlap another by more than its margin; its box is that of its ink.
-    `first` is the number of the first alphabet: scenes of other alphabets share no class. Raises ValueError where the
+    A glyph is 16 to 32 pixels wide and may not overlap another by more than its margin; its box bounds its ink.
+    `first` is the number of the first alphabet: scenes of other alphabets share no class. Raises ValueError if the
     paper is smaller than a glyph.
     """
     if min(n, classes, most) < 1 or min(height, width) < 40:
         raise ValueError(
-            f"expected at least 1 scene, class and glyph, and 40 pixels a side; "
+            f"expected at least 1 scene, class and glyph, and 40 pixels per side; "
             f"got {n=} {classes=} {most=} {height=} {width=}"
         )
     drawn = glyphs(classes, items=20, size=32, seed=seed, first=first)

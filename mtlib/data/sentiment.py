@@ -1,4 +1,4 @@
-"""Sentences with a sentiment, from three sites {cite}`kotzias2015group`; and drawn ones, where those cannot be reached."""
+"""Sentences with a sentiment, from three sites {cite}`kotzias2015group`; drawn ones if those cannot be downloaded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FILES = {
         ("c76468b7b5c6e56a0804d728345c5f84aa2142ddb214420f61cc9cfd4c00d2ea",),
     ),
 }
-"""Phones and what belongs to them, films, restaurants: 500 positive and 500 negative sentences each."""
+"""Phones and accessories, films, restaurants: 500 positive and 500 negative sentences each."""
 
 
 class Site(NamedTuple):
@@ -48,15 +48,15 @@ class Site(NamedTuple):
 
     texts: list[str]
     y: Tensor  # (n,) 1 for praise, 0 for blame
-    repeated: int  # copies that were dropped
+    repeated: int  # how many copies were dropped
     source: str
 
 
 def sites() -> dict[str, Site]:
-    """Amazon, IMDb, Yelp; where one cannot be reached, three drawn sites, and each `source` says so.
+    """Amazon, IMDb and Yelp, or three drawn sites if one cannot be downloaded; each `source` says which.
 
-    A sentence that stands twice in a site, capitals aside, is kept once, so that no split can hold both copies.
-    Raises `mtlib.data.download.Altered` for a file with another digest.
+    A sentence that occurs twice in a site, capitals aside, is kept once, so that no split can separate two copies.
+    Raises `mtlib.data.download.Altered` for a file with the wrong digest.
     """
     try:
         return {name: read(fetch(remote), name) for name, remote in FILES.items()}
@@ -65,7 +65,7 @@ def sites() -> dict[str, Site]:
 
 
 def read(path: Path, name: str) -> Site:
-    """One file of `sentence TAB label` lines, which end in a line feed only (IMDb's sentences hold other breaks)."""
+    """One file of `sentence TAB label` lines, which end in a line feed only (IMDb's sentences contain other line breaks)."""
     rows = [line.rsplit("\t", 1) for line in path.read_bytes().decode("utf8").split("\n") if line]
     return _once(
         [text.strip() for text, _ in rows], [int(label) for _, label in rows], name, "real"
@@ -73,7 +73,7 @@ def read(path: Path, name: str) -> Site:
 
 
 def drawn(name: str, seed: int = 0, sentences: int = 400) -> Site:
-    """A site's stand-in: sentences from templates, with words of praise that all sites share and words of its own."""
+    """A site's stand-in: sentences from templates, with words of praise and blame that all sites share and some of its own."""
     rng = np.random.default_rng([seed, list(FILES).index(name)])
     things, own = _WORDS[name]
     texts, labels = [], []
@@ -91,8 +91,8 @@ def drawn(name: str, seed: int = 0, sentences: int = 400) -> Site:
 def draws(z: Tensor, y: Tensor, labels: int, tasks: int, seed: int, fold: int = 0) -> Stream:
     """One site as many tasks: `stream(step)` -> Episode of `labels` rows to adapt to and the site's test rows.
 
-    The test rows are one half of the site, cut by `seed` alone, the same in every draw; `fold` 0 or 1 says which.
-    The support rows are drawn from the other half, as many of one class as of the other.
+    The test rows are one half of the site, chosen by `seed` alone, the same in every draw; `fold` 0 or 1 says which.
+    The support rows are drawn from the other half, equally many of each class.
     z: (n, D), y: (n,) -> x (T, labels, D) and (T, Q, D).
     """
     if fold not in (0, 1):

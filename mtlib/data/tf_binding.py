@@ -1,4 +1,4 @@
-"""Transcription factors and the 8-mers they bind, from microarrays {cite}`barrera2016survey`; drawn ones, where those cannot be reached."""
+"""Transcription factors and the 8-mers they bind, from microarrays {cite}`barrera2016survey`; drawn ones if those cannot be downloaded."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ ARCHIVE = Remote(
     f"{_FOLDER}/",
     ("badc5465baf47cd092b1b634655b1915a969393f049f2404c3ad3ef3b95f8c03",),
 )
-"""All 200 experiments in one file, which only the folder MTLIB_DATA can hold: it stands at no address."""
+"""All 200 experiments in one file, which is only read from the folder MTLIB_DATA: it cannot be downloaded."""
 
 _HEADER = ["8-mer", "8-mer", "E-score", "Median", "Z-score"]
 _LENGTH = 8
 
 
 def tf_binding() -> Binding:
-    """33 genes with the E-scores of all 32,896 8-mers; drawn ones where the files cannot be reached.
+    """33 genes with the E-scores of all 32,896 8-mers; drawn ones if the files cannot be downloaded.
 
-    One experiment a gene, of the reference allele: of its replicates the one with most 8-mers above 0.45. A gene is
-    left out where no experiment of it, of any allele, has fifty (BCL6, HOXB7, KLF11, NR2E3, PAX6, PAX7, VENTX, WT1).
-    From the folder MTLIB_DATA it reads the archive if it is there; a reader's machine fetches 33 files of 1.4 MB.
-    `source` says which data these are. Raises `mtlib.data.download.Altered` for a file with another digest.
+    One experiment per gene, of the reference allele: the replicate with the most 8-mers above 0.45. A gene is left
+    out if no experiment of it, of any allele, has fifty (BCL6, HOXB7, KLF11, NR2E3, PAX6, PAX7, VENTX, WT1).
+    Reads the archive if the folder MTLIB_DATA has it, otherwise fetches 33 files of 1.4 MB. `source` says which data
+    it is. Raises `mtlib.data.download.Altered` for a file with the wrong digest.
     """
     try:
         folder = os.environ.get("MTLIB_DATA")
@@ -57,7 +57,7 @@ def remote(gene: str, replicate: str, digest: str) -> Remote:
 
 
 def read_archive(path: Path) -> tuple[list[str], Tensor]:
-    """8-mers, and E-scores (33, 32896), of the archive."""
+    """8-mers, and E-scores (33, 32896), from the archive."""
     with np.load(path) as held:
         rows = {name.decode(): i for i, name in enumerate(held["experiments"])}
         kept = [rows[f"{gene}_REF_{replicate}"] for gene, replicate, *_ in EXPERIMENTS]
@@ -81,7 +81,7 @@ def read_all() -> tuple[list[str], Tensor]:
 def read(path: Path) -> tuple[list[str], Tensor]:
     """One raw file, `8-mer TAB reverse complement TAB E-score TAB median TAB Z-score`: 8-mers, E-scores (32896,).
 
-    Raises ValueError for another header, for a line whose second column is not the first's reverse complement, and
+    Raises ValueError for a different header, for a line whose second column is not the first's reverse complement, and
     for an E-score outside [-0.5, 0.5].
     """
     header, *lines = path.read_text("ascii").splitlines()

@@ -17,12 +17,12 @@ from mtlib.learners.metric import above, attend, body_of, width
 
 
 def cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
-    """Conditional neural process: the mean of what an encoder says of each support item stands for the task.
+    """Conditional neural process: the mean of the encoded support items represents the task.
 
     r_w = (1/N) Σ_i h([z(φ, x_i), y_iw]);  (μ_w, a_w) = g([z(φ, x), r_w]),  σ_w = f + (1 − f) softplus(a_w), f = `floor`.
-    One h and one g read each target w by itself, so that W = 1 is the paper's and the order of classes has no
-    meaning. Both have one hidden layer and lie under `process.`; the head is not used. θ carries r as
-    `process.task` (W, hidden). Raises ValueError as `width`. {cite}`garnelo2018cnp`
+    The same h and g read each target w by itself, so that W = 1 is the paper's case and the order of classes does
+    not matter. Both have one hidden layer and are under `process.`; the head is not used. θ carries r as
+    `process.task` (W, hidden). Raises ValueError like `width`. {cite}`garnelo2018cnp`
     """
     z, d = features(net), width(net)
     own, (h, g) = networks(
@@ -30,8 +30,8 @@ def cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
     )
 
     def adapt(phi: Params, support: Batch) -> Params:
-        said = h(phi, joined(z(phi, support.x), support.y[..., None]))  # (N, W, hidden)
-        return {**phi, "process.task": said.mean(0)}
+        values = h(phi, joined(z(phi, support.x), support.y[..., None]))  # (N, W, hidden)
+        return {**phi, "process.task": values.mean(0)}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
         r = theta["process.task"].expand(len(x), -1, -1)  # (B, W, hidden)
@@ -41,12 +41,12 @@ def cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
 
 
 def attentive_cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
-    """Attentive conditional neural process: each query item asks the support items that it resembles.
+    """Attentive conditional neural process: each query item attends to the support items that it resembles.
 
     r_w(x) = Σ_i softmax_i( q(z(φ, x)) · k(z(φ, x_i)) / √hidden ) h([z(φ, x_i), y_iw]), q and k linear; the rest is `cnp`,
-    which it is where q = 0. θ carries k(z_i) as `process.keys` (N, hidden) and what h says as `process.values`
-    (N, W, hidden). The paper's latent variable and its attention among the support items are not here.
-    Raises ValueError as `width`. {cite}`kim2019attentive`
+    and q = 0 is `cnp` itself. θ carries k(z_i) as `process.keys` (N, hidden) and h's outputs as `process.values`
+    (N, W, hidden). The paper's latent variable and its attention among the support items are left out.
+    Raises ValueError like `width`. {cite}`kim2019attentive`
     """
     z, d = features(net), width(net)
     own, (h, g, q, k) = networks(
@@ -59,13 +59,13 @@ def attentive_cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learn
 
     def adapt(phi: Params, support: Batch) -> Params:
         zs = z(phi, support.x)
-        said = h(phi, joined(zs, support.y[..., None]))  # (N, W, hidden)
-        return {**phi, "process.keys": k(phi, zs), "process.values": said}
+        values = h(phi, joined(zs, support.y[..., None]))  # (N, W, hidden)
+        return {**phi, "process.keys": k(phi, zs), "process.values": values}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
-        zq, said = z(theta, x), theta["process.values"]
-        r = attend(q(theta, zq), theta["process.keys"], said.flatten(1))  # (B, W·hidden)
-        return distribution(g(theta, joined(zq, r.unflatten(1, said.shape[1:]))), floor)
+        zq, values = z(theta, x), theta["process.values"]
+        r = attend(q(theta, zq), theta["process.keys"], values.flatten(1))  # (B, W·hidden)
+        return distribution(g(theta, joined(zq, r.unflatten(1, values.shape[1:]))), floor)
 
     return Learner(lambda: {**body_of(net), **own()}, adapt, predict)
 
@@ -76,11 +76,11 @@ def gaussian_nll(prediction: Tensor, y: Tensor) -> Tensor:
     return (0.5 * ((y - mean) / scale) ** 2 + scale.log()).mean() + 0.5 * math.log(2 * math.pi)
 
 
-gaussian_nll.columns = 2  # type: ignore[attr-defined]  # what `mtlib.core.fits` asks
+gaussian_nll.columns = 2  # type: ignore[attr-defined]  # `mtlib.core.fits` reads it
 
 
 def point(learner: Learner) -> Learner:
-    """The same learner, answering with its means alone: (B, 2W) -> (B, W), for squared error or accuracy."""
+    """The same learner, predicting its means only: (B, 2W) -> (B, W), for squared error or accuracy."""
     return learner._replace(predict=lambda theta, x: learner.predict(theta, x).chunk(2, -1)[0])
 
 

@@ -1,4 +1,4 @@
-"""Learners whose inner problem has a closed solution, or optimality conditions that can be differentiated."""
+"""Learners whose inner problem has a closed-form solution, or optimality conditions that can be differentiated."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mtlib.learners.metric import body_of, linear_head
 
 
 def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
-    """Ridge regression of the targets on the features, drawn towards φ's own head.
+    """Ridge regression of the targets on the features, pulled towards φ's own head.
 
     V = argmin ‖Z V − Y‖² + λ ‖V − V_φ‖², Z = [z(φ, x), 1] (N, D+1), V = [Wᵀ; b] (D+1, W): in closed form
     V = V_φ + Zᵀ (Z Zᵀ + λI)⁻¹ (Y − Z V_φ). λ = exp(φ["ridge.log_strength"]) is learned along with the body and
     the head; it starts at `strength`. With V_φ = 0 it is R2-D2's solver. {cite}`bertinetto2019meta`
-    Raises ValueError where `strength` ≤ 0, or the head is not one linear layer.
+    Raises ValueError if `strength` ≤ 0, or the head is not one linear layer with a bias.
     """
     _check(net, strength=strength)
     names = ("head.weight", "head.bias", "ridge.log_strength")
@@ -37,13 +37,13 @@ def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
 
 
 def bayesian(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learner:
-    """Bayesian linear regression of the targets on the features: `ridge`, and how sure it is.
+    """Bayesian linear regression of the targets on the features: `ridge`, with its uncertainty.
 
     y = Vᵀz + ε, ε ~ N(0, σ²I), each column of V ~ N(its column of V_φ, σ²/λ I), z = [z(φ, x), 1] (D+1,). With
     A = ZᵀZ + λI:  V̂ = V_φ + A⁻¹Zᵀ(Y − Z V_φ), the mean;  y | x, S ~ N( V̂ᵀz, σ²(1 + zᵀA⁻¹z) I ).
-    Predicts means and standard deviations side by side, (B, 2W): for a loss of two columns a target, as
+    Predicts means and standard deviations side by side, (B, 2W): for a loss with two columns per target, such as
     `mtlib.learners.amortised.gaussian_nll`. λ = exp(φ["bayes.log_strength"]) and σ = exp(φ["bayes.log_noise"]) are
-    learned too; θ carries A⁻¹ as `bayes.covariance`. Raises ValueError as `ridge`. {cite}`harrison2018alpaca`
+    learned too; θ carries A⁻¹ as `bayes.covariance`. Raises ValueError like `ridge`. {cite}`harrison2018alpaca`
     """
     _check(net, strength=strength, noise=noise)
     names = ("head.weight", "head.bias", "bayes.log_strength", "bayes.log_noise")
@@ -76,9 +76,9 @@ def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Lea
     """MetaOptNet: a multi-class support vector machine on the features, solved for each task. The head is not used.
 
     w = argmin ½ Σ_k ‖w_k‖² + C Σ_n max_k ( w_kᵀz_n + 1[k ≠ y_n] − w_{y_n}ᵀz_n ),  z = z(φ, x), C = `strength`;
-    logit_k(x) = s w_kᵀz(φ, x), s = exp(φ["svm.log_scale"]) learned, `scale` at first. No bias, as in the paper. θ
+    logit_k(x) = s w_kᵀz(φ, x), s = exp(φ["svm.log_scale"]) learned, starting at `scale`. No bias, as in the paper. θ
     carries w as `svm.weight` (W, D). Solved and differentiated by `crammer_singer`.
-    Raises ValueError where `strength` or `scale` ≤ 0. {cite}`lee2019metaoptnet,crammer2001algorithmic`
+    Raises ValueError if `strength` or `scale` ≤ 0. {cite}`lee2019metaoptnet,crammer2001algorithmic`
     """
     _positive(strength=strength, scale=scale)
     z = features(net)
@@ -99,7 +99,7 @@ def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Lea
 
 # Their solvers -------------------------------------------------------------------------------
 
-solve: Callable[[Tensor, Tensor], Tensor] = torch.linalg.solve  # which has no type in torch
+solve: Callable[[Tensor, Tensor], Tensor] = torch.linalg.solve  # torch gives it no type
 
 
 def ridge_solution(z: Tensor, y: Tensor, strength: Tensor) -> Tensor:
@@ -114,9 +114,9 @@ def crammer_singer(gram: Tensor, y: Tensor, strength: float, steps: int = 40) ->
     """The dual of the multi-class support vector machine: K = ZZᵀ (N, N), one-hot y (N, W) -> α (N, W), w = αᵀZ.
 
     α = argmin ½ tr(αᵀKα) − Σ y∘α  with  Σ_k α_nk = 0, α ≤ C y.  In β = C y − α:  β ≥ 0 with rows of sum C, and at the
-    optimum s = y − Kα − ν1ᵀ ≥ 0 and β∘s = 0 for some ν (N,). `vanishing` finds, without a graph, which β are 0; those
-    fixed, the others solve one linear system, and its derivative is the optimum's {cite}`amos2017optnet`.
-    K gets a ridge of about the dtype's rounding, to the power ⅔, so that equal items have one solution too.
+    optimum s = y − Kα − ν1ᵀ ≥ 0 and β∘s = 0 for some ν (N,). `vanishing` finds, without a graph, which β are 0; with
+    those fixed, the others solve one linear system, and its derivative is the optimum's {cite}`amos2017optnet`.
+    K gets a ridge of about the dtype's rounding, to the power ⅔, so that the solution is unique even with equal items.
     """
     eps = torch.finfo(gram.dtype).eps
     k = gram + eps ** (2 / 3) * (gram.diagonal().mean() + eps) * torch.eye(len(gram)).to(gram)

@@ -1,4 +1,4 @@
-"""Gradient descent on what φ does not hold: entries that each task begins anew."""
+"""Gradient descent on entries that each task starts afresh."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from mtlib.learners.metric import above, body_of, class_means, linear_head
 def cavia(
     net: nn.Module, loss: Loss, lr: Rate, steps: int, dims: int = 5, rule: Rule | None = None
 ) -> Learner:
-    """CAVIA: a small context vector c takes the inner steps; the network is shared as it is.
+    """CAVIA: a small context vector c takes the inner steps; the network itself stays shared.
 
     c ← c − α ∇_c L^S(φ, c) from c = 0, and c scales and shifts the features in front of the head:
     f(x) = head(z ⊙ (1 + A c) + B c), z = body(x); A, B = φ["context.*"] (D, `dims`) are learned outside.
-    It fits any network with a linear head, and c = 0 is the network itself. θ carries c as `context`.
+    It works with any network that has a linear head, and c = 0 is the network itself. θ carries c as `context`.
     {cite}`zintgraf2019cavia`
     """
     film = nn.Linear(dims, 2 * linear_head(net, bias=True).in_features, bias=False)
@@ -56,7 +56,7 @@ def protomaml(
     """ProtoMAML: MAML whose head starts where a prototypical network's linear classifier stands.
 
     w_k = 2c_k, b_k = −‖c_k‖² with the class means c of z(φ, x) over the support set; then θ ← θ − α ∇L^S(θ),
-    body and head. The outer gradient goes through c, too. {cite}`triantafillou2020meta`
+    body and head. The outer gradient also goes through c. {cite}`triantafillou2020meta`
     """
     linear_head(net, bias=True)
     z = features(net)

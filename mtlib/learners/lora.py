@@ -1,4 +1,4 @@
-"""Low-rank adaptation: what moves is a thin product beside each weight matrix."""
+"""Low-rank adaptation: a thin product beside each weight matrix moves in its place."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def lora(
 
 
 def merged(theta: Params, scale: float = 1.0) -> Params:
-    """The plain network's parameters, W₀ + s B A written out: nothing of LoRA is left to pay for."""
+    """The plain network's parameters, W₀ + s B A multiplied out: LoRA then costs nothing."""
     plain = {k: v for k, v in theta.items() if not k.startswith(PREFIX)}
     for k in plain:
         if f"{PREFIX}{k}.a" in theta:

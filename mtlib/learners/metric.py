@@ -47,8 +47,8 @@ def matching(net: nn.Module, scale: float = 1.0) -> Learner:
     """Matching network: a vote of the support items, each weighted by its cosine with the query.
 
     a_i(x) = softmax_i( s · cos(z(φ, x), z(φ, x_i)) );  logit(x) = log Σ_i a_i(x) y_i, so its softmax is the vote.
-    s = `scale` is 1 in the paper, where five classes and one shot then reach e²/(e² + 4) = 65 % at most. Each item
-    is embedded alone: the paper's "full context embeddings" are not here. θ carries the support set as
+    s = `scale` is 1 in the paper, so that with five classes and one shot no class gets more than e²/(e² + 4) = 65 %.
+    Each item is embedded by itself, without the paper's "full context embeddings". θ carries the support set as
     `support.z` (N, D), `support.y` (N, W). {cite}`vinyals2016matching`
     """
     z = features(net)
@@ -64,11 +64,11 @@ def matching(net: nn.Module, scale: float = 1.0) -> Learner:
 
 
 def relation(net: nn.Module, hidden: int = 64) -> Learner:
-    """Relation network: a small network, not a formula, says how well a query fits a class.
+    """Relation network: a small network, not a formula, scores how well a query fits a class.
 
     logit_k(x) = g([c_k, z(φ, x)]), c_k the mean of class k, g a network with one hidden layer under `relation.`.
     The paper's g is convolutional, its c_k a sum, and it squashes g by a sigmoid and trains with squared error:
-    loss(p, y) = mse_loss(p.sigmoid(), y). Raises ValueError as `width`. {cite}`sung2018relation`
+    loss(p, y) = mse_loss(p.sigmoid(), y). Raises ValueError like `width`. {cite}`sung2018relation`
     """
     z, d = features(net), width(net)
     g = nn.Sequential(nn.Linear(2 * d, hidden), nn.ReLU(), nn.Linear(hidden, 1))
@@ -106,7 +106,7 @@ def cosine_head(net: nn.Module, scale: float = 10.0) -> nn.Module:
 
 
 class CosineHead(nn.Module):
-    """logit_k = s_k cos(z, w_k): (B, D) -> (B, W). Each class's scale is learned, as log s_k; `scale` at first."""
+    """logit_k = s_k cos(z, w_k): (B, D) -> (B, W). Each class's scale is learned, as log s_k; it starts at `scale`."""
 
     def __init__(self, linear: nn.Linear, scale: float):
         super().__init__()
@@ -123,7 +123,7 @@ def simpleshot(net: nn.Module) -> Learner:
 
     u(x) = (z(φ, x) − μ) / ‖z(φ, x) − μ‖;  c_k = mean of u over class k;  logit_k(x) = −‖u(x) − c_k‖².
     μ = φ["centre.mean"] (D,) is zero at first; `centred` sets it to the mean feature of the training items. Without
-    the centring and the length it is `protonet`. Raises ValueError as `width`. {cite}`wang2019simpleshot`
+    centring and scaling it is `protonet`. Raises ValueError like `width`. {cite}`wang2019simpleshot`
     """
     z, d = features(net), width(net)
 
@@ -153,8 +153,8 @@ def feat(net: nn.Module) -> Learner:
     """FEAT: the class means look at each other before they are compared with a query.
 
     c_k as in `protonet`, C (W, D) its rows;  C' = C + softmax(C A_q (C A_k)ᵀ / √D) C A_v A_o;
-    logit_k(x) = −‖z(φ, x) − c'_k‖². The four matrices are φ's, under `attention.`; A_o starts at zero, where FEAT is
-    `protonet`. One head; no layer norm, which the paper has. Raises ValueError as `width`. {cite}`ye2020feat`
+    logit_k(x) = −‖z(φ, x) − c'_k‖². The four matrices are in φ, under `attention.`; A_o starts at zero, where FEAT is
+    `protonet`. One attention head, and no layer norm, which the paper has. Raises ValueError like `width`. {cite}`ye2020feat`
     """
     z, d = features(net), width(net)
     names = ("query", "key", "value", "output")
@@ -180,22 +180,22 @@ def feat(net: nn.Module) -> Learner:
 
 
 def body_of(net: nn.Module) -> Params:
-    """φ of a learner that has no use for the head."""
+    """φ of a learner that does not use the head."""
     return {k: v for k, v in parameters(net).items() if k.startswith("body.")}
 
 
 def above(prefix: str, params: Params) -> Params:
-    """The entries with a prefix put on: `core.below` undoes it."""
+    """The entries with a prefix added: `core.below` undoes it."""
     return {prefix + k: v for k, v in params.items()}
 
 
 def width(net: nn.Module) -> int:
-    """D, which the head knows. Raises ValueError where the head is not one linear layer."""
+    """D, as the head has it. Raises ValueError if the head is not one linear layer."""
     return linear_head(net).in_features
 
 
 def linear_head(net: nn.Module, bias: bool = False) -> nn.Linear:
-    """The head, or a ValueError where it is not one linear layer (with a bias, where one is asked for)."""
+    """The head. Raises ValueError if it is not one linear layer, or has no bias and needs one."""
     head = half(net, "head")
     if not isinstance(head, nn.Linear) or (bias and head.bias is None):
         wanted = "one linear layer with a bias" if bias else "one linear layer"
@@ -230,6 +230,6 @@ def every_pair(a: Tensor, b: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √D) v: (B, D), (N, D), (N, E) -> (B, E), written out, as torch's own has no second order on a CPU."""
+    """softmax(q kᵀ / √D) v: (B, D), (N, D), (N, E) -> (B, E), written out because torch's own has no second derivative on a CPU."""
     scale: float = k.shape[-1] ** 0.5
     return (q @ k.mT / scale).softmax(-1) @ v

@@ -1,8 +1,8 @@
-"""TRANSDUCTIVE learners: the answer to one query item depends on the other query items.
+"""TRANSDUCTIVE learners: the prediction for one query item depends on the other query items.
 
-The protocol differs from every other learner's: all questions of a task are asked at once, without their labels, and
-the answers may use them. Their scores stand apart from those of learners that answer one item at a time. They
-adapt to the query in `predict`, which sees the whole query batch; θ carries what they need of the support set.
+The protocol differs from every other learner's: all query items of a task come at once, without their labels, and each
+prediction may use them all. Report their scores apart from those of learners that see one item at a time. They adapt to
+the query in `predict`, which gets the whole query batch; θ carries what they need from the support set.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from mtlib.learners.metric import body_of, class_means, cosines, squared_distanc
 
 
 def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learner:
-    """Transductive fine-tuning: fit the support labels, and be sure of the query items, whatever they are.
+    """Transductive fine-tuning: fit the support labels, and predict confidently on the query items, whatever they are.
 
     θ ← θ − α ∇[ L^S(θ) + (1/B) Σ_x H(p_θ(·|x)) ] for `steps` steps over the query items x, every parameter moving,
     H(p) = −Σ_k p_k log p_k. It starts from φ's body and a head of class means: w_k = c_k/‖c_k‖, c_k the mean of
-    z/‖z‖ over class k, b = 0. Raises ValueError as `width`. {cite}`dhillon2020baseline`
+    z/‖z‖ over class k, b = 0. Raises ValueError like `width`. {cite}`dhillon2020baseline`
     """
     width(net)
     z, f = features(net), apply(net)
@@ -44,7 +44,7 @@ def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learne
 def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
     """BD-CSPN: shift the query features onto the support's, then let them move the class means.
 
-    z_q ← z_q + (mean z_s − mean z_q); each query item is labelled with its class of the largest cosine; over the
+    z_q ← z_q + (mean z_s − mean z_q); each query item is labelled with the class of the largest cosine; over the
     items i of class k, of the support and the query, c'_k = Σ_i w_i z_i, w_i = softmax_i( ε cos(z_i, c_k) );
     logit_k(x) = ε cos(z_q, c'_k), ε = `scale`. The labels given to the query are constants to the outer
     gradient. {cite}`liu2020prototype`
@@ -70,7 +70,7 @@ def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
 def laplacian_shot(
     net: nn.Module, strength: float = 0.7, neighbours: int = 3, steps: int = 20
 ) -> Learner:
-    """LaplacianShot: nearest class means, and query items that are neighbours should be given one class.
+    """LaplacianShot: nearest class means, and neighbouring query items should get the same class.
 
     y_q ← softmax_k( −‖z_q − c_k‖² + λ Σ_p w_qp y_p ) for `steps` rounds, from λ = 0; w_qp = 1 where p is one of the
     `neighbours` query items nearest to q, else 0; λ = `strength`. The logits are the last round's exponents. Which items

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's three channels, in [0, 1]: what torchvision's weights were trained with."""
+"""Of ImageNet's three channels, in [0, 1], as torchvision's weights expect."""
 
 
 def pretrained(
@@ -18,12 +18,12 @@ def pretrained(
 ) -> nn.Sequential:
     """A classifier of torchvision with its published weights, and a fresh head of `ways` outputs.
 
-    Raises ImportError where torchvision is not installed; torchvision's own error for an unknown name.
+    Raises ImportError if torchvision is not installed, and torchvision's own error for an unknown name.
     """
     if find_spec("torchvision") is None:
         raise ImportError(
-            "expected torchvision, which is not installed: `pip install torchvision`, in the build that belongs to "
-            "your torch. Or give your own network to `split`."
+            "torchvision is not installed: `pip install torchvision`, in the build that matches your torch. "
+            "Or pass your own network to `split`."
         )
     from torchvision.models import get_model
 
@@ -31,11 +31,11 @@ def pretrained(
 
 
 def split(model: nn.Module, ways: int, size: int = 224) -> nn.Sequential:
-    """A classifier as body and head: its last linear layer comes off, a fresh one goes on.
+    """A classifier as body and head: its last linear layer is replaced by a fresh one.
 
     The body reads images (B, 1 or 3, h, w) in [0, 1], brings them to three channels of `size` pixels, normalises
     as torchvision does, and stays in evaluation mode: its norms use the statistics stored with the weights.
-    The model itself is changed. Raises ValueError where it has no linear layer.
+    The model itself is changed. Raises ValueError if it has no linear layer.
     """
     if ways < 1:
         raise ValueError(f"expected at least 1 way, got {ways}")

@@ -3,7 +3,7 @@
 Boxes are (x1, y1, x2, y2) in pixels. A map cell is `STRIDE` pixels wide. Prediction and target share one layout,
 (B, C + 4, h, w): a heat-map for each of C classes (logits in the prediction), then at each centre the width and
 height in cells and the offset (x, y) of the centre inside its cell. The target's width is 0 where no centre is, and a
-heat-map of −1 says that nobody annotated that class.
+heat-map of −1 marks a class that was not annotated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Detections(NamedTuple):
 
     boxes: Tensor  # (K, 4) in pixels
     labels: Tensor  # (K,) class numbers
-    scores: Tensor  # (K,) in (0, 1), falling
+    scores: Tensor  # (K,) in (0, 1), highest first
 
 
 class Judged(NamedTuple):
@@ -63,11 +63,11 @@ def detector(classes: int, width: int = 32) -> nn.Sequential:
 
 
 def targets(boxes: Tensor, labels: Tensor, classes: int, height: int, width: int) -> Tensor:
-    """What the network should say of one photograph: (K, 4), (K,) -> (C + 4, H/4, W/4).
+    """The network's target for one photograph: (K, 4), (K,) -> (C + 4, H/4, W/4).
 
     Each box is a bump exp(−dx²/2σ_x² − dy²/2σ_y²) around its centre's cell, σ = `SPREAD` · width and height, no less
     than `LEAST` cells; where bumps of one class overlap the larger value counts. Raises ValueError for a box with no
-    area or a centre outside.
+    area or its centre outside.
     """
     size = boxes[:, 2:] - boxes[:, :2]
     if len(boxes) and float(size.min()) <= 0:
@@ -122,9 +122,9 @@ def centre_loss(classes: int, size_weight: float = 0.1) -> Loss:
 
 
 def decode(prediction: Tensor, classes: int, most: int = 100) -> list[Detections]:
-    """Peaks of the heat-maps as boxes: (B, C + 4, h, w) -> at most `most` detections a photograph.
+    """Peaks of the heat-maps as boxes: (B, C + 4, h, w) -> at most `most` detections per photograph.
 
-    A cell is a peak where none of its eight neighbours is higher; that takes the place of suppression.
+    A cell is a peak where none of its eight neighbours is higher; this replaces non-maximum suppression.
     """
     heat = torch.sigmoid(prediction[:, :classes])
     peaks = heat * (nn.functional.max_pool2d(heat, 3, 1, 1) == heat)
@@ -146,7 +146,7 @@ def decode(prediction: Tensor, classes: int, most: int = 100) -> list[Detections
 def flipped(x: Tensor, y: Tensor, classes: int, axis: int) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) and their targets (B, C + 4, h, w), mirrored along `axis`: 2 the rows, 3 the columns.
 
-    A centre at offset o of its cell comes to 1 − o. H and W are whole numbers of cells.
+    A centre at offset o in its cell moves to 1 − o. H and W are whole numbers of cells.
     """
     x, y = x.flip(axis), y.flip(axis)
     offset = classes + (3 if axis == 2 else 2)
@@ -163,7 +163,8 @@ def average_precision(
 ) -> Tensor:
     """Average precision of each class at one IoU, by pycocotools: (C,), NaN for a class with no box.
 
-    `found`, `boxes` and `labels` have one entry a photograph; a box counts as found once, at most 100 a photograph.
+    `found`, `boxes` and `labels` have one entry per photograph. A box counts as found once; at most 100 detections
+    per photograph count.
     """
     judge = _evaluated(found, boxes, labels, classes, iou)
     if judge is None:
@@ -222,23 +223,23 @@ def _evaluated(
     classes: int,
     iou: float,
 ) -> Any:
-    """pycocotools' evaluation, matched and not yet accumulated; None where nothing was detected."""
+    """pycocotools' evaluation, matched and not yet accumulated; None if nothing was detected."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     if len(found) != len(boxes):
-        raise ValueError(f"expected one entry a photograph, got {len(found)} and {len(boxes)}")
+        raise ValueError(f"expected one entry per photograph, got {len(found)} and {len(boxes)}")
     truth = [
         {"image_id": i, "category_id": int(k), "bbox": _xywh(b), "area": _area(b), "iscrowd": 0}
         for i, pair in enumerate(zip(boxes, labels, strict=True))
         for b, k in zip(*pair, strict=True)
     ]
-    said = [
+    predicted = [
         {"image_id": i, "category_id": int(k), "bbox": _xywh(b), "score": float(s)}
         for i, d in enumerate(found)
         for b, k, s in zip(*d, strict=True)
     ]
-    if not said:
+    if not predicted:
         return None
     with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
         coco = COCO()
@@ -249,7 +250,7 @@ def _evaluated(
             "categories": [{"id": k} for k in range(classes)],
         }
         coco.createIndex()
-        held: Any = COCOeval(coco, coco.loadRes(said), "bbox")
+        held: Any = COCOeval(coco, coco.loadRes(predicted), "bbox")
         held.params.iouThrs, held.params.maxDets = [iou], [100]
         held.params.areaRng, held.params.areaRngLbl = held.params.areaRng[:1], ["all"]
         held.evaluate()

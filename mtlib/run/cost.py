@@ -1,4 +1,4 @@
-"""What a computation costs beside time: the memory of the tensors that it makes."""
+"""What a computation costs besides time: the memory of the tensors that it makes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mtlib.run.replay import each
 def peak_memory(f: Callable[..., Any], *args: Any) -> int:
     """The most bytes that tensors made during `f(*args)` hold at one time, on any device.
 
-    Counted storage by storage, so that a view costs nothing and a graph costs what it saves. What lay there before
-    does not count, nor does what an operation borrows while it runs.
+    Counted storage by storage, so that a view costs nothing and a graph costs what it saves. Memory held
+    before does not count, nor does an operation's own workspace.
     """
     ledger = _Ledger()
     with ledger:
@@ -26,7 +26,7 @@ def peak_memory(f: Callable[..., Any], *args: Any) -> int:
 
 
 class _Ledger(DispatchMode):  # type: ignore[misc]
-    """Sees every operation below autograd and vmap, enters new storages and strikes out freed ones."""
+    """Sees every operation below autograd and vmap, counts new storages and takes off freed ones."""
 
     def __init__(self) -> None:
         super().__init__()

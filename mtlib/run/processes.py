@@ -1,7 +1,7 @@
 """Several processes over the axis of tasks, with torch.distributed: started by `torchrun`, used by `fit`.
 
 The mean over T tasks is the mean over each process's part, weighted by its share of the tasks. So each process
-takes a part, one all_reduce a step adds up value and gradient, and all of them take the same optimizer step.
+takes a part, one all_reduce per step adds up value and gradient, and all of them take the same optimizer step.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Group(NamedTuple):
 def processes(backend: str | None = None) -> Iterator[Group]:
     """Join the processes that `torchrun` started, and leave them at the end: `with processes() as group:`.
 
-    `backend` is torch.distributed's; None is NCCL for tensors on CUDA and Gloo for those on a CPU. Where CUDA is
-    present the process computes on the device LOCAL_RANK. Without `torchrun` there is one process, and nothing to
-    join: the same script runs with `python script.py`. Raises ValueError where a machine has fewer CUDA devices
+    `backend` is torch.distributed's; None is NCCL for tensors on CUDA and Gloo for those on a CPU. With CUDA, the
+    process computes on the device LOCAL_RANK. Without `torchrun` there is one process, and nothing to
+    join: the same script runs with `python script.py`. Raises ValueError if a machine has fewer CUDA devices
     than processes.
     """
     device = _device()
@@ -42,7 +42,7 @@ def processes(backend: str | None = None) -> Iterator[Group]:
         return
     if not dist.is_available():
         raise RuntimeError(
-            "expected torch with torch.distributed, this build has none: run `python script.py`, in one process"
+            "this build of torch has no torch.distributed: run `python script.py`, in one process"
         )
     dist.init_process_group(backend or ("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"))
     try:
@@ -52,7 +52,7 @@ def processes(backend: str | None = None) -> Iterator[Group]:
 
 
 def rank() -> int:
-    """The number of this process; 0 where there is one."""
+    """The number of this process; 0 if there is only one."""
     return dist.get_rank() if _joined() else 0
 
 
@@ -62,9 +62,9 @@ def size() -> int:
 
 
 def part(tasks: int) -> slice:
-    """This process's part of an axis of T tasks: ⌊T/P⌋ or ⌈T/P⌉ of P processes' each, in order of rank.
+    """This process's part of an axis of T tasks: ⌊T/P⌋ or ⌈T/P⌉ for each of P processes, in order of rank.
 
-    The part is empty where there are fewer tasks than processes and the rank is T or higher.
+    The part is empty if the rank is T or higher.
     """
     least, more = divmod(tasks, size())
     first = rank() * least + min(rank(), more)
@@ -75,8 +75,8 @@ def average(value: Tensor, grads: Params, phi: Params, share: float) -> tuple[Te
     """The mean over all tasks, from each process's mean over its part of them, in one all_reduce.
 
     Σ_p s_p · value_p  and  Σ_p s_p · grads_p,  with s_p = T_p/T the `share` of process p. An entry of φ that no
-    process's gradient reaches stays absent. What travels is one vector of 1 + |φ| + n numbers, for |φ| entries of n
-    numbers in all: value, flags of the entries reached, gradients. Its dtype is the widest of φ.
+    process's gradient reaches stays absent. They exchange one vector of 1 + |φ| + n numbers, for |φ| entries of n
+    numbers in all: value, flags of the entries reached, gradients. Its dtype is the widest in φ.
     """
     dtype = reduce(torch.promote_types, (p.dtype for p in phi.values()))
     like = next(iter(phi.values()))
@@ -116,7 +116,7 @@ def meet(device: torch.device | str) -> None:
 
 
 def _device() -> torch.device:
-    """The CUDA device of this process's number on its machine, made the current one; the CPU where there is none."""
+    """The CUDA device with this process's number on its machine, made the current one; the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

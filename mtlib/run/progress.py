@@ -1,4 +1,4 @@
-"""One progress bar for everything that takes long: plain tqdm, silent where MTLIB_PROGRESS=0."""
+"""One progress bar for everything that takes long: plain tqdm, silent if MTLIB_PROGRESS=0."""
 
 from __future__ import annotations
 

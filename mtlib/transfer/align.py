@@ -1,6 +1,6 @@
-"""Penalties of `joint` that draw the features of several domains together: distances, spectra, sure answers.
+"""Penalties of `joint` that pull the features of several domains together: distances, spectra, confident predictions.
 
-Those with a critic of their own are in `mtlib.transfer.critics`. AdaBN needs no penalty: `mtlib.norm.calibrate` on the target.
+Those with a critic are in `mtlib.transfer.critics`. AdaBN needs no penalty: `mtlib.norm.calibrate` on the target.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def covariance(z: Tensor) -> Tensor:
 def mcc(strength: float = 1.0, temperature: float = 2.5) -> Penalty:
     """Minimum class confusion, on the last domain's logits: λ · (Σ_jk C_jk − Σ_j C_jj) / W. {cite}`jin2020mcc`
 
-    P = softmax(logits / τ) (B, W); an item counts by w = B (1 + e^−H(P)) / Σ(1 + e^−H(P)), H its entropy;
-    C = Pᵀ diag(w) P, each row divided by its sum: how often class j is taken for k, as far as the model knows.
+    P = softmax(logits / τ) (B, W); an item has the weight w = B (1 + e^−H(P)) / Σ(1 + e^−H(P)), H its entropy;
+    C = Pᵀ diag(w) P, each row divided by its sum: how often the model itself expects class j to be taken for k.
     """
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
@@ -71,9 +71,9 @@ def mmd(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
 
 
 def jan(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
-    """Joint adaptation: MMD of features and answers together, its kernel k(z, z') · k(p, p'), p = softmax(logits).
+    """Joint adaptation: MMD of features and predictions together, with the kernel k(z, z') · k(p, p'), p = softmax(logits).
 
-    Two domains whose features agree and whose answers agree may still pair them otherwise. {cite}`long2017jan`
+    Two domains may agree in features and in predictions, and still pair them differently. {cite}`long2017jan`
     """
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
@@ -95,12 +95,12 @@ def kernel(both: Tensor, widths: tuple[float, ...] = WIDTHS) -> Tensor:
     n = len(both)
     squared = ((both[:, None] - both[None]) ** 2).sum(-1)
     mean = squared.detach().sum() / (n * (n - 1))
-    mean = mean.clamp(min=torch.finfo(both.dtype).tiny)  # rows that are all one
+    mean = mean.clamp(min=torch.finfo(both.dtype).tiny)  # if all rows are equal
     return torch.stack([torch.exp(-squared / (c * mean)) for c in widths]).sum(0)
 
 
 def discrepancy(k: Tensor) -> Tensor:
-    """MMD² without bias from the kernel of two samples of B rows each: (2B, 2B) -> scalar, which may be below 0.
+    """Unbiased MMD² from the kernel of two samples of B rows each: (2B, 2B) -> scalar, which may be below 0.
 
     Σ_{i≠j} [k(s_i, s_j) + k(t_i, t_j)] / (B(B − 1)) − 2 Σ_ij k(s_i, t_j) / B²
     """
@@ -112,7 +112,7 @@ def discrepancy(k: Tensor) -> Tensor:
 def entropy(strength: float = 1.0) -> Penalty:
     """Entropy minimisation, on the last domain's logits: λ · (1/B) Σ_i H(p_i), p = softmax(logits).
 
-    One class for every item is a minimum, too: where features are poor, training may end there.
+    Predicting one class for every item is a minimum, too: with poor features, training may end there.
     """
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
@@ -124,9 +124,9 @@ def entropy(strength: float = 1.0) -> Penalty:
 
 
 def afn(strength: float = 0.05, step: float = 1.0) -> Penalty:
-    """Adaptive feature norm, stepwise: λ E ( ‖z‖ − (‖z‖₀ + Δ) )², ‖z‖₀ the norm as it is, a constant; Δ = `step`.
+    """Adaptive feature norm, stepwise: λ E ( ‖z‖ − (‖z‖₀ + Δ) )², ‖z‖₀ the current norm, a constant; Δ = `step`.
 
-    Features of both domains grow alike: small ones carry little, and the target's are small. {cite}`xu2019afn`
+    The features of both domains grow together: small ones carry little, and the target's are small. {cite}`xu2019afn`
     """
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
@@ -140,8 +140,8 @@ def afn(strength: float = 0.05, step: float = 1.0) -> Penalty:
 def bsp(strength: float = 1e-4, largest: int = 1) -> Penalty:
     """Batch spectral penalisation: λ Σ_t Σ_{i ≤ k} σ_i², the k = `largest` singular values of each domain's z (B, D).
 
-    What transfers best lies in the largest directions, what tells classes apart in the others: a companion of `dann`
-    and `cdan`. {cite}`chen2019bsp`
+    What transfers best lies in the largest directions, what tells classes apart in the others. Goes with `dann` and
+    `cdan`. {cite}`chen2019bsp`
     """
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Penalties of `joint` with a critic: a second network that training plays against the body.
+"""Penalties of `joint` with a critic: a second network that is trained against the body.
 
-Its parameters live in θ under `critic.`: start training at `{**phi, **adversary(critic)}`. One step serves both
-players, by a gradient that is reversed between them.
+Its parameters are in θ under `critic.`: start training at `{**phi, **adversary(critic)}`. One step trains both, as
+the gradient is reversed between them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mtlib.core import Batch, Loss, Params, apply, below, classify, features, pa
 from mtlib.joint import Penalty
 from mtlib.objective import Objective, whole
 
-CRITIC = "critic."  # where a penalty looks for its critic's parameters among θ's
+CRITIC = "critic."  # prefix of the critic's parameters in θ
 
 
 def adversary(critic: nn.Module) -> Params:
-    """The critic's parameters as the penalties look for them, under `critic.`."""
+    """The critic's parameters under the names that the penalties expect, `critic.*`."""
     return {f"{CRITIC}{k}": v for k, v in parameters(critic).items()}
 
 
@@ -40,14 +40,14 @@ def warm(progress: float) -> float:
 def dann(critic: nn.Module, strength: float = 1.0) -> Penalty:
     """Domain-adversarial training: −(1/T) Σ_t E log q_t(R(z_t)), q = softmax(critic(·)) over the T domains.
 
-    The critic, (B, D) -> (B, T), descends on telling the domains apart while the body, behind R, ascends on it with
+    The critic, (B, D) -> (B, T), minimises this to tell the domains apart; the body, behind R, maximises it, times
     λ = `strength`. {cite}`ganin2016dann`
     """
     f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        said = _said(f, theta, reverse(z, strength))  # (T, B, T)
-        return -torch.log_softmax(said, -1).mean(1).diagonal().mean()
+        domain = _outputs(f, theta, reverse(z, strength))  # (T, B, T)
+        return -torch.log_softmax(domain, -1).mean(1).diagonal().mean()
 
     return penalty
 
@@ -55,37 +55,37 @@ def dann(critic: nn.Module, strength: float = 1.0) -> Penalty:
 def cdan(critic: nn.Module, strength: float = 1.0, by_entropy: bool = True) -> Penalty:
     """Conditional DANN: the critic, (B, D·W) -> (B, T), reads z ⊗ p, p = softmax(logits) as a constant.
 
-    −(1/T) Σ_t Σ_i w_i log q_t(R(z_i) ⊗ p_i); w_i is 1/B, or with `by_entropy` grows with 1 + e^{−H(p_i)}: sure
-    answers count more (CDAN+E). {cite}`long2018cdan`
+    −(1/T) Σ_t Σ_i w_i log q_t(R(z_i) ⊗ p_i); w_i is 1/B, or with `by_entropy` grows with 1 + e^{−H(p_i)}:
+    confident predictions count more (CDAN+E). {cite}`long2018cdan`
     """
     f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         p = torch.softmax(logits, -1).detach()  # (T, B, W)
         both = (reverse(z, strength)[..., None] * p[..., None, :]).flatten(2)  # (T, B, D·W)
-        said = torch.log_softmax(_said(f, theta, both), -1)  # (T, B, T)
+        log_q = torch.log_softmax(_outputs(f, theta, both), -1)  # (T, B, T)
         w = (
             1 + torch.exp(-torch.special.entr(p).sum(-1))
             if by_entropy
             else torch.ones_like(z[..., 0])
         )
-        own = said.diagonal(dim1=0, dim2=2).mT  # (T, B): log q_t of domain t's items
+        own = log_q.diagonal(dim1=0, dim2=2).mT  # (T, B): log q_t of domain t's items
         return -((w / w.sum(1, keepdim=True)) * own).sum(1).mean()
 
     return penalty
 
 
 def mdd(critic: nn.Module, strength: float = 1.0, margin: float = 4.0) -> Penalty:
-    """Margin disparity discrepancy: a second head f', the critic (B, D) -> (B, W), against the net's answers ŷ.
+    """Margin disparity discrepancy: a second head f', the critic (B, D) -> (B, W), against the net's predictions ŷ.
 
     γ E_s[ −log σ_ŷ(f'(R(z))) ] + E_t[ −log(1 − σ_ŷ(f'(R(z)))) ], ŷ = argmax of the net, γ = `margin`: f' agrees with
-    the net on the source (the first domain) and disagrees on the target (the last) where it can; the body sees to it
-    that it cannot. {cite}`zhang2019mdd`
+    the net on the source (the first domain) and disagrees on the target (the last) where it can; the body is trained
+    to prevent it. {cite}`zhang2019mdd`
     """
     f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        other = _said(f, theta, reverse(z, strength), logits.shape[-1])  # (T, B, W)
+        other = _outputs(f, theta, reverse(z, strength), logits.shape[-1])  # (T, B, W)
         named = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
         total = other.logsumexp(-1)  # log σ_ŷ = own − total, log(1 − σ_ŷ) = rest − total
         own, rest = other[named].view_as(total), other.masked_fill(named, -torch.inf).logsumexp(-1)
@@ -99,8 +99,8 @@ def mdd(critic: nn.Module, strength: float = 1.0, margin: float = 4.0) -> Penalt
 def mcd(net: nn.Module, strength: float = 1.0) -> Penalty:
     """Maximum classifier discrepancy: −E_t ‖p₁ − p₂‖₁/W on R(z), p₁ and p₂ the two halves of a head of 2W outputs.
 
-    The halves descend towards disagreement on the target (the last domain), the body, behind R, towards agreement; both
-    halves learn the source by `both_halves(loss)`. The paper alternates three steps; this is one, with R between them.
+    The halves learn to disagree on the target (the last domain), the body, behind R, to make them agree; both halves
+    learn the source through `both_halves(loss)`. The paper alternates three steps; this is one, with R between them.
     {cite}`saito2018mcd`
     """
     head = classify(net)
@@ -124,11 +124,11 @@ def both_halves(loss: Loss) -> Loss:
 
 
 def adda(net: nn.Module, anchor: Params, critic: nn.Module) -> Objective:
-    """ADDA: the target's body leaves the source's, which stays, until a critic takes the one's features for the other's.
+    """ADDA: the target's body moves away from the source's, which stays, until a critic cannot tell target from source.
 
     L = −E_s log q_s(z_anchor(x)) − E_t log q_t(z_θ(x)) over the critic, (B, D) -> (B, 2), plus −E_t log q_s(z_θ(x)) over
     the body: inverted labels where DANN reverses the gradient. Start at {**anchor, **adversary(critic)}; the head gets no
-    gradient and stays the source's. Data: x (2, B, ...), source then target; labels are not read. {cite}`tzeng2017adda`
+    gradient and stays the source's. Data: x (2, B, ...), source then target; labels are not used. {cite}`tzeng2017adda`
     """
     z, f = features(net), apply(critic)
 
@@ -140,25 +140,26 @@ def adda(net: nn.Module, anchor: Params, critic: nn.Module) -> Objective:
         with torch.no_grad():
             source = z(anchor, batch.x[0])
         target = z(theta, batch.x[1])
-        said = torch.log_softmax(f(own, torch.stack([source, target.detach()]).flatten(0, 1)), -1)
+        both = torch.stack([source, target.detach()]).flatten(0, 1)  # (2B, D)
+        log_q = torch.log_softmax(f(own, both), -1)
         b = len(source)
-        tells = -said[:b, 0].mean() - said[b:, 1].mean()
+        tells = -log_q[:b, 0].mean() - log_q[b:, 1].mean()
         fools = -torch.log_softmax(f(fixed, target), -1)[:, 0].mean()
         return tells + fools
 
     return whole(value)
 
 
-def _said(
+def _outputs(
     f: Callable[[Params, Tensor], Tensor], theta: Params, z: Tensor, outputs: int | None = None
 ) -> Tensor:
-    """The critic's outputs for each domain's features: (T, B, D) -> (T, B, outputs), T of them where none are named."""
+    """The critic's outputs for each domain's features: (T, B, D) -> (T, B, outputs), T outputs by default."""
     own = below(CRITIC, theta)
-    said = torch.stack([f(own, zt) for zt in z])
+    found = torch.stack([f(own, zt) for zt in z])
     wanted = outputs or len(z)
-    if said.shape[-1] != wanted:
+    if found.shape[-1] != wanted:
         raise ValueError(
             f"expected a critic with one output for each of {wanted} "
-            f"{'classes' if outputs else 'domains'}, got {said.shape[-1]}"
+            f"{'classes' if outputs else 'domains'}, got {found.shape[-1]}"
         )
-    return said
+    return found

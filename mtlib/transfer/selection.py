@@ -1,6 +1,6 @@
-"""Criteria that read no label of the target: for choosing methods, strengths and the step at which training stops.
+"""Criteria that use no target labels, for choosing methods, strengths and when to stop training.
 
-n items · C classes · D features. Everything is computed in float64. Which way is better stands in each docstring.
+n items · C classes · D features. Everything is computed in float64. Each docstring says which direction is better.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from mtlib.transfer.transferability import rows
 
 
 def entropy(logits: Tensor) -> float:
-    """(1/n) Σ_i H(p_i), p = softmax(logits), in nats: lower is surer. {cite}`morerio2018minimal`
+    """(1/n) Σ_i H(p_i), p = softmax(logits), in nats: lower is more confident. {cite}`morerio2018minimal`
 
-    logits: (n, C) on the target's items. Its minimum, 0, is also reached by one class for everything. Raises
+    logits: (n, C) on the target's items. Predicting one class for everything also reaches its minimum, 0. Raises
     ValueError for another shape, or numbers that are not finite.
     """
     p = torch.softmax(rows(logits, "logits"), 1)
@@ -26,10 +26,10 @@ def entropy(logits: Tensor) -> float:
 
 
 def information(logits: Tensor) -> float:
-    """H(mean p) − mean H(p), p = softmax(logits): mutual information of answer and item, higher is better.
+    """H(mean p) − mean H(p), p = softmax(logits): mutual information of prediction and item, higher is better.
 
-    logits: (n, C). Between 0 and log C, in nats: sure one by one, varied in sum. It supposes that the classes are
-    about equally frequent in the target. {cite}`bridle1991unsupervised`
+    logits: (n, C). Between 0 and log C, in nats: high if each prediction is confident and all together are varied. It
+    assumes that the classes are about equally frequent in the target. {cite}`bridle1991unsupervised`
     """
     p = torch.softmax(rows(logits, "logits"), 1)
     of_mean = torch.special.entr(p.mean(0)).sum()
@@ -40,7 +40,7 @@ def snd(x: Tensor, temperature: float = 0.05) -> float:
     """Soft neighbourhood density: −(1/n) Σ_i Σ_{j≠i} P_ij log P_ij, higher is denser. {cite}`saito2021snd`
 
     P_ij ∝ exp(⟨x_i, x_j⟩ / τ) over j ≠ i, rows of x: (n, D) at length one; the paper takes the softmax outputs as
-    x. Between 0 and log(n − 1): items with many near neighbours score high, and one point for everything scores
+    x. Between 0 and log(n − 1): items with many near neighbours score high, and all items at one point score
     highest.
     """
     x = rows(x, "x")
@@ -62,7 +62,7 @@ def density_ratio(source: Tensor, target: Tensor, at: Tensor) -> Tensor:
     source, target, at = rows(source, "source"), rows(target, "target"), rows(at, "at")
     if not source.shape[1] == target.shape[1] == at.shape[1]:
         shapes = [tuple(d.shape) for d in (source, target, at)]
-        raise ValueError(f"expected features of one width, got {shapes}")
+        raise ValueError(f"expected features of the same width, got {shapes}")
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     domain = np.repeat([0, 1], [len(source), len(target)])
     model.fit(torch.cat([source, target]).cpu().numpy(), domain)
@@ -74,8 +74,8 @@ def dev(losses: Tensor, weights: Tensor) -> float:
     """Deep embedded validation: an estimate of the target's risk, lower is better. {cite}`you2019dev`
 
     mean(wℓ) + η mean(w) − η, η = −cov(wℓ, w) / var(w). losses: (n,) of held-out source items, with labels; weights:
-    (n,) their `density_ratio` on features of the model that is judged. The control variate w, whose mean is 1,
-    takes variance away: with the true w the estimate errs by O(1/n) on average. Equal weights give mean(wℓ).
+    (n,) their `density_ratio` on features of the model being judged. The control variate w, whose mean is 1,
+    reduces the variance: with the true w the estimate errs by O(1/n) on average. Equal weights give mean(wℓ).
     """
     losses, weights = losses.detach().double(), weights.detach().double().to(losses.device)
     if losses.ndim != 1 or losses.shape != weights.shape or len(losses) < 2:

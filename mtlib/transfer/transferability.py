@@ -1,6 +1,6 @@
 """How well a source model suits a target task, judged without training on it; and how far two domains lie apart.
 
-n items · D features · C target classes · Z source classes. Everything is computed in float64; higher means more
+n items · D features · C target classes · Z source classes. Everything is computed in float64; higher means better
 suited.
 """
 
@@ -21,10 +21,10 @@ from torch.nn.functional import one_hot
 def h_score(f: Tensor, y: Tensor) -> float:
     """tr(cov(f)⁺ cov(E[f | y])): the part of the features' variance that the class explains. {cite}`bao2019hscore`
 
-    f: (n, D), y: (n,) class numbers. Where the covariance is singular its pseudo-inverse stands in, so the score is
+    f: (n, D), y: (n,) class numbers. If the covariance is singular its pseudo-inverse is used, so the score is
     between 0 and min(D, C − 1): the sum of squared canonical correlations of features and one-hot labels, the same
     after any invertible affine map of f. Raises ValueError for shapes that do not fit, fewer than two classes,
-    numbers not finite.
+    or numbers that are not finite.
     """
     f, y = _labelled(f, y)
     g = f - f.mean(0)
@@ -37,8 +37,8 @@ def h_score(f: Tensor, y: Tensor) -> float:
 def nce(z: Tensor, y: Tensor) -> float:
     """Negative conditional entropy −H(Y | Z) = Σ_zy P(z, y) log P(y | z), P the empirical shares. {cite}`tran2019nce`
 
-    z: (n,) source classes of the target's items (labels, or a model's answers), y: (n,) target classes. At most 0,
-    which is reached where z tells y. Raises ValueError for shapes that do not fit or numbers that are no classes.
+    z: (n,) source classes of the target's items (labels, or a model's predictions), y: (n,) target classes. At most 0,
+    and 0 if z determines y. Raises ValueError for shapes that do not fit or numbers that are not class numbers.
     """
     z, y = _classes(z, "z"), _classes(y, "y")
     if z.shape != y.shape:
@@ -52,8 +52,8 @@ def leep(p: Tensor, y: Tensor) -> float:
     """Log expected empirical prediction: (1/n) Σ_i log Σ_z P(y_i | z) p_iz. {cite}`nguyen2020leep`
 
     p: (n, Z) a source model's probabilities on the target's items, rows summing to one; y: (n,) target classes. P(y
-    | z) = Σ_{i: y_i = y} p_iz / Σ_i p_iz. For one-hot rows it equals `nce` of the answers. Raises ValueError for
-    shapes that do not fit, or rows that are no probabilities.
+    | z) = Σ_{i: y_i = y} p_iz / Σ_i p_iz. For one-hot rows it equals `nce` of the predictions. Raises ValueError
+    for shapes that do not fit, or rows that are not probabilities.
     """
     p, y = _labelled(p, y, at_least=1)
     if bool((p < 0).any()) or bool(((p.sum(1) - 1).abs() > 1e-4).any()):
@@ -70,9 +70,8 @@ def logme(f: Tensor, y: Tensor) -> float:
     """Log maximum evidence: (1/n) max_{α, β} log p(y | f, α, β), averaged over the columns of y. {cite}`you2021logme`
 
     f: (n, D); y: (n,) class numbers, made one-hot, or real targets (n,) or (n, K) for regression. The model is y =
-    f w + noise, w ~ N(0, α⁻¹ I), noise ~ N(0, β⁻¹ I), without an intercept; α and β are `evidence_maximum`'s. The
-    same after a rotation of f, or a change of its scale. Raises ValueError for shapes that do not fit or numbers
-    not finite.
+    f w + noise, w ~ N(0, α⁻¹ I), noise ~ N(0, β⁻¹ I), without an intercept; α and β are `evidence_maximum`'s. Rotating
+    or rescaling f changes nothing. Raises ValueError for shapes that do not fit or numbers that are not finite.
     """
     if y.is_floating_point():
         f, targets = rows(f), rows(y[:, None] if y.ndim == 1 else y, "y")
@@ -85,19 +84,19 @@ def logme(f: Tensor, y: Tensor) -> float:
 
 
 class Precisions(NamedTuple):
-    """α and β of `logme`'s model, each () or (K,): one a column of the targets."""
+    """α and β of `logme`'s model, each () or (K,): one per column of the targets."""
 
     alpha: Tensor  # of the prior of w
     beta: Tensor  # of the noise
 
 
 def evidence_maximum(f: Tensor, t: Tensor, tolerance: float = 1e-9) -> Precisions:
-    """α and β where the evidence is largest: α = γ / ‖m‖², β = (n − γ) / ‖f m − t‖², repeated until still.
+    """α and β where the evidence is largest: α = γ / ‖m‖², β = (n − γ) / ‖f m − t‖², repeated until nothing changes.
 
     m = (fᵀf + (α/β) I)⁻¹ fᵀt, γ = Σ_i s_i² / (s_i² + α/β), s the singular values of f: (n, D); t: (n,) or (n, K)
-    columns, each with precisions of its own. Both follow from the ratio α/β, which is what is repeated. It is kept
-    within 10^±10 of the largest s², where the evidence is flat: features that say nothing send α to infinity,
-    targets that are met exactly send β there. {cite}`mackay1992bayesian`
+    columns, each with its own precisions. Both follow from the ratio α/β, which is what is iterated. It is kept
+    within 10^±10 of the largest s², where the evidence is flat: uninformative features send α to infinity,
+    targets that are fitted exactly send β there. {cite}`mackay1992bayesian`
     """
     f, columns = rows(f), _columns(t, len(f))
     u, s, _ = torch.linalg.svd(f, full_matrices=False)
@@ -139,11 +138,11 @@ def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
 
 
 def transrate(f: Tensor, y: Tensor, eps: float = 1e-4) -> float:
-    """R(f) − Σ_c (n_c/n) R(f_c), R(f) = ½ log det(I + fᵀf / (n ε)): how much code per item the class saves.
+    """R(f) − Σ_c (n_c/n) R(f_c), R(f) = ½ log det(I + fᵀf / (n ε)): how much code per item knowing the class saves.
 
     f: (n, D), centred as a whole (not class by class) first; f_c the n_c rows of class c; in nats. At least 0, and
-    0 where all classes have one second moment. With classes of unequal size the authors' listing weights each by
-    1/C instead. The scale of f counts against ε. {cite}`huang2022transrate`
+    0 if all classes have the same second moment. With classes of unequal size the authors' code weights each by
+    1/C instead. The scale of f relative to ε matters. {cite}`huang2022transrate`
     """
     f, y = _labelled(f, y)
     if not eps > 0:
@@ -163,14 +162,14 @@ def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> fl
     """2 (1 − 2 ε), ε the error of a linear classifier that tells domain a from domain b. {cite}`bendavid2010theory`
 
     a: (n, D), b: (m, D) features. Logistic regression with a ridge (scikit-learn's C = `strength`) on standardised
-    features is trained on one half of each domain and tested on the other, then the halves change places; ε is the
-    mean over the two domains, so sizes need not be equal. 2 where the domains are told apart always, about 0 (also
-    below it, by chance) where never. Raises ValueError for shapes that do not fit.
+    features is trained on one half of each domain and tested on the other, then the other way round; ε is the
+    mean over the two domains, so sizes need not be equal. 2 if the domains can always be told apart, about 0 (or
+    below, by chance) if never. Raises ValueError for shapes that do not fit.
     """
     a, b = rows(a, "a"), rows(b, "b")
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 4:
         raise ValueError(
-            f"expected two domains of one width and ≥ 4 items each, got {tuple(a.shape)} and {tuple(b.shape)}"
+            f"expected two domains of the same width and ≥ 4 items each, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
     rng = np.random.default_rng(seed)
     halves = [np.array_split(d.detach().cpu().numpy()[rng.permutation(len(d))], 2) for d in (a, b)]
@@ -186,11 +185,11 @@ def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> fl
     return float(2 * (1 - 2 * np.mean(errors)))
 
 
-# What may come in ----------------------------------------------------------------------------
+# Checks --------------------------------------------------------------------------------------
 
 
 def rows(f: Tensor, name: str = "f") -> Tensor:
-    """f as constants in float64, once it is known to be (n, D) of finite numbers."""
+    """f as constants in float64; ValueError unless it is (n, D) and finite."""
     f = f.detach().double()
     if f.ndim != 2 or not f.numel():
         raise ValueError(f"expected {name} of shape (n, D), got {tuple(f.shape)}")
@@ -201,7 +200,7 @@ def rows(f: Tensor, name: str = "f") -> Tensor:
 
 def _columns(t: Tensor, n: int) -> Tensor:
     if t.ndim not in (1, 2) or len(t) != n:
-        raise ValueError(f"expected one target an item, ({n},), got {tuple(t.shape)}")
+        raise ValueError(f"expected one target per item, ({n},), got {tuple(t.shape)}")
     return rows(t.view(n, -1), "t")
 
 

@@ -1,4 +1,4 @@
-"""Training on several domains for one that is not seen: objectives over batches (T, B, ...), T the training domains."""
+"""Training on several domains for an unseen one: objectives over batches (T, B, ...), T the training domains."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mtlib.joint import risks
 from mtlib.learners.gradient import maml
 from mtlib.objective import Objective, add_gradient, over_tasks, whole
 
-GROUP = "group."  # where `group_dro` keeps its own entries among φ's
+GROUP = "group."  # prefix of `group_dro`'s own entries in φ
 
 
 def irm(net: nn.Module, loss: Loss, strength: float) -> Objective:
-    """IRMv1: 1/T Σ_t L_t(f_θ) + λ ‖∇_{w|w=1} L_t(w · f_θ)‖²: one scale of the outputs is to be best in all domains.
+    """IRMv1: 1/T Σ_t L_t(f_θ) + λ ‖∇_{w|w=1} L_t(w · f_θ)‖²: the same output scale should be best in all domains.
 
-    λ = `strength`; 0 is plain joint training. The paper begins with a small λ and raises it: `fit` takes a function of
+    λ = `strength`; 0 is plain joint training. The paper starts with a small λ and raises it: `fit` takes a function of
     the step. The square is taken on the batch, which adds the variance of the slope to its expectation.
     {cite}`arjovsky2019invariant`
     """
@@ -36,7 +36,7 @@ def irm(net: nn.Module, loss: Loss, strength: float) -> Objective:
 
 
 def scale_slope(loss: Loss, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """L(w · ŷ) and its derivative by w, at w = 1: two scalars."""
+    """L(w · ŷ) and its derivative in w, at w = 1: two scalars."""
     slope, level = torch.func.grad_and_value(lambda w: risk(loss, w * prediction, y))(
         torch.ones_like(prediction[0, 0])
     )
@@ -58,10 +58,10 @@ def vrex(net: nn.Module, loss: Loss, strength: float) -> Objective:
 
 
 def group_dro(net: nn.Module, loss: Loss) -> Objective:
-    """Group DRO: Σ_t q_t L_t(f_θ) with q = softmax(γ), where the domains that do badly gain weight. {cite}`sagawa2020distributionally`
+    """Group DRO: Σ_t q_t L_t(f_θ) with q = softmax(γ); domains that do badly gain weight. {cite}`sagawa2020distributionally`
 
-    The gradient of θ is that of the sum, q constant; what is returned for γ is −L_t, so that SGD with rate η on γ is
-    the paper's exponentiated gradient, q_t ← q_t e^{η L_t} / Σ. (The paper moves q before θ, here both move at once.)
+    The gradient of θ is that of the sum with q constant; the gradient of γ is set to −L_t, so that SGD with rate η on γ is
+    the paper's exponentiated gradient, q_t ← q_t e^{η L_t} / Σ. (The paper updates q before θ, here both at once.)
     Rate 0 on γ is plain joint training. Start from {**φ, **group_weights(T)}, with plain SGD on the entries `group.`.
     """
     terms = risks(net, loss)
@@ -87,7 +87,7 @@ def group_weights(domains: int) -> Params:
 
 
 def mldg(net: nn.Module, loss: Loss, lr: float, strength: float) -> Objective:
-    """MLDG: L^S(φ) + β L^Q(φ − α ∇L^S(φ)): a step on some domains should help on the one held out. {cite}`li2018mldg`
+    """MLDG: L^S(φ) + β L^Q(φ − α ∇L^S(φ)): a step on some domains should help on the one that is held out. {cite}`li2018mldg`
 
     α = `lr`, β = `strength`; the data are the episodes of `held_out`. It is MAML with one step plus the joint risk of
     the support set; strength 0 is plain joint training on it.

@@ -1,4 +1,4 @@
-"""Objectives that choose, or replace, the weights of the sum over data sets. They stand where `joint` stands."""
+"""Objectives that choose, or replace, the weights of the sum over data sets: use them in place of `joint`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mtlib.core import Batch, Loss, Params
 from mtlib.joint import risks
 from mtlib.objective import Objective, add_gradient, whole
 
-WEIGHT = "weight."  # where these objectives keep their own entries among φ's
+WEIGHT = "weight."  # prefix of these objectives' own entries in φ
 
 
 def uncertainty(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -> Objective:
-    """Weights by uncertainty: Σ_t e^{−s_t} L_t(f_θ) + s_t/2, with s_t = log σ_t² learnt along. {cite}`kendall2018multi`
+    """Weights by uncertainty: Σ_t e^{−s_t} L_t(f_θ) + s_t/2, with s_t = log σ_t² learned too. {cite}`kendall2018multi`
 
     This is the paper's form for classification, L/σ² + log σ. With L = ½ · (squared error) it is its form for
-    regression, L/(2σ²) + log σ. Where s is optimal, e^{s_t} = 2L_t; s = 0 is the plain sum. Start from
+    regression, L/(2σ²) + log σ. At the optimal s, e^{s_t} = 2L_t; s = 0 is the plain sum. Start from
     {**φ, **log_variances(T)}.
     """
     terms = risks(net, loss, columns)
@@ -43,12 +43,12 @@ def gradnorm(
     columns: Sequence[slice] | None = None,
     layer: str | None = None,
 ) -> Objective:
-    """GradNorm: Σ_t w_t L_t(f_θ) with w = T softmax(ω), and ω such that all data sets train at one pace. {cite}`chen2018gradnorm`
+    """GradNorm: Σ_t w_t L_t(f_θ) with w = T softmax(ω), with ω such that all data sets train at the same pace. {cite}`chen2018gradnorm`
 
-    The gradient of θ is that of the sum, w constant. The gradient of ω is that of Σ_t |G_t − Ḡ r_t^α|, where
+    The gradient of θ is that of the sum with w constant. The gradient of ω is that of Σ_t |G_t − Ḡ r_t^α|, where
     G_t = w_t ‖∇_W L_t‖, Ḡ = mean(G), r_t = (L_t / L_t(0)) / mean(L / L(0)), α = `strength`, and Ḡ r_t^α is a constant.
-    W is the entry named `layer`: where None is given, the last of the body's weights with two axes or more. Start from
-    {**φ, **balances(L(0))}: L(0) travels in φ, and no gradient reaches it. Raises ValueError where there is no W.
+    W is the entry named `layer`, by default the last of the body's weights with two axes or more. Start from
+    {**φ, **balances(L(0))}: L(0) is kept in φ and gets no gradient. Raises ValueError if there is no W.
     """
     terms, name = risks(net, loss, columns), layer or _last_shared(net)
 
@@ -86,11 +86,11 @@ def balances(initial: Tensor) -> Params:
 
 
 def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -> Objective:
-    """Gradient surgery: the mean of the gradients g_t, each without what works against another. {cite}`yu2020pcgrad`
+    """Gradient surgery: the mean of the gradients g_t, each without the part that conflicts with another. {cite}`yu2020pcgrad`
 
-    For each t, through the other j in random order: g_t ← g_t − (g_t·g_j / ‖g_j‖²) g_j where g_t·g_j < 0, with g_j as
-    it was. The order is drawn from torch's random state, which `fit` sets by (seed, step). The value is the mean of the
-    L_t. With own heads (`columns`) the surgery is on all but the head, which nobody shares.
+    For each t, over the other j in random order: g_t ← g_t − (g_t·g_j / ‖g_j‖²) g_j where g_t·g_j < 0, with the
+    original g_j. The order is drawn from torch's random state, which `fit` sets by (seed, step). The value is the mean of the
+    L_t. With separate heads (`columns`) the surgery leaves out the head, which is not shared.
     """
     terms = risks(net, loss, columns)
 
@@ -122,7 +122,7 @@ def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -
 
 
 def without_conflict(g: Tensor) -> Tensor:
-    """Each row of g (T, P), projected off those other rows that it has a negative product with, in random order."""
+    """Each row of g (T, P), projected off the other rows whose product with it is negative, in random order."""
     result = []
     for t in range(len(g)):
         row = g[t]
@@ -138,7 +138,7 @@ def without_conflict(g: Tensor) -> Tensor:
 
 
 def best_alpha(target: int, source: int, distance: float, dimension: float) -> float:
-    """The α that makes the bound on (1 − α) L_S + α L_T smallest, in closed form. {cite}`bendavid2010theory`
+    """The α that minimises the bound on (1 − α) L_S + α L_T, in closed form. {cite}`bendavid2010theory`
 
     min_α √(d/m) · √(α²/β + (1 − α)²/(1 − β)) + (1 − α) A, with m_T = `target` and m_S = `source` labels,
     m = m_S + m_T, β = m_T/m, A = `distance` between the domains and d = `dimension` of the hypotheses. With D² = d/A²:
@@ -195,6 +195,6 @@ def _last_shared(net: nn.Module) -> str:
     if not names:
         raise ValueError(
             f"GradNorm expects a network whose `body` has weights with two axes or more; {type(net).__name__} has "
-            "none. Name the shared entry as `layer`."
+            "none. Pass the name of a shared entry as `layer`."
         )
     return names[-1]
