@@ -20,7 +20,7 @@ from mtlib.train import Diverged
 _Setting = TypeVar("_Setting")
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-"""`metric(prediction, y)` -> one number an episode."""
+"""`metric(prediction, y)` -> one number per episode."""
 
 
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:

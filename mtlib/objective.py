@@ -23,7 +23,7 @@ from mtlib.run.fast import NeedsLoop, plain, watched
 from mtlib.run.threads import Share, sharing
 
 _Part = TypeVar("_Part")
-SMALL_TASK = 100_000  # numbers in one task's data, up to which a thread a task is faster
+SMALL_TASK = 100_000  # numbers in one task's data, up to which one thread per task is faster
 
 Task = Callable[[Params, Any], Tensor]
 """`task(phi, data of one task)` -> a scalar whose value and whose gradient with respect to φ count."""

@@ -32,13 +32,13 @@ def episodes(
     queries: int,
     tasks: int,
     seed: int,
-    device: torch.device | str = "cpu",
 ) -> Stream:
     """N-way K-shot episodes: `stream(step)` -> Episode with a leading axis T = `tasks`.
 
     Each task draws `ways` classes and, from each, `shots` support items and `queries` other query
     items, all without replacement. Support x: (T, ways·shots, *item), y: (T, ways·shots, ways) one-hot; rows are
-    sorted by class. Raises ValueError if the data is too small for such a task.
+    sorted by class. A draw is where the data are: `move(data, "cuda")` keeps both there. Raises ValueError if the data
+    is too small for such a task.
 
     ```pycon
     >>> data = ClassSet(torch.rand(20, 15, 8), [str(c) for c in range(20)], "random rows")
@@ -59,13 +59,13 @@ def episodes(
             f"expected shots + queries ≤ {items}, the number of items per class in {data.source!r}; "
             f"got {shots} + {queries} = {shots + queries}"
         )
-    flat = data.items.to(device).flatten(0, 1)  # (C·n, *item)
+    flat = data.items.flatten(0, 1)  # (C·n, *item)
 
     def stream(step: int) -> Episode:
         rng = np.random.default_rng([seed, step])
         chosen = _without_replacement(rng, (tasks,), classes, ways)  # (T, W)
         picked = _without_replacement(rng, (tasks, ways), items, shots + queries)  # (T, W, K+Q)
-        rows = torch.from_numpy(chosen[..., None] * items + picked).to(device)
+        rows = torch.from_numpy(chosen[..., None] * items + picked).to(flat.device)
         return Episode(
             _labelled(flat, rows[:, :, :shots], ways), _labelled(flat, rows[:, :, shots:], ways)
         )
@@ -73,7 +73,7 @@ def episodes(
     return stream
 
 
-def mixture(*datasets: Batch, batch: int, seed: int, device: torch.device | str = "cpu") -> Stream:
+def mixture(*datasets: Batch, batch: int, seed: int) -> Stream:
     """Batches drawn from several data sets at once: `stream(step)` -> Batch of x (T, B, *item).
 
     T is the number of data sets, B = `batch` items drawn from each, with replacement. `y` holds either
@@ -96,19 +96,22 @@ def mixture(*datasets: Batch, batch: int, seed: int, device: torch.device | str 
                 f"expected items of the same shape; data set 0 has {tuple(datasets[0].x.shape[1:])}, "
                 f"data set {i} has {tuple(d.x.shape[1:])}"
             )
-    sets = [Batch(d.x.to(device), d.y.to(device)) for d in datasets]
-    numbered = [d.y.ndim == 1 for d in sets]
+    numbered = [d.y.ndim == 1 for d in datasets]
     if any(numbered) and not all(numbered):
         raise ValueError(
             "expected y to be class numbers (n,) in every data set, or targets (n, W) in every one; got both"
         )
-    ways = max(int(d.y.max()) + 1 for d in sets) if all(numbered) else 0
+    ways = max(int(d.y.max()) + 1 for d in datasets) if all(numbered) else 0
 
     def stream(step: int) -> Batch:
         rng = np.random.default_rng([seed, step])
-        rows = [torch.from_numpy(rng.integers(len(d.x), size=batch)).to(device) for d in sets]
-        x = torch.stack([d.x[r] for d, r in zip(sets, rows, strict=True)])  # (T, B, *item)
-        y = torch.stack([d.y[r] for d, r in zip(sets, rows, strict=True)])  # (T, B) or (T, B, W)
+        rows = [
+            torch.from_numpy(rng.integers(len(d.x), size=batch)).to(d.x.device) for d in datasets
+        ]
+        x = torch.stack([d.x[r] for d, r in zip(datasets, rows, strict=True)])  # (T, B, *item)
+        y = torch.stack(
+            [d.y[r] for d, r in zip(datasets, rows, strict=True)]
+        )  # (T, B) or (T, B, W)
         return Batch(x, one_hot(y, ways, x.dtype) if ways else y)
 
     return stream

@@ -74,13 +74,14 @@ def fit(
     steps: int,
     optimizer: MakeOptimizer = ADAM,
     schedule: MakeSchedule | None = None,
-    rates: Mapping[str, float] | None = None,
-    moves: Sequence[str] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     checkpoint: Path | str | None = None,
     every: int = 100,
     progress: bool = True,
+    *,
+    rates: Mapping[str, float] | None = None,
+    moves: Sequence[str] | None = None,
 ) -> Run:
     """Minimise an objective over φ: one draw of the stream and one optimizer step, `steps` times.
 
@@ -104,8 +105,8 @@ def fit(
     `lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps)`; the schedule moves once per step. `cosine_adam`
     gives both. `rates` are rates for the entries of φ under a prefix, `{"critic.": 1e-3}`, the longest that fits; the
     others have the optimizer's. `moves` are prefixes of the entries that move, `("body.",)`; None moves all.
-    `device` takes the parameters and every draw there; None stays where `params` are. Random draws inside
-    the objective (dropout) follow (`seed`, step).
+    `device` takes φ and every draw there, and the trained φ is there, too, so that `evaluate` runs where it was trained;
+    None stays where `params` are. Random draws inside the objective (dropout) follow (`seed`, step).
 
     With `checkpoint`, the state is written there every `every` steps and at the end, atomically, and an
     existing file is resumed: the result equals the uninterrupted run bit for bit. Raises ValueError where
@@ -113,7 +114,7 @@ def fit(
     naming step and tasks (the checkpoint then still holds the last state written).
 
     Under `torchrun`, inside `with mtlib.run.processes.processes()`, each process takes a part of the tasks of an objective
-    that is separable, and one all_reduce a step averages value and gradient; another objective runs whole in every
+    that is separable, and one all_reduce per step averages value and gradient; another objective runs whole in every
     process, with a warning. Each process must begin with the same φ and stream. The first one alone writes the
     checkpoint, and all of them read it: it must lie where all can see it. The number of processes may change from
     one resumption to the next. The result is that of one process up to rounding, except for random draws inside the

@@ -150,10 +150,11 @@ def test_planted_classes_share_a_world_and_no_class():
     assert np.linalg.svd(top[0].T @ away)[1].min() < 0.7
 
 
-def test_streams_put_their_draws_on_the_device_asked_for():
+def test_a_draw_is_where_the_data_are():
     draws = (
-        episodes(numbered(), 3, 2, 3, 4, 0, device="cpu")(0),
+        episodes(numbered(), 3, 2, 3, 4, 0)(0),
         mixture(pool(numbered()), batch=4, seed=0)(0),
     )
-    assert isinstance(draws[0], Episode)
+    assert isinstance(draws[0], Episode) and isinstance(draws[1], Batch)
+    assert {d.device for part in (*draws[0], draws[1]) for d in part} == {torch.device("cpu")}
     assert one_hot(torch.tensor([1]), 3, torch.float64).dtype == torch.float64

@@ -91,7 +91,9 @@ def _named(name: str, cells: Any, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _cell(value: Any, form: str) -> str:
-    number = isinstance(value, float) or (hasattr(value, "item") and getattr(value, "ndim", 0) == 0)
+    text = isinstance(value, str)
+    number = not text and hasattr(value, "item") and getattr(value, "ndim", 0) == 0
+    number = number or isinstance(value, float)
     text = format(float(value), form) if number else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,7 +93,8 @@ def descent(
     Raises ValueError where `steps` < 0, or no entry has such a name.
     """
     begin = moving(net, adapted)
-    return inner_loop(lambda: parameters(net), begin, apply(net), loss, lr, steps, pull, rule)
+    init = partial(parameters, net)
+    return inner_loop(init, begin, apply(net), loss, lr, steps, rule=rule, pull=pull)
 
 
 def moving(net: nn.Module, adapted: str = "") -> Callable[[Params, Batch], Params]:
@@ -117,8 +119,9 @@ def inner_loop(
     loss: Loss,
     lr: Rate,
     steps: int,
-    pull: Pull | None = None,
+    *,
     rule: Rule | None = None,
+    pull: Pull | None = None,
 ) -> Learner:
     """The general case: θ₀ = begin(φ, S) are the entries that move, f(θ, x) predicts with all of them.
 

@@ -20,7 +20,7 @@ from torch import nn
 from mtlib.core import ways
 
 Share = Callable[[Callable[[Sequence[int]], Any], Sequence[int], int], list[Any]]
-"""`share(f, items, workers)` -> [f(block), …]: the items in contiguous blocks, one a worker."""
+"""`share(f, items, workers)` -> [f(block), …]: the items in contiguous blocks, one per worker."""
 
 
 def sharing() -> Share:
