@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -245,8 +246,8 @@ def test_a_table_is_markdown(shown):
     ]
     page.table({"a": [1.0, 2], "b": (torch.tensor(3.0), "x")}, ["u", "v"], form=".1f")
     assert shown[1].splitlines()[2:] == ["| a | 1.0 | 2 |", "| b | 3.0 | x |"]
-    page.table([{"u": 1}, {"u": 2}])
-    assert shown[2].splitlines() == ["| u |", "| --: |", "| 1 |", "| 2 |"]
+    page.table([{"u": np.int64(1)}, {"u": np.str_("b")}, {"u": np.float32(0.25)}])
+    assert shown[2].splitlines() == ["| u |", "| --: |", "| 1 |", "| b |", "| 0.250 |"]
     page.table({"a": score}, ["accuracy"])
     assert shown[3].splitlines()[-1] == f"| a | {score} |"
     with pytest.raises(ValueError, match="expected 2 cells in the row 'a', got 1"):

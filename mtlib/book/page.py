@@ -91,10 +91,9 @@ def _named(name: str, cells: Any, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _cell(value: Any, form: str) -> str:
-    text = isinstance(value, str)
-    number = not text and hasattr(value, "item") and getattr(value, "ndim", 0) == 0
-    number = number or isinstance(value, float)
-    text = format(float(value), form) if number else str(value)
+    scalar = hasattr(value, "item") and getattr(value, "ndim", 0) == 0  # numpy's and torch's
+    value = value.item() if scalar else value
+    text = format(value, form) if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
 
 
