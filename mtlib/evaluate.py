@@ -142,6 +142,24 @@ def _joined(parts: Iterable[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
+def answers(learner: Learner, params: Params, draw: Episode) -> Tensor:
+    """What the learner predicts for the query items of each task of a draw: (T, Q, W), where `params` are.
+
+    predict(adapt(φ, S_t), x_t) for each task t, without gradients; the labels of the queries are not looked at.
+    """
+    draw = move(draw, next(iter(params.values())).device)
+
+    def task(phi: Params, episode: Episode) -> Tensor:
+        return learner.predict(learner.adapt(phi, episode.support), episode.query.x)
+
+    def part(tasks: slice) -> Tensor:
+        return run(params, take(draw, tasks))
+
+    run = Batched(task, learner.vmap)
+    with torch.no_grad():
+        return in_chunks(part, _joined, params, draw, None, run.share)
+
+
 def interval(values: Tensor, draw: float | None = None) -> Score:
     """Mean and 95 % interval of independent numbers: ± t₀.₉₇₅ · s/√n, Student's t with n − 1 degrees of freedom.
 

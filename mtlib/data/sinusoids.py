@@ -43,6 +43,47 @@ def sinusoids(
     return stream
 
 
+def noisy_sinusoids(
+    shots: int = 10, queries: int = 20, tasks: int = 25, seed: int = 0, noise: float = 0.3
+) -> Stream:
+    """The curves of `sinusoids` with noise on every y: y = A sin(x − φ) + σ ε, ε ~ N(0, 1), σ = `noise`.
+
+    `stream(step)` -> Episode, support x and y: (T, shots, 1), query: (T, queries, 1). The noise follows (`seed`, step),
+    too. Raises ValueError as `sinusoids`, and where `noise` is negative.
+    """
+    if noise < 0:
+        raise ValueError(f"expected noise to be at least 0, got {noise}")
+    clean = sinusoids(shots, queries, tasks, seed)
+
+    def stream(step: int) -> Episode:
+        g = torch.Generator().manual_seed(1_000_003 * seed + step)
+        support, query = (
+            Batch(x, y + noise * torch.randn(y.shape, generator=g)) for x, y in clean(step)
+        )
+        return Episode(support, query)
+
+    return stream
+
+
+def varied_sinusoids(
+    shots: int = 20, queries: int = 20, tasks: int = 25, seed: int = 0, noise: float = 0.3
+) -> Stream:
+    """`noisy_sinusoids` with n support points, n ~ U{1, …, `shots`}, one n for all curves of a step.
+
+    `stream(step)` -> Episode, support x and y: (T, n, 1), query: (T, queries, 1). Raises ValueError as
+    `noisy_sinusoids`.
+    """
+    if shots < 1:
+        raise ValueError(f"expected shots to be at least 1, got {shots}")
+    each = [noisy_sinusoids(n, queries, tasks, seed, noise) for n in range(1, shots + 1)]
+
+    def stream(step: int) -> Episode | Batch:
+        n = int(np.random.default_rng([seed, step]).integers(1, shots + 1))
+        return each[n - 1](step)
+
+    return stream
+
+
 def joint_optimum(x: Tensor) -> Tensor:
     """E[A sin(x − φ)] = E[A] · E[cos φ sin x − sin φ cos x] = −(2/π) · 2.55 · cos x.
 

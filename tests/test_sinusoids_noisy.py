@@ -1,0 +1,65 @@
+"""Noisy sinusoids: the curves stay, the noise has its size, and a step has one number of points."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtlib.data.sinusoids import noisy_sinusoids, sinusoids, varied_sinusoids
+from mtlib.evaluate import answers
+from mtlib.learners.gradient import maml
+from mtlib.nets import mlp
+
+
+def test_noise_lies_on_the_same_curves_and_has_its_size():
+    clean, noisy = sinusoids(4, 30, 200, seed=3)(5), noisy_sinusoids(4, 30, 200, 3, noise=0.5)(5)
+    apart = []
+    for a, b in zip(clean, noisy, strict=True):
+        assert torch.equal(a.x, b.x)
+        apart.append((b.y - a.y).flatten())
+    off = torch.cat(apart)
+    assert abs(off.mean()) < 0.02 and abs(off.std() - 0.5) < 0.02
+    exact = noisy_sinusoids(4, 30, 200, 3, noise=0.0)(5)
+    assert torch.equal(exact.support.y, clean.support.y)
+    assert torch.equal(exact.query.y, clean.query.y)
+
+
+def test_draws_follow_seed_and_step():
+    for make in (noisy_sinusoids, varied_sinusoids):
+        a, b = make(seed=1)(17), make(seed=1)(17)
+        assert torch.equal(a.support.y, b.support.y) and torch.equal(a.query.y, b.query.y)
+        assert not torch.equal(a.query.y, make(seed=1)(18).query.y)
+        assert not torch.equal(a.query.y, make(seed=2)(17).query.y)
+
+
+def test_a_step_has_one_number_of_points_and_all_numbers_come():
+    stream = varied_sinusoids(shots=5, queries=7, tasks=3, seed=0)
+    seen = set()
+    for step in range(60):
+        support, query = stream(step)
+        n = support.x.shape[1]
+        assert support.x.shape == support.y.shape == (3, n, 1) and query.y.shape == (3, 7, 1)
+        assert torch.equal(support.y, noisy_sinusoids(n, 7, 3, 0)(step).support.y)
+        seen.add(n)
+    assert seen == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("make", [noisy_sinusoids, varied_sinusoids])
+def test_numbers_that_cannot_be_are_refused(make):
+    with pytest.raises(ValueError, match="expected shots to be at least 1, got 0"):
+        make(shots=0)
+    with pytest.raises(ValueError, match="expected noise to be at least 0, got -1"):
+        make(noise=-1)
+
+
+def test_answers_are_those_of_each_task_alone_and_read_no_query_label():
+    learner = maml(mlp(1, (8,), 1, seed=0), torch.nn.functional.mse_loss, 0.01, 2)
+    phi, draw = learner.init(), noisy_sinusoids(5, 6, 4, seed=0)(0)
+    found = answers(learner, phi, draw)
+    assert found.shape == (4, 6, 1) and not found.requires_grad
+    for t in range(4):
+        support = type(draw.support)(*(d[t] for d in draw.support))
+        alone = learner.predict(learner.adapt(phi, support), draw.query.x[t])
+        torch.testing.assert_close(found[t], alone)
+    wrong = draw._replace(query=draw.query._replace(y=draw.query.y * float("nan")))
+    assert torch.equal(answers(learner, phi, wrong), found)
