@@ -91,6 +91,35 @@ def conv4(
         return two_halves(body, nn.Linear(width * (size // 16) ** 2, ways))
 
 
+def conv2(
+    ways: int = 10,
+    channels: int = 1,
+    width: int = 16,
+    size: int = 16,
+    norm: bool = True,
+    seed: int | None = None,
+) -> nn.Sequential:
+    """Two blocks of 3×3 convolution, norm, 2×2 max-pool, ReLU, a layer of 64 features, and a linear head.
+
+    (B, channels, size, size) -> (B, ways), with `width` filters in the first block and twice as many in the second.
+    Without `norm` the convolutions have a bias in its place. `seed` as in `mlp`. Raises ValueError where two pools
+    leave nothing of an image.
+    """
+    if size < 4:
+        raise ValueError(f"expected images of at least 4 pixels for two 2×2 pools, got size={size}")
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
+        return [conv, *([Norm(outputs)] if norm else []), nn.MaxPool2d(2), nn.ReLU()]
+
+    with seeded(seed):
+        blocks = [*block(channels, width), *block(width, 2 * width), nn.Flatten()]
+        hidden = nn.Linear(2 * width * (size // 4) ** 2, 64)
+        return two_halves(
+            nn.Sequential(ChannelsLast(), *blocks, hidden, nn.ReLU()), nn.Linear(64, ways)
+        )
+
+
 class ChannelsLast(nn.Module):
     """The same images (B, channels, h, w), laid out with the channels last in memory.
 

@@ -15,11 +15,12 @@ from problems import normal
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mtlib.core import Batch, parameters
+from mtlib.core import Batch, apply, parameters
 from mtlib.data import digits as module
-from mtlib.data.digits import FILES, changed, prepared, read_semeion, scanners
+from mtlib.data.digits import FILES, changed, halves, pairs, prepared, read_semeion, scanners
 from mtlib.data.download import Altered, fetch
 from mtlib.joint import joint
+from mtlib.nets import conv2
 from mtlib.transfer.align import coral, entropy, mcc, mmd
 from mtlib.transfer.critics import adversary, dann
 
@@ -95,6 +96,51 @@ def test_the_stand_in_is_the_same_each_time_and_says_so(offline):
         assert d.source.endswith("(stand-in)") and torch.equal(d.x, b[name].x)
     gap = a["slanted"].x.mean(0) - a["thick"].x.mean(0)
     assert gap.abs().max() > 0.1, "the domains look alike"
+
+
+def numbered(n=41):
+    """A domain whose images hold their own number, and as labels its last digit."""
+    rows = torch.arange(n)
+    return module.Domain(rows.float().view(-1, 1, 1, 1).expand(-1, 1, 16, 16), rows % 10, "numbers")
+
+
+def test_the_halves_share_no_image_and_are_always_the_same():
+    seen, test = halves(numbered(), 15)
+    a, b = (set(part.x[:, 0, 0, 0].tolist()) for part in (seen, test))
+    assert len(a) == 21 and len(b) == 15 and not a & b
+    assert all(torch.equal(part.x[:, 0, 0, 0].long() % 10, part.y) for part in (seen, test))
+    assert torch.equal(halves(numbered(), 99)[0].x, seen.x)
+    assert len(halves(numbered(), 99)[1].x) == 20
+    for domain, tested in ((numbered(), 0), (numbered(1), 5)):
+        with pytest.raises(ValueError, match="at least two images and tested ≥ 1"):
+            halves(domain, tested)
+
+
+def test_pairs_are_the_same_each_time_and_hide_the_labels_of_the_target():
+    source, target = halves(numbered(), 15)
+    hidden, shown = (pairs(source, target, 3, 8, labelled=known)(17) for known in (False, True))
+    assert hidden.x.shape == (2, 8, 1, 16, 16) and hidden.y.shape == (2, 8, 10)
+    assert torch.equal(hidden.x, shown.x) and torch.equal(hidden.y[0], shown.y[0])
+    assert (hidden.y[1] == 0).all() and (hidden.y[0].sum(-1) == 1).all()
+    assert torch.equal(shown.y.argmax(-1), shown.x[:, :, 0, 0, 0].long() % 10)
+    again = pairs(source, target, 3, 8, change=lambda x, rng: -x)(17)
+    assert torch.equal(again.x, torch.stack([-hidden.x[0], hidden.x[1]]))
+    assert not torch.equal(pairs(source, target, 4, 8)(17).x, hidden.x)
+    with pytest.raises(ValueError, match="images in both domains and batch ≥ 1"):
+        pairs(source, Batch(target.x[:0], target.y[:0]), 3)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_small_network_follows_its_seed(norm):
+    nets = [conv2(7, 3, width=2, size=20, norm=norm, seed=seed) for seed in (1, 1, 2)]
+    a, b, c = (parameters(net) for net in nets)
+    assert all(torch.equal(a[k], b[k]) for k in a) and not torch.equal(
+        a["head.weight"], c["head.weight"]
+    )
+    assert apply(nets[0])(a, torch.rand(4, 3, 20, 20)).shape == (4, 7)
+    assert nets[0].body(torch.rand(4, 3, 20, 20)).shape == (4, 64)
+    with pytest.raises(ValueError, match="at least 4 pixels"):
+        conv2(size=3)
 
 
 def logits(domains=2, rows=7, ways=4):

@@ -43,13 +43,13 @@ def test_the_oracle_knows_what_classes_differ_in(page):
 def test_settings_are_chosen_without_labels_of_test_classes(small):
     def run():
         made = run_until("meta_or_transfer", "phis")
-        asked, plain = [], made["choose"]
+        asked, plain = [], made["best_setting"]
 
         def choose(*arguments):
             asked.append(plain(*arguments))
             return asked[-1]
 
-        made["choose"] = choose
+        made["best_setting"] = choose
         phi = made["phis"][0]
         scores = {}
         for name, (way, column) in {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,9 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from mtlib.core import Batch, Stream
 from mtlib.data.download import Remote, Unreachable, fetch
+from mtlib.tasks import one_hot
 
 _MNIST = "https://raw.githubusercontent.com/fgnt/mnist/ae608a02b796c9ee908c082585a5f006fe05258e"
 
@@ -65,6 +68,51 @@ def scanners(size: int = 16, crop: bool = True) -> dict[str, Domain]:
         )
         for name, (images, y) in raw.items()
     }
+
+
+def halves(domain: Domain, tested: int) -> tuple[Batch, Batch]:
+    """A domain's images that may be seen, and those that test: x (n, 1, size, size), y (n,) 0 to 9.
+
+    The images are in one random order, always the same; of its first half at most `tested` test.
+    Raises ValueError for less than one test image, or where a half would be empty.
+    """
+    if tested < 1 or len(domain.x) < 2:
+        raise ValueError(
+            f"expected at least two images and tested ≥ 1, got {len(domain.x)} images and {tested=}"
+        )
+    order = torch.from_numpy(np.random.default_rng(9).permutation(len(domain.x)))
+    middle = len(order) // 2
+    test, seen = order[:middle][:tested], order[middle:]
+    return Batch(domain.x[seen], domain.y[seen]), Batch(domain.x[test], domain.y[test])
+
+
+def pairs(
+    source: Batch,
+    target: Batch,
+    seed: int,
+    batch: int = 64,
+    labelled: bool = False,
+    change: Callable[[Tensor, np.random.Generator], Tensor] | None = None,
+) -> Stream:
+    """stream(step) -> Batch of `batch` source images and as many target images, with replacement.
+
+    x (2, B, 1, size, size); y (2, B, 10), one-hot: the target's rows are zero unless `labelled` says that its labels
+    may be read. `change(x, rng)` changes source images, (B, 1, size, size) to the same shape.
+    Raises ValueError for an empty batch or domain.
+    """
+    if min(batch, len(source.x), len(target.x)) < 1:
+        raise ValueError(
+            f"expected images in both domains and batch ≥ 1, got {len(source.x)}, {len(target.x)} and {batch=}"
+        )
+
+    def stream(step: int) -> Batch:
+        rng = np.random.default_rng([seed, step])
+        i, j = (torch.from_numpy(rng.integers(len(d.x), size=batch)) for d in (source, target))
+        x = change(source.x[i], rng) if change else source.x[i]
+        y = one_hot(target.y[j], 10) if labelled else torch.zeros(batch, 10)
+        return Batch(torch.stack([x, target.x[j]]), torch.stack([one_hot(source.y[i], 10), y]))
+
+    return stream
 
 
 def prepared(image: np.ndarray, size: int, crop: bool) -> np.ndarray:
