@@ -14,8 +14,8 @@ settings.load_profile("tests")
 
 
 @pytest.fixture
-def small():
-    with at_small_scale() as patch:
+def small(monkeypatch):
+    with at_small_scale(monkeypatch) as patch:
         yield patch
 
 

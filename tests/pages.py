@@ -21,10 +21,14 @@ NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 
 
 @contextlib.contextmanager
-def at_small_scale() -> Iterator[pytest.MonkeyPatch]:
-    """The small scale without a record, on one thread: networks this small gain nothing from a second one."""
+def at_small_scale(patch: pytest.MonkeyPatch | None = None) -> Iterator[pytest.MonkeyPatch]:
+    """The small scale without a record, on one thread: networks this small gain nothing from a second one.
+
+    A test's own `monkeypatch` must be given here: two of them would undo each other's settings in the wrong order.
+    """
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
+    with contextlib.ExitStack() as stack:
+        patch = patch or stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("MTLIB_SCALE", "small")
         patch.setenv("MTLIB_PROGRESS", "0")
         patch.delenv("MTLIB_RECORD", raising=False)

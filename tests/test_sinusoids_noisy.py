@@ -46,7 +46,9 @@ def test_a_step_has_one_number_of_points_and_all_numbers_come():
 
 @pytest.mark.parametrize("make", [noisy_sinusoids, varied_sinusoids])
 def test_numbers_that_cannot_be_are_refused(make):
-    with pytest.raises(ValueError, match="expected shots to be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="expected shots to be a whole number of at least 1, got 0"
+    ):
         make(shots=0)
     with pytest.raises(ValueError, match="expected noise to be at least 0, got -1"):
         make(noise=-1)

@@ -73,8 +73,7 @@ def varied_sinusoids(
     `stream(step)` -> Episode, support x and y: (T, n, 1), query: (T, queries, 1). Raises ValueError as
     `noisy_sinusoids`.
     """
-    if shots < 1:
-        raise ValueError(f"expected shots to be at least 1, got {shots}")
+    positive(shots=shots)
     each = [noisy_sinusoids(n, queries, tasks, seed, noise) for n in range(1, shots + 1)]
 
     def stream(step: int) -> Episode | Batch:
