@@ -79,7 +79,7 @@ def unrolled(learner: Learner, loss: Loss) -> Task:
 def multi_step(weights: Sequence[float]) -> Hypergradient:
     """MAML++'s loss: the query loss after every inner step counts, Σ_j w_j L^Q(θ_j) for j = 1 … K.
 
-    (0, …, 0, 1) is `unrolled`, at the same cost. Raises ValueError where the learner has not K inner steps.
+    (0, …, 0, 1) is `unrolled`, at the same cost. Raises ValueError if the learner has not K inner steps.
     {cite}`antoniou2019how`
     """
 
@@ -130,7 +130,7 @@ def checkpointed(learner: Learner, loss: Loss) -> InLoop:
 
     λ_K = ∇L^Q(θ_K),  λ_j = λ_{j+1} ∂θ_{j+1}/∂θ_j,  dL^Q/dφ = λ_0 ∂θ_0/∂φ + Σ_j λ_{j+1} ∂θ_{j+1}/∂φ. Memory is that of one
     step and of K sets of parameters, where `unrolled` keeps the graphs of K steps; time is half as much again. Tasks
-    run in a loop. Raises ValueError where the learner has no inner steps. {cite}`chen2016sublinear`
+    run in a loop. Raises ValueError if the learner has no inner steps. {cite}`chen2016sublinear`
     """
 
     adapt = _in_steps(learner, "checkpointed")

@@ -191,7 +191,7 @@ def compare(a: Score, b: Score) -> Score:
 
     ```
 
-    Raises ValueError where the two were not scored on the same episodes.
+    Raises ValueError if the two were not scored on the same episodes.
     """
     if len(a.values) != len(b.values) or a.draw is None or a.draw != b.draw:
         raise ValueError(
@@ -246,7 +246,7 @@ def best_of(
     `quality` trains and scores on validation data, never on test data; for a loss give its negative. A run that
     diverged (`Diverged`, `NotFinite`, NaN) is the worst. In an ordered grid a best setting at its edge gives a warning:
     widen the grid, or say where it ends. Names that are tuples of numbers are a grid with several axes, each with two
-    edges; an axis with one value, or of other things than numbers, has none. Raises ValueError where there is no
+    edges; an axis with one value, or of other things than numbers, has none. Raises ValueError if there is no
     setting, `NotFinite` where all of them diverged.
     """
     named = dict(settings) if isinstance(settings, Mapping) else {s: s for s in settings}

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Loss, Params, apply, classify, features, proximity, risk
+from mtlib.core import Batch, Draw, Loss, Params, apply, classify, features, proximity, risk
 from mtlib.objective import Objective, over_tasks, whole
 
 Penalty = Callable[[Params, Tensor, Tensor], Tensor]
@@ -66,12 +66,13 @@ def joint(
 
 def risks(
     net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None
-) -> Callable[[Params, Batch], Tensor]:
+) -> Callable[[Params, Draw], Tensor]:
     """The risk L_t(f_θ) of each data set, (θ, batch) -> (T,), for weighted and other sums."""
     f = apply(net)
 
-    def terms(theta: Params, batch: Batch) -> Tensor:
-        logits = torch.stack([f(theta, x) for x in _batch(batch).x])  # (T, B, W)
+    def terms(theta: Params, draw: Draw) -> Tensor:
+        batch = _batch(draw)
+        logits = torch.stack([f(theta, x) for x in batch.x])  # (T, B, W)
         return _own_risks(loss, logits, batch.y, columns)
 
     return terms
@@ -107,7 +108,7 @@ def _own_risks(loss: Loss, logits: Tensor, y: Tensor, columns: Sequence[slice] |
     )
 
 
-def _batch(batch: Batch) -> Batch:
+def _batch(batch: Draw) -> Batch:
     if not isinstance(batch, Batch):
         raise TypeError(
             f"joint expects batches (x, y), got {type(batch).__name__}; a stream of episodes goes with "

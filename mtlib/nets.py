@@ -102,7 +102,7 @@ def conv2(
     """Two blocks of 3×3 convolution, norm, 2×2 max-pool, ReLU, a layer of 64 features, and a linear head.
 
     (B, channels, size, size) -> (B, ways), with `width` filters in the first block and twice as many in the second.
-    Without `norm` the convolutions have a bias in its place. `seed` as in `mlp`. Raises ValueError where two pools
+    Without `norm` the convolutions have a bias in its place. `seed` as in `mlp`. Raises ValueError if two pools
     leave nothing of an image.
     """
     if size < 4:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mtlib.core import Params, over, take
+from mtlib.core import Draw, Params, over, take
 from mtlib.run.fast import NeedsLoop, plain, watched
 from mtlib.run.threads import Share, sharing
 
@@ -46,12 +46,12 @@ class Objective(NamedTuple):
     plain mean over the axis of tasks, so that several processes may each take a part of them.
     """
 
-    value: Callable[[Params, Any], Tensor]
-    value_and_grad: Callable[[Params, Any], tuple[Tensor, Params]]
+    value: Callable[[Params, Draw], Tensor]
+    value_and_grad: Callable[[Params, Draw], tuple[Tensor, Params]]
     separable: bool = False
     run: Batched | None = None  # how its tasks run, where they are one by one
 
-    def __call__(self, phi: Params, data: Any) -> Tensor:
+    def __call__(self, phi: Params, data: Draw) -> Tensor:
         return self.value(phi, data)
 
 
@@ -90,7 +90,8 @@ def over_tasks(
             part = w.to(values) @ values
         return part.detach(), add_gradient({}, part, leaves)
 
-    step, run.compiled = compiled(gradient, run) if compile else gradient, compile
+    run.compiled = compile
+    step = compiled(gradient, run) if compile else gradient
 
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
         leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
@@ -146,7 +147,7 @@ def in_chunks(
     one: Callable[[slice], _Part],
     add: Callable[[Iterable[_Part]], _Part],
     phi: Params,
-    data: Any,
+    data: Draw,
     chunk: int | None,
     share: Share,
     workers: int | None = None,
@@ -165,7 +166,7 @@ def in_chunks(
     return add(share(block, range(0, tasks, size), workers))
 
 
-def count(data: Any) -> int:
+def count(data: Draw) -> int:
     """T: the leading axis every tensor of a Batch or Episode shares."""
     sizes: list[int] = []
 
@@ -186,7 +187,7 @@ def default_chunk(phi: Params, tasks: int) -> int:
     return 1 if plain() or _convolves_on_cpu(phi) else tasks
 
 
-def default_threads(phi: Params, data: Any, size: int) -> int:
+def default_threads(phi: Params, data: Draw, size: int) -> int:
     """Threads that take chunks of `size` tasks: all of torch's for a loop over small convolutions on a CPU, else one.
 
     Measured on two cores: with 28×28 images and 5 ways a loop over 8 tasks takes a fifth less; with 84×84 images two

@@ -109,7 +109,7 @@ def fit(
     None stays where `params` are. Random draws inside the objective (dropout) follow (`seed`, step).
 
     With `checkpoint`, the state is written there every `every` steps and at the end, atomically, and an
-    existing file is resumed: the result equals the uninterrupted run bit for bit. Raises ValueError where
+    existing file is resumed: the result equals the uninterrupted run bit for bit. Raises ValueError if
     the file belongs to another network, optimizer, stream or seed; `Diverged` where a number stops being finite,
     naming step and tasks (the checkpoint then still holds the last state written).
 
@@ -160,7 +160,7 @@ def groups(
 ) -> list[Any]:
     """φ's entries as an optimizer takes them: those that move, in groups where some have a rate of their own.
 
-    Raises ValueError where a prefix fits no entry, and where none is left to move.
+    Raises ValueError if a prefix fits no entry, and where none is left to move.
     """
     rates = rates or {}
     for prefix in (*rates, *(moves or ())):
@@ -186,7 +186,7 @@ def follow(
 ) -> Objective:
     """The objective at this step; of the one before it keeps what was found out about how the tasks run.
 
-    Raises ValueError where it is another one at each step and compiled: its program would hold the old numbers.
+    Raises ValueError if it is another one at each step and compiled: its program would hold the old numbers.
     """
     if isinstance(objective, Objective):
         return objective

@@ -67,7 +67,7 @@ def table(
 
     `rows` are name -> {column: cell}, or name -> the cells of `columns` in their order, or a list of {column: cell}.
     Real numbers are written in the `form`, a Score as it prints; an absent cell stays empty. `corner` stands above the
-    names. Raises ValueError where a row has another number of cells than there are columns.
+    names. Raises ValueError if a row has another number of cells than there are columns.
     """
     listed = [("", r) for r in rows] if not isinstance(rows, Mapping) else list(rows.items())
     held = [(name, r if isinstance(r, Mapping) else _named(name, r, columns)) for name, r in listed]

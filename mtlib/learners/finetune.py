@@ -109,7 +109,7 @@ def lp_ft(
 
     θ₀ = (φ_body, W*, b*) with the solution of `linear_probe`, a constant to the outer gradient; then `finetune`. Runs in
     a loop over tasks only.
-    Raises ValueError where the head is not one linear layer. {cite}`kumar2022finetuning`
+    Raises ValueError if the head is not one linear layer. {cite}`kumar2022finetuning`
     """
     probe, tune = linear_probe(net, loss, strength), finetune(net, loss, lr, steps, pull)
     heads = {k for k in parameters(net) if k.startswith("head.")}

@@ -90,7 +90,7 @@ def descent(
 ) -> Learner:
     """Gradient descent on the entries of φ whose names start with `adapted`; the others stay φ's.
 
-    Raises ValueError where `steps` < 0, or no entry has such a name.
+    Raises ValueError if `steps` < 0, or no entry has such a name.
     """
     begin = moving(net, adapted)
     init = partial(parameters, net)
@@ -162,7 +162,7 @@ def descending(
 ) -> Steps:
     """Gradient descent as an `adapt`: θ ← θ − α ∇_θ L(θ) from θ₀ = begin(φ, S), with L = value(φ, S), α = lr(φ).
 
-    A `rule`, which may depend on φ too, is another way of stepping. Raises ValueError where `steps` < 0.
+    A `rule`, which may depend on φ too, is another way of stepping. Raises ValueError if `steps` < 0.
     """
     if steps < 0:
         raise ValueError(f"expected a number of steps of at least 0, got {steps}")

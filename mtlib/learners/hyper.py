@@ -20,7 +20,7 @@ def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float
     θ(φ) ≈ argmin_θ L^S(θ) + ½ Σ_k λ_k ‖θ_k‖²,  λ_k = exp(φ["decay." + k]), by `steps` gradient steps from the
     network's own start, which stays fixed; biases have no decay, each λ_k starts at `decay`.
     {cite}`pedregosa2016hyperparameter,franceschi2018bilevel`
-    Diverges where lr · λ_k > 2. Raises ValueError where `decay` ≤ 0 or no parameter is a matrix.
+    Diverges where lr · λ_k > 2. Raises ValueError if `decay` ≤ 0 or no parameter is a matrix.
     """
     start, f = _start(net), apply(net)
     decayed = [k for k, v in start.items() if v.ndim > 1]
@@ -53,7 +53,7 @@ def reweighted(
     θ(φ) ≈ argmin_θ Σ_i w_i ℓ(f_θ(x_i), y_i) + ½λ‖θ‖²,  w = softmax(φ["example.logit"]), λ = `decay`, by `steps`
     gradient steps from the network's own start; all logits start at 0, uniform weights.
     {cite}`ren2018reweight,franceschi2018bilevel`
-    Raises ValueError where the support set has another number of rows.
+    Raises ValueError if the support set has another number of rows.
     """
     start, f = _start(net), apply(net)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.bilevel import at, unrolled
-from mtlib.core import Batch, Episode, Loss, Params, Stream, apply, over, risk
+from mtlib.core import Batch, Draw, Episode, Loss, Params, Stream, apply, over, risk
 from mtlib.joint import risks
 from mtlib.learners.gradient import maml
 from mtlib.objective import Objective, add_gradient, over_tasks, whole
@@ -66,11 +66,11 @@ def group_dro(net: nn.Module, loss: Loss) -> Objective:
     """
     terms = risks(net, loss)
 
-    def value(phi: Params, batch: Batch) -> Tensor:
+    def value(phi: Params, batch: Draw) -> Tensor:
         values = terms(phi, batch)
         return torch.softmax(_logits(phi, values), 0) @ values
 
-    def value_and_grad(phi: Params, batch: Batch) -> tuple[Tensor, Params]:
+    def value_and_grad(phi: Params, batch: Draw) -> tuple[Tensor, Params]:
         leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
         with torch.enable_grad():
             values = terms(leaves, batch)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Loss, Params
+from mtlib.core import Draw, Loss, Params
 from mtlib.joint import risks
 from mtlib.objective import Objective, add_gradient, whole
 
@@ -23,7 +23,7 @@ def uncertainty(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = No
     """
     terms = risks(net, loss, columns)
 
-    def value(phi: Params, batch: Batch) -> Tensor:
+    def value(phi: Params, batch: Draw) -> Tensor:
         values = terms(phi, batch)  # (T,)
         s = _entry(phi, "log_variance", len(values), "log_variances(T)")
         return ((-s).exp() * values + s / 2).sum()
@@ -52,11 +52,11 @@ def gradnorm(
     """
     terms, name = risks(net, loss, columns), layer or _last_shared(net)
 
-    def value(phi: Params, batch: Batch) -> Tensor:
+    def value(phi: Params, batch: Draw) -> Tensor:
         values = terms(phi, batch)
         return _balance(phi, values) @ values
 
-    def value_and_grad(phi: Params, batch: Batch) -> tuple[Tensor, Params]:
+    def value_and_grad(phi: Params, batch: Draw) -> tuple[Tensor, Params]:
         leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
         with torch.enable_grad():
             values = terms(leaves, batch)  # (T,)
@@ -94,10 +94,10 @@ def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -
     """
     terms = risks(net, loss, columns)
 
-    def value(phi: Params, batch: Batch) -> Tensor:
+    def value(phi: Params, batch: Draw) -> Tensor:
         return terms(phi, batch).mean()
 
-    def value_and_grad(phi: Params, batch: Batch) -> tuple[Tensor, Params]:
+    def value_and_grad(phi: Params, batch: Draw) -> tuple[Tensor, Params]:
         leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
         with torch.enable_grad():
             values = terms(leaves, batch)
