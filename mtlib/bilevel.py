@@ -35,7 +35,7 @@ def bilevel(
 ) -> Objective:
     """min_φ (1/T) Σ_i L_i^Q( adapt(φ, S_i) ): choose φ so that what it adapts to does well on new data.
 
-    `hypergradient` is `unrolled` where none is given; `chunk` is how many tasks run as one program, `compile` makes it
+    `hypergradient` is `unrolled` by default; `chunk` is how many tasks run as one program, `compile` makes it
     one of `torch.compile` (`mtlib.objective.over_tasks`). The data are episodes with a leading axis T.
 
     ```pycon
@@ -79,7 +79,7 @@ def unrolled(learner: Learner, loss: Loss) -> Task:
 def multi_step(weights: Sequence[float]) -> Hypergradient:
     """MAML++'s loss: the query loss after every inner step counts, Σ_j w_j L^Q(θ_j) for j = 1 … K.
 
-    (0, …, 0, 1) is `unrolled`, at the same cost. Raises ValueError if the learner has not K inner steps.
+    (0, …, 0, 1) is `unrolled`, at the same cost. Raises ValueError if the learner takes another number of inner steps.
     {cite}`antoniou2019how`
     """
 
@@ -152,7 +152,7 @@ def _step(adapt: Steps, support: Batch, j: int, at: tuple[Params, Point]) -> Poi
 
 
 def _in_steps(learner: Learner, who: str) -> Steps:
-    """The learner's `adapt`, or ValueError where it has no inner steps."""
+    """The learner's `adapt`, or ValueError if it has no inner steps."""
     if not isinstance(learner.adapt, Steps):
         raise ValueError(
             f"{who} expects a learner with inner steps, e.g. maml: an `adapt` that is a `Steps`; "
@@ -180,7 +180,7 @@ def implicit(strength: float, iterations: int = 5, solver: Solver | None = None)
     """iMAML: differentiate the inner problem's solution, not the way to it.
 
     θ* = argmin L^S(θ) + ½λ‖θ − φ‖²  ⇒  dL^Q/dφ = (I + ∇²L^S(θ*)/λ)⁻¹ ∇L^Q(θ*), by `iterations` steps of the
-    `solver`: `conjugate_gradient` where none is given, or `neumann`. λ = `strength`, the one the learner descends
+    `solver`: `conjugate_gradient` by default, or `neumann`. λ = `strength`, the one the learner descends
     with: maml(..., strength=λ). Exact where the learner has reached θ*, and it moves every entry of φ.
     {cite}`rajeswaran2019imaml`
     """

@@ -62,14 +62,14 @@ def over_tasks(
     vmap: bool = True,
     compile: bool = False,
 ) -> Objective:
-    """Σ_t w_t · task(φ, data_t), with w_t = 1/T where `weights` is None.
+    """Σ_t w_t · task(φ, data_t), with w_t = 1/T if `weights` is None.
 
     `chunk` is the number of tasks that run as one program, from 1 (a loop) to T; None chooses: a loop for
     convolutions on a CPU (`vmap` is slower there and takes the memory of all tasks), all tasks otherwise.
     On a CPU with convolutions, small tasks run on several threads: what a task calls must be thread-safe, or
     `torch.set_num_threads(1)` keeps them on one. Tasks that draw random numbers from torch stay on one by themselves.
-    `compile` makes the gradient of a chunk one program of `torch.compile`, at the second chunk, which takes the better
-    part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
+    `compile` makes the gradient of a chunk one program of `torch.compile`. The second call compiles, which takes the
+    better part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"expected a chunk of at least 1 task, got {chunk}")
@@ -222,7 +222,7 @@ class Batched:
         self.compiled = False
 
     def learn_from(self, other: Batched) -> None:
-        """What the other found out, where its task does the same but for the numbers in it."""
+        """Take over what the other found out, if its task does the same but for the numbers in it."""
         if alike(self.task, other.task):
             self.exact, self.first, self.share = other.exact, other.first, other.share
 

@@ -160,7 +160,7 @@ def groups(
 ) -> list[Any]:
     """φ's entries as an optimizer takes them: those that move, in groups where some have a rate of their own.
 
-    Raises ValueError if a prefix fits no entry, and where none is left to move.
+    Raises ValueError if a prefix fits no entry, or if none is left to move.
     """
     rates = rates or {}
     for prefix in (*rates, *(moves or ())):
@@ -184,7 +184,7 @@ def groups(
 def follow(
     objective: Objective | Callable[[int], Objective], step: int, before: Objective | None
 ) -> Objective:
-    """The objective at this step; of the one before it keeps what was found out about how the tasks run.
+    """The objective at this step, which keeps what the one before found out about how the tasks run.
 
     Raises ValueError if it is another one at each step and compiled: its program would hold the old numbers.
     """
@@ -314,7 +314,7 @@ class _Trainee(NamedTuple):
             )
 
     def save(self, path: Path, step: int, losses: list[float], seconds: float) -> None:
-        """Write the state, once: of several processes the first does."""
+        """Write the state; of several processes the first one alone does."""
         if rank() > 0:
             return
         state = self.rule.state_dict()

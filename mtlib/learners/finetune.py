@@ -126,7 +126,7 @@ def lp_ft(
 def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Learner:
     """Head re-initialisation: adapt from φ's body and another head, zeros or, with a `seed`, drawn as the net draws.
 
-    What the source's classes were called is nothing to the target. With zeros the body stands still in the first step:
+    The source's class numbers mean nothing on the target. With zeros the body does not move in the first step:
     ∂L/∂z = Wᵀ ∂L/∂ŷ = 0.
     """
     head = {k: torch.zeros_like(v) for k, v in parameters(net).items() if k.startswith("head.")}
@@ -149,7 +149,7 @@ def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Lea
 def from_there(
     adapt: Callable[[Params, Batch], Params] | Steps, given: Callable[[Params, Batch], Params]
 ) -> Callable[[Params, Batch], Params] | Steps:
-    """`adapt` from given(φ, S) in the place of φ; in steps where it goes in steps."""
+    """`adapt` from given(φ, S) instead of φ; an `adapt` with inner steps keeps them."""
     if not isinstance(adapt, Steps):
         return lambda phi, support: adapt(given(phi, support), support)
     then = adapt.given
@@ -180,7 +180,7 @@ def l2_sp(strength: float, head: float = 1e-2) -> Pull:
 def delta(net: nn.Module, strength: float) -> Pull:
     """Features, not parameters, stay: ½λ (1/N) Σ_i ‖z_θ(x_i) − z_φ(x_i)‖², z the body's output.
 
-    DELTA {cite}`li2019delta` without its weights of single channels, which it learns on the target first.
+    DELTA {cite}`li2019delta` without its per-channel weights, which it learns on the target first.
     """
     z = features(net)
 
@@ -220,7 +220,7 @@ def layers(net: nn.Module) -> list[list[str]]:
 
 
 def discriminative(net: nn.Module, lr: float, factor: float = 2.6) -> Params:
-    """A rate for each layer, the head's is `lr`, each layer before it has `factor` less: η_{l−1} = η_l / factor.
+    """A rate for each layer: the head's is `lr`, and each layer before it has a rate `factor` times smaller: η_{l−1} = η_l / factor.
 
     {cite}`howard2018ulmfit`
     """

@@ -68,7 +68,7 @@ def vmapping() -> bool:
 
 
 def watched() -> bool:
-    """Whether a mode of torch's is on in this thread, a watch or autocast: other threads would not have it."""
+    """Whether this thread has a mode of torch's on, such as a watch or autocast, that other threads would not have."""
     if not (FUNCTION_MODES and DISPATCH_MODES):
         return True
     modes = DISPATCH_MODES() or FUNCTION_MODES()
@@ -76,9 +76,9 @@ def watched() -> bool:
 
 
 def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
-    """∇L(θ), as `torch.func.grad` gives it, by plain autograd where that can be, at a fifth less.
+    """∇L(θ) as `torch.func.grad` gives it, but by plain autograd where possible, which takes a fifth less time.
 
-    That is outside of functorch's transforms, and in one `vmap`, where the tasks' θ are stacked and
+    It is possible outside of functorch's transforms, and in one `vmap`, where the tasks' θ are stacked and
     ∂Σ_t L_t(θ_t)/∂θ_t is each task's own gradient.
     """
     outer, way = torch.is_grad_enabled(), way_to_autograd()

@@ -81,7 +81,7 @@ worker = Worker()
 
 
 def own(net: nn.Module) -> nn.Module:
-    """The network; in a worker a copy with the same tensors: `functional_call` swaps θ in, not thread-safe."""
+    """The network; in a worker a copy with the same tensors: `functional_call` swaps θ in, which is not thread-safe."""
     if torch.compiler.is_compiling() or worker.twins is None:
         return net
     if id(net) not in worker.twins:
