@@ -24,7 +24,16 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
-    """Share of rows whose largest output is the labelled class; (B, W) and one-hot (B, W) -> scalar."""
+    """Share of rows whose largest output is the labelled class; (B, W) and one-hot (B, W) -> scalar.
+
+    Raises ValueError for one column: one output is always the largest.
+    """
+    if prediction.shape[-1] < 2 or y.shape[-1] < 2:
+        raise ValueError(
+            f"expected at least two classes, y one-hot (B, W), got predictions {tuple(prediction.shape)} and y "
+            f"{tuple(y.shape)}. For regression give a metric, e.g. evaluate(..., metric=mse_loss); for one logit "
+            "a metric of your own."
+        )
     return (prediction.argmax(-1) == y.argmax(-1)).to(prediction.dtype).mean()
 
 
@@ -113,7 +122,8 @@ def evaluate(
                 f"{tuple(prediction.shape)}: the head has {prediction.shape[-1]} outputs. "
                 "`start(learner, trained)` gives a learner of the right width."
             )
-        return metric(prediction, episode.query.y)
+        known = ~torch.isnan(prediction).any()  # argmax would make a class of NaN
+        return torch.where(known, metric(prediction, episode.query.y), torch.nan)
 
     def scores(part: slice) -> Tensor:
         return run(params, take(data, part))
@@ -131,11 +141,20 @@ def evaluate(
             if step == 0:
                 check_draw(data)
                 draw = data.query.x.double().sum().item()
+            if metric is accuracy and data.query.y.shape[-1] > 1 and not _one_hot(data.query.y):
+                raise ValueError(
+                    "expected one-hot rows in the query's y for accuracy: one 1 in each row, 0 elsewhere. For several "
+                    "labels per item, or real targets, give another metric."
+                )
             data = move(data, device)
             values.append(in_chunks(scores, _joined, params, data, chunk, run.share).cpu())
             shown.update(len(values[-1]))
             step += 1
     return interval(torch.cat(values)[:episodes], draw)
+
+
+def _one_hot(y: Tensor) -> bool:
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(-1) == 1).all())
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor:
@@ -174,7 +193,8 @@ def interval(values: Tensor, draw: float | None = None) -> Score:
         raise ValueError(f"expected at least 2 numbers in one row, got shape {tuple(values.shape)}")
     if not bool(torch.isfinite(values).all()):
         raise NotFinite(
-            f"expected finite scores; {int((~torch.isfinite(values)).sum())} of {len(values)} are not"
+            f"expected finite scores; {int((~torch.isfinite(values)).sum())} of {len(values)} are not. Did the inner "
+            "steps diverge, or does a class have no support item?"
         )
     half = float(stats.t.ppf(0.975, len(values) - 1)) * values.std().item() / math.sqrt(len(values))
     return Score(values.mean().item(), half, values, draw)

@@ -45,6 +45,10 @@ class Norm(nn.Module):
             self.register_buffer("var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[1] != len(self.weight):
+            raise ValueError(
+                f"expected x of shape (B, {len(self.weight)}, ...) in this Norm, got {tuple(x.shape)}"
+            )
         if self.statistics == "batch" and not plain():
             return _Normalise.apply(x, self.weight, self.bias, self.eps)[0]
         stored = self.statistics == "stored"
@@ -76,19 +80,25 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
         raise ValueError("expected at least one batch of inputs to calibrate on, got none")
     phi = {**parameters(net), **phi}
     for name, norm in stored:
-        seen: list[tuple[Tensor, Tensor]] = []
+        seen: list[tuple[int, Tensor, Tensor]] = []  # elements per channel, mean, variance
         hook = norm.register_forward_pre_hook(
-            lambda _, args, seen=seen: seen.append(moments(args[0]))
+            lambda _, args, seen=seen: seen.append((_elements(args[0]), *moments(args[0])))
         )
         try:
             for x in batches:
                 apply(net)(phi, x)
         finally:
             hook.remove()
-        mean = torch.stack([m for m, _ in seen]).mean(0)
-        second = torch.stack([v + m * m for m, v in seen]).mean(0)
-        phi |= {f"{name}.mean": mean, f"{name}.var": second - mean * mean}
+        total = sum(n for n, _, _ in seen)
+        mean = torch.stack([m * (n / total) for n, m, _ in seen]).sum(0)
+        var = torch.stack([(v + (m - mean) ** 2) * (n / total) for n, m, v in seen]).sum(0)
+        phi |= {f"{name}.mean": mean, f"{name}.var": var}
     return phi
+
+
+def _elements(x: Tensor) -> int:
+    """How many numbers each channel of x has."""
+    return x.numel() // x.shape[1]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

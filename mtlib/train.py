@@ -130,6 +130,11 @@ def fit(
     trainee = _Trainee(phi, rule, plan, _fingerprint(first, seed))
     done, losses, seconds = trainee.resume(Path(checkpoint)) if checkpoint else (0, [], 0.0)
     trainee.check_processes(done, checkpoint)
+    if done > steps:
+        raise ValueError(
+            f"{checkpoint} has {done} steps already, more than steps={steps}: choose another file, or ask for at least "
+            f"{done}"
+        )
 
     began, now = time.perf_counter() - seconds, None
     with bar(steps, "fit", progress and rank() == 0, initial=min(done, steps)) as shown:
@@ -146,7 +151,13 @@ def fit(
             trainee.update(grads)
             shown.update()
             shown.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
-            if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
+            last = step + 1 == steps
+            if (last or (checkpoint and (step + 1) % every == 0)) and not _finite(phi):
+                run = Run(phi, losses, time.perf_counter() - began)
+                raise Diverged(
+                    f"φ is NaN or infinite after step {step}. {_advice(checkpoint)}", run
+                )
+            if checkpoint and ((step + 1) % every == 0 or last):
                 trainee.save(Path(checkpoint), step + 1, losses, time.perf_counter() - began)
     if checkpoint:
         meet(next(iter(phi.values())).device)  # no process goes on before the file is written
@@ -261,12 +272,16 @@ def _diagnosis(
         except ValueError:  # weighted or coupled tasks have no value of their own
             bad = []
             break
-    kept = f"The checkpoint {checkpoint} holds the last good state written." if checkpoint else ""
     what = "its gradient" if math.isfinite(value.item()) else "the objective"
     return (
         f"{what} is NaN or infinite at step {step}, tasks {bad or 'unknown'} of stream({step}). "
-        f"Lower the learning rates, or look at stream({step}). {kept}"
-    ).rstrip()
+        f"Look at stream({step}). {_advice(checkpoint)}"
+    )
+
+
+def _advice(checkpoint: Path | str | None) -> str:
+    kept = f" The checkpoint {checkpoint} holds the last good state written." if checkpoint else ""
+    return f"Lower the learning rates.{kept}"
 
 
 # Checkpoints ---------------------------------------------------------------------------------

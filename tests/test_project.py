@@ -39,7 +39,7 @@ STAR = {
     "train": {"core", "objective", "tasks", "run"},
     "evaluate": {"core", "objective", "tasks", "run", "train"},
     "plots": {"train", "evaluate"},
-    "book": {"evaluate", "book"},
+    "book": {"evaluate", "run", "book"},
 }
 ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pages`
     "matplotlib": {"plots"},

@@ -22,6 +22,7 @@ import requests
 from tqdm import tqdm
 
 from mtlib.run.progress import bar
+from mtlib.run.switches import is_on
 
 
 class Remote(NamedTuple):
@@ -68,7 +69,7 @@ def cache() -> Path:
 
 def offline() -> bool:
     """Whether nothing may be downloaded: MTLIB_OFFLINE=1."""
-    return os.environ.get("MTLIB_OFFLINE") == "1"
+    return is_on("MTLIB_OFFLINE")
 
 
 def verified(path: Path, remote: Remote) -> Path:

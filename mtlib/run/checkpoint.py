@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from mtlib.core import Params
 
@@ -22,23 +24,47 @@ class Checkpoint(NamedTuple):
 
 
 def write(path: Path | str, checkpoint: Checkpoint) -> None:
-    """Write atomically: the file at `path` is the old one or the complete new one, even after a power cut."""
+    """Write atomically: the file at `path` is the old one or the complete new one, even after a power cut.
+
+    A SHA-256 of everything in it lies in the file, so that `read` sees a changed bit.
+    """
     path = Path(path)
-    facts = {"torch": torch.__version__, **checkpoint.facts}
+    facts = json.dumps({"torch": torch.__version__, **checkpoint.facts})
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
-    data = save(tensors, metadata={"mtlib": json.dumps(facts)})
-    part = path.with_name(path.name + ".part")
+    data = save(tensors, metadata={"mtlib": facts, "sha256": _digest(facts, tensors)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        replace(path, data)
     except OSError as error:
         raise OSError(
             f"cannot write the checkpoint {path}: {error}. Is the folder writable, the disk full?"
         ) from error
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file in one step: a new file beside it, on the disk as a whole, takes its place or is removed."""
+    file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed before it is moved
+        dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False
+    )
+    try:
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except BaseException:
+        Path(file.name).unlink(missing_ok=True)
+        raise
+
+
+def _digest(facts: str, tensors: Params) -> str:
+    """SHA-256 of the facts and of each tensor's name, dtype, shape and bytes."""
+    found = hashlib.sha256(facts.encode())
+    for k, v in sorted(tensors.items()):
+        found.update(f"{k} {v.dtype} {tuple(v.shape)}".encode())
+        found.update(v.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def read(path: Path | str) -> Checkpoint:
@@ -46,16 +72,24 @@ def read(path: Path | str) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"expected a checkpoint at {path}; there is no such file")
+    data = (
+        path.read_bytes()
+    )  # not mapped: what happens to the file later does not reach the tensors
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            facts = (file.metadata() or {}).get("mtlib")
-    except SafetensorError as error:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(
             f"{path} is damaged or not a safetensors file: {error}. Delete it to start afresh."
         ) from error
+    held = header.get("__metadata__") or {}
+    facts = held.get("mtlib")
     if facts is None:
         raise ValueError(f"{path} is a safetensors file, but not a checkpoint of mtlib")
+    if held.get("sha256") != _digest(facts, tensors):
+        raise ValueError(
+            f"{path} is damaged: its content has another SHA-256 than when it was written. Delete it to start afresh."
+        )
     return Checkpoint(tensors, json.loads(facts))
 
 

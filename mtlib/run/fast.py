@@ -5,7 +5,6 @@ Where torch lacks one of them, the plain reference runs. `MTLIB_PLAIN=1` asks fo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Params, ways
+from mtlib.run.switches import is_on
 
 
 def plain() -> bool:
     """Whether the plain reference runs instead of the fast paths, everywhere: MTLIB_PLAIN=1. They agree to rounding."""
-    return os.environ.get("MTLIB_PLAIN") == "1"
+    return is_on("MTLIB_PLAIN")
 
 
 def private(module: str, name: str) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from tqdm import tqdm
 
+from mtlib.run.switches import is_on
+
 
 def bar(total: int | None, label: str, show: bool = True, **options: Any) -> tqdm:
     """A tqdm bar on standard error. The book's build and the tests set MTLIB_PROGRESS=0."""
-    hidden = not show or os.environ.get("MTLIB_PROGRESS") == "0"
+    hidden = not (show and is_on("MTLIB_PROGRESS", default=True))
     return tqdm(total=total, desc=label, disable=hidden, leave=False, **options)

@@ -49,7 +49,8 @@ def mcc(strength: float = 1.0, temperature: float = 2.5) -> Penalty:
         certain = 1 + torch.exp(torch.special.entr(p).sum(-1).neg().detach())
         w = len(p) * certain / certain.sum()
         c = p.mT @ (w[:, None] * p)  # (W, W)
-        c = c / c.sum(-1, keepdim=True)
+        rows = c.sum(-1, keepdim=True)  # 0 for a class that is never predicted: it confuses nothing
+        c = c / torch.where(rows > 0, rows, 1.0)
         return strength * (c.sum() - c.trace()) / len(c)
 
     return penalty

@@ -8,10 +8,8 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +20,8 @@ from torch import Tensor
 
 from mtlib.book.page import is_full
 from mtlib.evaluate import Score, interval
+from mtlib.run.checkpoint import replace
+from mtlib.run.switches import is_on
 
 FOLDER = Path(__file__).parent
 KINDS = ("baseline", "transfer", "meta")
@@ -102,7 +102,7 @@ def kept(page: str, real: bool = True) -> dict[str, Any]:
 
 def recording() -> bool:
     """Whether this run writes results (MTLIB_RECORD=1): a page then runs all its seeds, however long it takes."""
-    return os.environ.get("MTLIB_RECORD") == "1"
+    return is_on("MTLIB_RECORD")
 
 
 def record(result: Result, tolerance: float = 1.0) -> str:
@@ -214,9 +214,4 @@ def _check(result: Result) -> None:
 def write(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all, and strict JSON: NaN raises ValueError."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".part", delete=False, encoding="utf8"
-    ) as file:
-        file.write(f"{text}\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    replace(path, f"{text}\n".encode())
