@@ -213,6 +213,14 @@ def test_a_row_has_the_mean_and_interval_of_its_runs():
     assert (gain.mean, gain.low, gain.high) == (score.mean, score.low, score.high)
 
 
+def test_a_run_on_another_processor_may_be_another_run():
+    runs = [0.70, 0.72, 0.74]
+    half = interval(torch.tensor(runs, dtype=torch.float64)).interval
+    assert results.agrees(0.70 + 1.9 * half, runs) and not results.agrees(0.70 + 2.1 * half, runs)
+    assert results.agrees(0.75, [0.70], cases=0.06) and not results.agrees(0.75, [0.70], cases=0.04)
+    assert results.agrees(0.7005, [0.70]) and not results.agrees(0.702, [0.70])
+
+
 def test_a_record_is_used_at_the_full_scale_on_real_data_only(monkeypatch):
     for name in ("MTLIB_SCALE", "MTLIB_RECORD"):
         monkeypatch.delenv(name, raising=False)

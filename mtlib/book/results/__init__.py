@@ -100,6 +100,16 @@ def kept(page: str, real: bool = True) -> dict[str, Any]:
     return recorded(page).details if usable else {}
 
 
+def agrees(here: float, runs: Sequence[float] | Tensor, cases: float = 0.0) -> bool:
+    """Whether a run here may be the first of the recorded `runs`: |here − runs[0]| ≤ max(cases, 2 h, 10⁻³).
+
+    On the same processor it is that run; on another, rounding makes it another run, and these lie h = half the 95 %
+    interval of their mean apart. `cases` is the interval over episodes.
+    """
+    spread = interval(torch.as_tensor(runs)).interval if len(runs) > 1 else 0.0
+    return abs(here - float(runs[0])) <= max(cases, 2 * spread, 1e-3)
+
+
 def recording() -> bool:
     """Whether this run writes results (MTLIB_RECORD=1): a page then runs all its seeds, however long it takes."""
     return is_on("MTLIB_RECORD")
@@ -109,7 +119,8 @@ def record(result: Result, tolerance: float = 1.0) -> str:
     """Compare a page's result with the recorded one; with MTLIB_RECORD=1, write it instead. Returns what was done.
 
     At the small scale, on stand-in data, and where nothing is recorded, it only says so. A mean that differs from the recorded one
-    by more than `tolerance` times its interval raises ValueError: the page, or the file, is out of date.
+    by more than `tolerance` times its interval over cases, or twice the recorded one over seeds (as in `agrees`), raises
+    ValueError: the page, or the file, is out of date.
     """
     _check(result)
     if not is_full():
@@ -127,10 +138,11 @@ def record(result: Result, tolerance: float = 1.0) -> str:
         if e.method not in kept:
             raise ValueError(f"{path.name} has no {e.method!r}; record anew with MTLIB_RECORD=1")
         old = kept[e.method]
-        if abs(e.mean - old.mean) > tolerance * max(e.cases, e.seeds or 0.0, 1e-3):
+        allowed = tolerance * max(e.cases, e.seeds or 0.0, 2 * (old.seeds or 0.0), 1e-3)
+        if abs(e.mean - old.mean) > allowed:
             raise ValueError(
                 f"{e.method}: {e.mean:.4f} here, {old.mean:.4f} in {path.name}, which differ by more than "
-                f"{tolerance} of the interval ± {e.cases:.4f}; record anew with MTLIB_RECORD=1"
+                f"± {allowed:.4f}; record anew with MTLIB_RECORD=1"
             )
     return f"agrees with {path.name}"
 
