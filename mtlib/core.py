@@ -123,7 +123,6 @@ def move(data: Any, device: torch.device | str) -> Any:
 
 def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """f(θ, x): the network with its parameters as an argument; entries of θ it does not know stay out."""
-
     tied, names = is_tied(net), [k for k, _ in net.named_parameters()]
 
     def f(theta: Params, x: Tensor) -> Tensor:
@@ -232,11 +231,7 @@ def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
 
 
 def descend(
-    loss: Callable[[Params], Tensor],
-    theta: Params,
-    lr: Rate,
-    steps: int,
-    rule: Rule | None = None,
+    loss: Callable[[Params], Tensor], theta: Params, lr: Rate, steps: int, rule: Rule | None = None
 ) -> Params:
     """Gradient descent, differentiable in everything: θ ← θ − α ∇L(θ), `steps` times.
 
@@ -261,18 +256,24 @@ def step(
     return {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}, state
 
 
+def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
+    """∇L(θ), differentiable in θ and in whatever else L reads, where gradients are enabled."""
+    grad: Callable[[Params], Params] = torch.func.grad(loss)
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return grad(theta)
+    with torch.inference_mode(False), torch.no_grad():  # before torch 2.12 it gives zeros inside
+        return grad(theta)
+
+
 @dataclass
 class Ways:
-    """Two places where `mtlib.run.fast` puts faster ways to the same numbers.
-
-    `gradient(L, θ)` -> ∇L(θ), differentiable in θ and in whatever else L reads, where gradients are enabled.
-    """
+    """Two places where `mtlib.run.fast` puts faster ways to the same numbers."""
 
     gradient: Callable[[Callable[[Params], Tensor], Params], Params]
     module: Callable[[nn.Module], nn.Module]  # the network to call, with the same tensors
 
 
-ways = Ways(lambda loss, theta: torch.func.grad(loss)(theta), lambda net: net)
+ways = Ways(reference, lambda net: net)
 
 
 def proximity(theta: Params, anchor: Params) -> Tensor:

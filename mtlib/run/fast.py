@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlib.core import Params, ways
+from mtlib.core import Params, reference, ways
 from mtlib.run.switches import is_on
 
 
@@ -129,5 +129,4 @@ def way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
     return unwrap, lambda v: ADD_BATCH_DIM(v, 0, level)
 
 
-reference = ways.gradient
 ways.gradient = gradient
