@@ -332,6 +332,26 @@ def test_functions_are_alike_where_only_real_numbers_differ():
     assert not alike(made(1.0), made(1.0, torch.cos)) and not alike(made(1), made(2))
     assert not alike(made(1.0), lambda x: x) and not alike(made(1.0), made(None))
 
+    def named(f):
+        return lambda x, *, g=f: g(x)
+
+    assert alike(named(torch.sin), named(torch.sin)) and not alike(
+        named(torch.sin), named(torch.cos)
+    )
+
+
+def test_a_task_that_holds_itself_learns_nothing_and_still_runs():
+    def made():
+        def task(phi, x, depth=1):
+            return task(phi, x, depth - 1) if depth else (phi["w"] * x).sum()
+
+        return objective_module.Batched(task)
+
+    before, now = made(), made()
+    before.first = False
+    now.learn_from(before)
+    assert now.first
+
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch itself
 def test_the_compiled_gradient_equals_the_plain_one():
