@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 from pages import at_small_scale
 
-from mtlib.data import bccd, download, omniglot
+from mtlib.data import download, omniglot
 
 # The same examples each time, and no time limit for one of them on a busy machine.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=50)
@@ -26,7 +26,7 @@ def home(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MTLIB_PROGRESS", "0")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for place in (download, bccd, omniglot):
+    for place in (download, omniglot):
         monkeypatch.setattr(place, "cache", lambda: tmp_path / "cache")
     return tmp_path
 

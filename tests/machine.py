@@ -45,13 +45,13 @@ def files_of(folder: Path) -> Callable[..., SimpleHTTPRequestHandler]:
     return functools.partial(_Files, directory=str(folder))
 
 
-def always(body: bytes) -> type[BaseHTTPRequestHandler]:
-    """What `served` answers with: the same to every question."""
+def always(body: bytes, length: int | None = None) -> type[BaseHTTPRequestHandler]:
+    """What `served` answers with: the same to every question; with `length` it says that there is more."""
 
     class Handler(Silent, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(length or len(body)))
             self.end_headers()
             self.wfile.write(body)
 

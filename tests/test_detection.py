@@ -101,9 +101,9 @@ def test_the_download_is_held_to_its_members_however_they_are_packed(home, monke
         for name in reversed(old.namelist()):
             new.writestr(f"BCCD_Dataset-d272fb1/{name}", old.read(name))
     with archive_of(home, monkeypatch):
-        assert content_digest(module._archive()) == CONTENT
-    module._archive()  # from the cache
-    assert [p.name for p in (home / "cache" / "bccd").iterdir()] == ["archive.zip"]
+        assert content_digest(fetch(module.ARCHIVE)) == CONTENT
+    fetch(module.ARCHIVE)  # from the cache
+    assert [p.name for p in (home / "cache" / "bccd").iterdir()] == ["bccd.zip"]
 
 
 @pytest.mark.parametrize("what", ["no archive", "another archive"])

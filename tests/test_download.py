@@ -18,7 +18,7 @@ import pytest
 from machine import Silent, served
 
 from mtlib.data import download
-from mtlib.data.download import Altered, Remote, Unreachable, contents, fetch, members
+from mtlib.data.download import Altered, Refused, Remote, Unreachable, contents, fetch, members
 
 DATA = b"sixteen bytes ok" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -222,8 +222,8 @@ def test_offline_with_a_data_folder_names_that_folder(home, monkeypatch):
     )
 
 
-def test_a_missing_address_is_unreachable(server):
-    with pytest.raises(Unreachable, match="404"):
+def test_a_missing_address_is_no_lack_of_network(server):
+    with pytest.raises(Refused, match="404"):
         fetch(remote(server.url.replace("/file", "/gone")))
 
 

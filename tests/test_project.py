@@ -35,7 +35,7 @@ STAR = {
     "learners": {"core", "norm", "learners"},
     "transfer": {"core", "objective", "joint", "bilevel", "learners", "tasks", "transfer"},
     "data": {"core", "tasks", "run", "data"},
-    "models": {"core", "data"},
+    "models": {"core", "data", "run"},
     "train": {"core", "objective", "tasks", "run"},
     "evaluate": {"core", "objective", "tasks", "run", "train"},
     "plots": {"train", "evaluate"},
@@ -46,12 +46,11 @@ ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pag
     "IPython": {"book", "plots"},
     "pycocotools": {"models"},
     "sentence_transformers": {"models"},
-    "huggingface_hub": {"models"},
     "transformers": {"models"},
     "torchvision": {"models"},
 }
 # A room that needs one of these says so where it is absent.
-OPTIONAL = {"sentence_transformers", "transformers", "huggingface_hub", "torchvision"}
+OPTIONAL = {"sentence_transformers", "transformers", "torchvision"}
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where it is not the module's name
 
 

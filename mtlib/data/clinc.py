@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtlib.data.download import Remote, Unreachable, fetch
+from mtlib.data.parsing import content as content_of
+from mtlib.data.parsing import parsing
 
 _CLINC = (
     "https://raw.githubusercontent.com/clinc/oos-eval/828f8093932c8fe6ca7936c3d2e52903b1c523de/data"
@@ -30,6 +33,7 @@ FILES = {
 """150 intents in ten domains, 150 sentences each, and 1,200 sentences with none of these intents; English."""
 
 PARTS = ("val", "test", "train")  # 20, 30 and 100 sentences per intent
+OUTSIDE = ("oos_train", "oos_val", "oos_test")  # sentences with none of the intents
 WAYS = 15  # intents of a domain
 
 
@@ -55,12 +59,68 @@ def intents(sentences: int = 50) -> Intents:
     if not 2 <= sentences <= 130:
         raise ValueError(f"expected from 2 to 130 sentences per intent, got {sentences}")
     try:
-        content, domains = (
-            json.loads(fetch(FILES[k]).read_text("utf8")) for k in ("sentences", "domains")
-        )
+        files = [fetch(FILES[k]) for k in ("sentences", "domains")]
     except Unreachable:
         return drawn(sentences)
-    return once(content, domains, sentences)
+    return read(files[0], files[1], sentences)
+
+
+def read(sentences: Path, domains: Path, n: int = 50) -> Intents:
+    """Files in the form of CLINC150: part -> [sentence, intent] pairs, and domain -> its 15 intents; both JSON.
+
+    Raises ValueError for another form, an intent that is in no domain or in two, and one with fewer than `n`
+    sentences.
+    """
+    with parsing(domains, "a file of intents by domain"):
+        of_domain = _json(domains)
+        names = [name for members in of_domain.values() for name in _strings(members, WAYS)]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(
+                f"expected {WAYS} intents a domain, each in one domain, got {len(names)}"
+            )
+    with parsing(sentences, "a file of sentences by intent"):
+        content = _json(sentences)
+        for part in (*PARTS, *OUTSIDE):
+            for pair in _list(content[part]):
+                text, name = _strings(pair, 2)
+                if not key(text):
+                    raise ValueError(f"expected a sentence with letters, got {text!r}")
+                if name not in (names if part in PARTS else ["oos"]):
+                    raise ValueError(f"expected an intent of {domains}, got {name!r} in {part!r}")
+        found = once(content, of_domain, n)
+        few = [name for name, texts in zip(found.names, found.texts, strict=True) if len(texts) < n]
+        if few:
+            raise ValueError(
+                f"expected {n} different sentences of each intent, {few[0]!r} has fewer"
+            )
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON file's object. No name may occur twice in an object."""
+
+    def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError(f"expected each name once, got {[k for k, _ in pairs][:20]}")
+        return dict(pairs)
+
+    held = json.loads(content_of(path).decode("utf8"), object_pairs_hook=once_each)
+    if not isinstance(held, dict):
+        raise ValueError(f"expected an object at the top, got {type(held).__name__}")
+    return held
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, got {type(value).__name__}")
+    return value
+
+
+def _strings(value: object, n: int) -> list[str]:
+    held = _list(value)
+    if len(held) != n or not all(isinstance(v, str) for v in held):
+        raise ValueError(f"expected a list of {n} texts, got {str(held)[:80]}")
+    return held
 
 
 def once(

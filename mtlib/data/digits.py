@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from mtlib.core import Batch, Stream
 from mtlib.data.download import Remote, Unreachable, fetch
+from mtlib.data.parsing import MOST, content, parsing
 from mtlib.tasks import one_hot
 
 _MNIST = "https://raw.githubusercontent.com/fgnt/mnist/ae608a02b796c9ee908c082585a5f006fe05258e"
@@ -130,11 +133,36 @@ def prepared(image: np.ndarray, size: int, crop: bool) -> np.ndarray:
 
 
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
-    images = np.frombuffer(
-        gzip.decompress(fetch(FILES["images"]).read_bytes()), np.uint8, offset=16
-    )
-    labels = np.frombuffer(gzip.decompress(fetch(FILES["labels"]).read_bytes()), np.uint8, offset=8)
-    return images.reshape(-1, 28, 28) / 255, labels
+    return read_mnist(fetch(FILES["images"]), fetch(FILES["labels"]))
+
+
+def read_mnist(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 28, 28) in [0, 1] and their digits (n,), from two gzipped IDX files {cite}`lecun1998gradient`.
+
+    Raises ValueError for another form, sizes that do not fit the bytes or each other, and a label above 9.
+    """
+    with parsing(images, "a gzipped IDX file of 28×28 images"):
+        pixels = _idx(images, 3)
+        if pixels.shape[1:] != (28, 28):
+            raise ValueError(f"expected images of 28×28 pixels, got {pixels.shape[1:]}")
+    with parsing(labels, "a gzipped IDX file of digits"):
+        y = _idx(labels, 1)
+        if len(y) != len(pixels) or not len(y) or y.max() > 9:
+            raise ValueError(
+                f"expected {len(pixels)} digits from 0 to 9, got {len(y)} up to {y.max(initial=0)}"
+            )
+    return pixels / 255, y
+
+
+def _idx(path: Path, axes: int) -> np.ndarray:
+    """An array of bytes: 0, 0, 8, the number of axes, the size of each as four bytes, then the values."""
+    with gzip.GzipFile(fileobj=io.BytesIO(content(path))) as file:
+        data = file.read(MOST + 1)
+    start = 4 + 4 * axes
+    shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">u4"))
+    if data[:4] != bytes((0, 0, 8, axes)) or len(data) != start + math.prod(shape):
+        raise ValueError(f"its head says {shape}, which is not what follows in {len(data):,} bytes")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def _semeion() -> tuple[np.ndarray, np.ndarray]:
@@ -142,8 +170,20 @@ def _semeion() -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_semeion(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """256 pixels and ten one-hot columns per line."""
-    table = np.loadtxt(path)
+    """256 pixels and ten one-hot columns per line, all 0 or 1. Raises ValueError for anything else."""
+    with parsing(path, "a file of Semeion's digits"):
+        lines = content(path).decode("ascii").splitlines()
+        words = [line.split() for line in lines if line.strip()]
+        if not words or {len(row) for row in words} != {266}:
+            raise ValueError(
+                f"expected lines of 266 numbers, got {sorted({len(r) for r in words})}"
+            )
+        values = {word: float(word) for row in words for word in set(row)}
+        if not set(values.values()) <= {0.0, 1.0}:
+            raise ValueError(f"expected 0 and 1, got {sorted(values)[:10]}")
+        table = np.array([[values[word] for word in row] for row in words])
+        if (table[:, 256:].sum(1) != 1).any():
+            raise ValueError("expected one digit to be marked in each line")
     return table[:, :256].reshape(-1, 16, 16), table[:, 256:].argmax(1)
 
 

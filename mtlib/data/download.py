@@ -5,24 +5,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 import sys
 import tempfile
+import threading
 import time
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import platformdirs
-import pooch
 import requests
-from tqdm import tqdm
 
+from mtlib.data.parsing import MOST, parsing
 from mtlib.run.progress import bar
 from mtlib.run.switches import is_on
+
+T = TypeVar("T")
 
 
 class Remote(NamedTuple):
@@ -32,25 +36,41 @@ class Remote(NamedTuple):
     url: str  # an address with a commit in it
     sha256: tuple[str, ...]  # the accepted digests; the first is that of the file at `url`
     aliases: tuple[str, ...] = ()  # other file names under which the folder MTLIB_DATA may hold it
+    size: int = MOST  # in bytes; a download of more is refused
+    check: Callable[[Path], object] | None = None  # see below
+
+
+"""`check` is for an archive that its server zips anew for each request: a file of another digest is accepted if
+`check(path)` does not raise ValueError."""
 
 
 class Unreachable(OSError):
-    """The file is not on this machine and its address cannot be reached."""
+    """The file is not on this machine, and there is no network to its address: no name, no route, no connection."""
+
+
+class Refused(OSError):
+    """The server was reached and did not give the file: 403, 404, 429, 5xx, a redirect elsewhere, no answer in time."""
 
 
 class Altered(ValueError):
-    """The file is there, but has the wrong digest."""
+    """The file is there, or a download of it began, but it is not the expected one."""
 
 
-def fetch(remote: Remote, timeout: float = 10.0, local: bool = False) -> Path:
+def fetch(
+    remote: Remote, timeout: float = 10.0, local: bool = False, longest: float = 1800.0
+) -> Path:
     """The path of a verified file: from the folder MTLIB_DATA, the user's cache, or `remote.url`, in this order.
 
-    A download goes to a temporary file in the same folder, is verified, and is moved into place in one step.
-    Raises `Altered` if a file's digest is wrong or a download breaks off; `Unreachable` if there is neither file nor
-    network (`local` and MTLIB_OFFLINE=1 do not try); NotADirectoryError if MTLIB_DATA is set, but not to the absolute
-    path of a folder (empty counts as not set); OSError if the cache cannot be written.
+    A download goes to a temporary file of its own in the same folder, is verified, and is moved into place in one
+    step. It ends after `timeout` seconds without a byte, after `longest` seconds in all, and at `remote.size` bytes.
+    A redirect may lead to https, or to the scheme of `remote.url`, and nowhere else.
+
+    Raises `Unreachable` if there is neither file nor network (`local` and MTLIB_OFFLINE=1 do not try): then, and only
+    then, a page takes its stand-in. `Refused` if the server answers with an error or not at all; `Altered` if a file's
+    digest is wrong or a download breaks off; NotADirectoryError if MTLIB_DATA is set, but not to the absolute path of
+    a folder (empty counts as not set); OSError if the cache cannot be written.
     """
-    found = _in_data_folder(remote)
+    found = in_data_folder(remote)
     if found:
         return verified(found, remote)
     target = cache() / remote.name
@@ -59,7 +79,7 @@ def fetch(remote: Remote, timeout: float = 10.0, local: bool = False) -> Path:
     if local or offline():
         why = "a local file was asked for" if local else "MTLIB_OFFLINE=1 is set"
         raise _unreachable(remote, target, why)
-    return _download(remote, target, timeout)
+    return _download(remote, target, timeout, longest)
 
 
 def cache() -> Path:
@@ -73,14 +93,28 @@ def offline() -> bool:
 
 
 def verified(path: Path, remote: Remote) -> Path:
-    """`path`, if its SHA-256 is an accepted one; else `Altered` is raised."""
-    digest = _digest(path)
-    if digest not in remote.sha256:
+    """`path`, if it is the file that `remote` names; else `Altered` is raised."""
+    wrong = _wrong(path, remote)
+    if wrong:
         raise Altered(
-            f"{path} is not the file {remote.name}: its SHA-256 is {digest}, expected "
-            f"{' or '.join(remote.sha256)}. It is truncated or altered; delete it and download it again from {remote.url}"
+            f"{path} is not the file {remote.name}: {wrong}. "
+            f"It is truncated or altered; delete it and download it again from {remote.url}"
         )
     return path
+
+
+def _wrong(path: Path, remote: Remote) -> str:
+    """What is wrong with the file: nothing if its digest is an accepted one, or `remote.check` finds nothing."""
+    digest = _digest(path)
+    if digest in remote.sha256:
+        return ""
+    if remote.check is None:
+        return f"its SHA-256 is {digest}, expected {' or '.join(remote.sha256)}"
+    try:
+        remote.check(path)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _digest(path: Path) -> str:
@@ -95,7 +129,8 @@ def _sha256(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _in_data_folder(remote: Remote) -> Path | None:
+def in_data_folder(remote: Remote) -> Path | None:
+    """Where the folder MTLIB_DATA has the file, not verified; None if it has not, or is not set."""
     folder = os.environ.get("MTLIB_DATA")
     if not folder:
         return None
@@ -109,34 +144,133 @@ def _in_data_folder(remote: Remote) -> Path | None:
     return next((p for p in candidates if p.exists()), None)
 
 
-def _download(remote: Remote, target: Path, timeout: float) -> Path:
+def _download(remote: Remote, target: Path, timeout: float, longest: float) -> Path:
+    until = time.monotonic() + longest
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
     except OSError as error:
         raise _unwritable(remote, target, error) from error
-    os.close(handle)
     part = Path(name)
     try:
-        with bar(None, target.name, sys.stderr.isatty(), unit="B", unit_scale=True) as shown:
-            loader = pooch.HTTPDownloader(progressbar=_Shown(shown), timeout=timeout)
-            loader(remote.url, str(part), None)
-        digest = _digest(part)
-        if digest not in remote.sha256:
-            raise _broken(remote, part, f"SHA-256 {digest}, expected {' or '.join(remote.sha256)}")
-        with open(part, "rb+") as file:
+        with open(handle, "wb") as file, _answer(remote, target, timeout, until) as response:
+            known = int(response.headers.get("Content-Length", "0")) or None
+            with bar(known, target.name, sys.stderr.isatty(), unit="B", unit_scale=True) as shown:
+                for data in _body(response, remote, until):
+                    file.write(data)
+                    shown.update(len(data))
+            file.flush()
             os.fsync(file.fileno())
+        wrong = _wrong(part, remote)
+        if wrong:
+            raise _broken(remote, part.stat().st_size, wrong)
         os.replace(part, target)
-    except requests.exceptions.RequestException as error:
-        if shown.total is not None:  # the server answered, then the download broke off
-            raise _broken(remote, part, str(error)) from error
-        raise _unreachable(remote, target, str(error)) from error
+        _on_disk(target.parent)
+    except (Unreachable, Refused):
+        raise
     except OSError as error:
         raise _unwritable(remote, target, error) from error
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def _answer(remote: Remote, target: Path, timeout: float, until: float) -> requests.Response:
+    """The server's answer at the end of all redirects: status 200, its body not yet read."""
+    url, allowed = remote.url, {"https", urlsplit(remote.url).scheme}
+    try:
+        for _ in range(10):
+            ask = partial(
+                requests.get,
+                url,
+                stream=True,
+                allow_redirects=False,
+                timeout=timeout,
+                headers={"Accept-Encoding": "identity"},
+            )
+            response = _within(until - time.monotonic(), ask)
+            if not response.is_redirect:
+                break
+            response.close()
+            url = urljoin(url, response.headers["Location"])
+            if urlsplit(url).scheme not in allowed:
+                raise _refused(remote, f"a redirect to {url}, which is not followed")
+        else:
+            raise _refused(remote, "ten redirects")
+    except TimeoutError as error:
+        raise _refused(remote, "no complete answer in time") from error
+    except (requests.RequestException, ValueError) as error:
+        if _no_network(error):
+            raise _unreachable(remote, target, str(error)) from error
+        raise _refused(remote, f"no answer ({error})") from error
+    length = response.headers.get("Content-Length", "0")
+    if response.status_code != 200:
+        why = f"HTTP {response.status_code} {response.reason}"
+    elif response.headers.get("Content-Encoding", "identity") != "identity":
+        why = f"an encoding that was not asked for, {response.headers['Content-Encoding']!r}"
+    elif not re.fullmatch("[0-9]{1,18}", length):
+        why = f"the length {length!r}"
+    elif int(length) > remote.size:
+        response.close()
+        raise _broken(remote, 0, f"which has {length} bytes, expected at most {remote.size}")
+    else:
+        return response
+    response.close()
+    raise _refused(remote, why)
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns, or TimeoutError after so many seconds: a trickle of headers has no end of its own."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer.result(max(seconds, 0))
+
+
+def _no_network(error: Exception) -> bool:
+    """Whether no connection came about, to the server or to a proxy; one that broke is another matter."""
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    reason = getattr(reason, "original_error", reason)  # a proxy's
+    names = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError")
+    return isinstance(error, requests.exceptions.ConnectTimeout) or type(reason).__name__ in names
+
+
+def _body(response: requests.Response, remote: Remote, until: float) -> Iterator[bytes]:
+    """The body as it comes: it ends with the answer, and with `Altered` after too many bytes or too long a time."""
+    raw, done = response.raw, 0
+    read = partial(raw.read1, 2**16) if hasattr(raw, "read1") else partial(raw.read, 2**10)
+    while True:
+        try:
+            data = read(decode_content=False)
+        except (
+            Exception
+        ) as error:  # of requests, its libraries, the socket: the server had answered
+            raise _broken(remote, done, f"then it broke off: {error}") from error
+        done += len(data)
+        if done > remote.size:
+            raise _broken(remote, done, f"and more came than the expected {remote.size}")
+        if time.monotonic() > until:
+            raise _broken(remote, done, "then its time was over")
+        if not data:
+            return
+        yield data
+
+
+def _on_disk(folder: Path) -> None:
+    """Write the folder's list of files to the disk, where a system can do so."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _sweep(target: Path) -> None:
@@ -147,31 +281,6 @@ def _sweep(target: Path) -> None:
                 part.unlink()
 
 
-class _Shown:
-    """A tqdm bar with the interface that pooch expects."""
-
-    def __init__(self, shown: tqdm) -> None:
-        self._bar = shown
-
-    @property
-    def total(self) -> int | None:
-        total: int | None = self._bar.total
-        return total
-
-    @total.setter
-    def total(self, value: int) -> None:
-        self._bar.total = value
-
-    def update(self, n: int) -> None:
-        self._bar.update(n)
-
-    def reset(self) -> None:
-        self._bar.reset()
-
-    def close(self) -> None:
-        self._bar.close()
-
-
 def _unreachable(remote: Remote, target: Path, why: str) -> Unreachable:
     return Unreachable(
         f"{remote.name} is not on this machine, and its address cannot be reached ({why}). "
@@ -180,9 +289,16 @@ def _unreachable(remote: Remote, target: Path, why: str) -> Unreachable:
     )
 
 
-def _broken(remote: Remote, part: Path, why: str) -> Altered:
+def _refused(remote: Remote, why: str) -> Refused:
+    return Refused(
+        f"the server of {remote.name} was reached, but did not give the file: {remote.url} led to {why}. "
+        f"Try again later, or download it by hand and put it {_by_hand(remote)}"
+    )
+
+
+def _broken(remote: Remote, size: int, why: str) -> Altered:
     return Altered(
-        f"the download of {remote.name} is truncated or altered: {part.stat().st_size} bytes from {remote.url}, {why}. "
+        f"the download of {remote.name} is truncated or altered: {size} bytes from {remote.url}, {why}. "
         f"Nothing was kept. Try again; if it fails again, download it by hand and put it "
         f"{_by_hand(remote)}"
     )
@@ -205,13 +321,17 @@ def _by_hand(remote: Remote) -> str:
 # Archives ------------------------------------------------------------------------------------
 
 
+MEMBERS = 50_000
+"""An archive of more members is refused, and one whose members say that they hold more than 256 MiB together."""
+
+
 def members(path: Path) -> list[zipfile.ZipInfo]:
-    """The files in a zip archive, sorted by name. Raises ValueError if it is damaged or a name points outside."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = sorted(archive.infolist(), key=lambda m: m.filename)
-    except zipfile.BadZipFile as error:
-        raise _damaged(path, error) from error
+    """The files in a zip archive, sorted by name.
+
+    Raises ValueError if it is damaged, a name points outside, or it is larger than any of ours: nothing is unpacked.
+    """
+    with _unharmed(path), zipfile.ZipFile(path) as archive:
+        entries = sorted(archive.infolist(), key=lambda m: m.filename)
     for m in entries:
         name = m.filename
         leaves = name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/")
@@ -219,18 +339,28 @@ def members(path: Path) -> list[zipfile.ZipInfo]:
             raise ValueError(
                 f"{path} holds the member {name!r}, which points outside its folder; nothing was read from it"
             )
+    sizes = [m.file_size for m in entries]
+    if len(sizes) > MEMBERS or max(sizes, default=0) > MOST or sum(sizes) > 4 * MOST:
+        raise ValueError(
+            f"{path} holds {len(sizes):,} members of {sum(sizes):,} bytes together; expected at most {MEMBERS:,} "
+            f"members, {MOST:,} bytes in one and {4 * MOST:,} in all. Nothing was read from it"
+        )
     return [m for m in entries if not m.is_dir()]
 
 
-def contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each of `members(path)`, read in place; nothing is unpacked."""
-    entries = members(path)
+def contents(path: Path, below: str = "") -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each of `members(path)` whose name contains `below`, read in place; nothing is unpacked.
+
+    A member is read up to the size that it states, so that a small file cannot fill the memory. Raises ValueError.
+    """
+    entries = [m for m in members(path) if below in m.filename]
     with zipfile.ZipFile(path) as archive:
         for m in entries:
-            try:
-                data = archive.read(m)
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise _damaged(path, error) from error
+            with _unharmed(path):
+                if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{m.filename} is compressed by a method that is not read")
+                with archive.open(m) as file:
+                    data = b"".join(iter(partial(file.read, 2**16), b""))
             yield m.filename, data
 
 
@@ -242,7 +372,11 @@ def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
     return total.hexdigest()
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} is damaged or not a zip archive ({error}); delete it and download it again"
-    )
+@contextlib.contextmanager
+def _unharmed(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with an archive in the block is a ValueError that says so."""
+    try:
+        with parsing(path, "a zip archive"):
+            yield
+    except ValueError as error:
+        raise ValueError(f"{error}. It is damaged; delete it and download it again") from error

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtlib.data.download import Remote, Unreachable, fetch
+from mtlib.data.parsing import content, number, parsing
 
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/heart-disease"
 
@@ -56,6 +57,27 @@ LEVELS = {"cp": (1, 2, 3), "restecg": (1, 2), "slope": (2, 3), "thal": (6, 7)}
 """Numbers that are codes for categories: each listed one gets a column, the one left out is the reference."""
 
 
+RANGES = {
+    "age": (1, 120),
+    "sex": (0, 1),
+    "cp": (1, 2, 3, 4),
+    "trestbps": (0, 300),
+    "chol": (0, 1000),
+    "fbs": (0, 1),
+    "restecg": (0, 1, 2),
+    "thalach": (20, 250),
+    "exang": (0, 1),
+    "oldpeak": (-10, 10),
+    "slope": (1, 2, 3),
+    "ca": (0, 1, 2, 3),
+    "thal": (3, 6, 7),
+}
+"""What a column may hold: the codes of a category, or, for a measurement, from and to. A file with anything else is
+refused; a pressure or cholesterol of 0 is let through, and counts as missing."""
+
+_MEASURED = ("age", "trestbps", "chol", "thalach", "oldpeak")
+
+
 class Hospital(NamedTuple):
     """Patients of one hospital, as measured."""
 
@@ -77,17 +99,36 @@ def hospitals() -> dict[str, Hospital]:
 
 
 def read(path: Path, name: str) -> Hospital:
-    """One file of comma-separated numbers, `?` where missing, the last column 0 (healthy) to 4."""
-    rows = [
-        [float(v) if v != "?" else np.nan for v in line.split(",")]
-        for line in path.read_text("ascii").split()
-    ]
-    table = np.array(rows)
+    """One file of comma-separated numbers, `?` where missing, the last column 0 (healthy) to 4.
+
+    Raises ValueError for another number of columns, and for what is not in `RANGES`.
+    """
+    with parsing(path, "a file of heart patients"):
+        table = np.array([_patient(line) for line in content(path).decode("ascii").split()])
+        if not len(table):
+            raise ValueError("expected at least one patient")
     x, y = table[:, :13], (table[:, 13] > 0).astype(np.int64)
     zero = (x == 0) & np.isin(COLUMNS, ("chol", "trestbps"))
     return Hospital(
         np.where(zero, np.nan, x), y, zero, f"{name}, {len(y)} patients, {y.sum()} ill (real)"
     )
+
+
+def _patient(line: str) -> list[float]:
+    values = line.split(",")
+    if len(values) != 14:
+        raise ValueError(f"expected 14 columns, got {len(values)} in {line[:80]!r}")
+    row = [
+        np.nan if v == "?" else number(v, RANGES[name][0], RANGES[name][-1], name)
+        for name, v in zip(COLUMNS, values[:13], strict=True)
+    ]
+    for name, v in zip(COLUMNS, row, strict=True):
+        if name not in _MEASURED and not np.isnan(v) and v not in RANGES[name]:
+            raise ValueError(f"expected {name} to be one of {RANGES[name]}, got {v:g}")
+    last = number(values[13], 0, 4, "the diagnosis")
+    if last != int(last):
+        raise ValueError(f"expected the diagnosis to be a whole number, got {last:g}")
+    return [*row, last]
 
 
 def as_written(hospital: Hospital) -> np.ndarray:

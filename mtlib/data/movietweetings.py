@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtlib.data.download import Remote, Unreachable, fetch
+from mtlib.data.parsing import content, parsing, whole
 
 _FOLDER = (
     "https://raw.githubusercontent.com/adrianrfreedman/MovieTweetings/"
@@ -53,31 +54,64 @@ def movietweetings() -> Ratings:
 
 
 def read(ratings: Path, films: Path) -> Ratings:
-    """Files with lines `user::film::rating::time` and `film::title (year)::genre|genre`."""
-    rows = np.array(
-        [
-            [int(v) for v in line.split("::")]
-            for line in ratings.read_text("utf8").split("\n")
-            if line
-        ]
-    )
-    known = {}
-    for line in films.read_text("utf8").split("\n"):
-        if line:
-            number, title, genres = [*line.split("::"), ""][:3]
-            found_year = re.search(r"\((\d{4})\)\s*$", title)
-            known[int(number)] = (int(found_year[1]) if found_year else 2000, genres.split("|"))
+    """Files with lines `user::film::rating::time` and `film::title (year)::genre|genre`.
+
+    Raises ValueError for a line of another form, a rating that is not 0 to 10, a film that is not in `films` or stands
+    there twice, and a user who rates a film twice.
+    """
+    with parsing(films, "a list of films"):
+        known = _films(content(films).decode("utf8"))
+    with parsing(ratings, "a file of ratings"):
+        lines = [line for line in content(ratings).decode("utf8").split("\n") if line]
+        found_rows = [_RATING.fullmatch(line) for line in lines]
+        if not lines or None in found_rows:
+            wrong = lines[found_rows.index(None)] if lines else ""
+            raise ValueError(f"expected lines `user::film::rating::time`, got {wrong[:80]!r}")
+        rows = np.array([[int(v) for v in found.groups()] for found in found_rows if found])
+        if rows[:, 2].max() > 10:
+            raise ValueError(f"expected ratings from 0 to 10, got {rows[:, 2].max()}")
+        if len(np.unique(rows[:, :2], axis=0)) < len(rows):
+            raise ValueError("expected each user to rate a film once")
+        missing = set(rows[:, 1].tolist()) - known.keys()
+        if missing:
+            raise ValueError(
+                f"expected films of {films}, got {min(missing)} and {len(missing) - 1} others"
+            )
     numbers, film = np.unique(rows[:, 1], return_inverse=True)
     _, user = np.unique(rows[:, 0], return_inverse=True)
     names = sorted({g for _, genres in known.values() for g in genres if g})
     table = np.array(
-        [[g in known.get(k, (0, []))[1] for g in names] for k in numbers.tolist()], dtype=np.float32
-    )
+        [[g in known[k][1] for g in names] for k in numbers.tolist()], dtype=np.float32
+    ).reshape(len(numbers), len(names))
     table = table[:, np.argsort(-table.sum(0), kind="stable")]
-    year = np.array([known.get(k, (2000, []))[0] for k in numbers.tolist()])
+    year = np.array([known[k][0] for k in numbers.tolist()])
     found = Ratings(user, film, rows[:, 2].astype(np.float64), rows[:, 3], year, table, "")
     source = f"{len(rows)} ratings by {user.max() + 1} users of {len(numbers)} films (real)"
     return sorted_by_time(found)._replace(source=source)
+
+
+_RATING = re.compile("([0-9]{1,18})::([0-9]{1,18})::([0-9]{1,2})::([0-9]{1,12})")
+
+
+def _films(text: str) -> dict[int, tuple[int, list[str]]]:
+    """Film -> its year, 2000 where the title has none, and its genres."""
+    known: dict[int, tuple[int, list[str]]] = {}
+    for line in text.split("\n"):
+        if line:
+            parts = line.split("::")
+            if len(parts) not in (2, 3):
+                raise ValueError(f"expected lines `film::title (year)::genres`, got {line[:80]!r}")
+            film, title, genres = [*parts, ""][:3]
+            found = re.search(r"\(([0-9]{4})\)\s*$", title)
+            key = whole(film, 0, 10**18 - 1, "a film's number")
+            if key in known:
+                raise ValueError(f"film {key} stands there twice")
+            year = whole(found[1], 1850, 2100, "a film's year") if found else 2000
+            known[key] = (year, genres.split("|"))
+    genres_met = {g for _, genres in known.values() for g in genres}
+    if len(genres_met) > 200:
+        raise ValueError(f"expected at most 200 genres, got {len(genres_met)}")
+    return known
 
 
 def sorted_by_time(r: Ratings) -> Ratings:

