@@ -36,6 +36,7 @@ ARCHIVE = Remote(
     "bccd/bccd.zip",
     f"https://github.com/Shenggan/BCCD_Dataset/archive/{_COMMIT}.zip",
     ("f5d1119835d0a479b209290861aab45a307acfb94377fe40303f2741fa2e1eb8",),
+    size=2**24,
     check=check,
 )
 """The photographs and annotations of one commit. The server zips them anew for each request, so this digest is
@@ -47,7 +48,7 @@ WIDTH, HEIGHT = 640, 480
 
 
 def blood_cells(part: str = "train", size: tuple[int, int] = (320, 240)) -> Photographs:
-    """`bccd(part, size)`, or, if it cannot be downloaded, drawn scenes of three glyphs, the same three in every part.
+    """`bccd(part, size)`, or, without file and network, drawn scenes of three glyphs, the same three in every part.
 
     `source` ends in "(real)" or "(stand-in)". A file that is there but altered is an error.
     """

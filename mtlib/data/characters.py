@@ -1,4 +1,4 @@
-"""Handwritten characters for every reader: Omniglot, or drawn glyphs if it cannot be downloaded."""
+"""Handwritten characters for every reader: Omniglot, or drawn glyphs without file and network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STAND_IN = {"background": (0, 42), "train": (0, 34), "val": (34, 42), "test": (4
 def characters(
     part: str = "train", split: str = "lake", rotations: bool = False, size: int = 28
 ) -> ClassSet:
-    """`omniglot(split, part, rotations, size)`, or, if it cannot be downloaded, glyphs in parts of the same names.
+    """`omniglot(split, part, rotations, size)`, or, without file and network, glyphs in parts of the same names.
 
     `source` says which: it ends in "(real)" or "(stand-in)". A file that is there but altered is an error.
     """

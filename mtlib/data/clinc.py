@@ -1,4 +1,4 @@
-"""Requests by intent, CLINC150 {cite}`larson2019clinc`; drawn ones if it cannot be downloaded."""
+"""Requests by intent, CLINC150 {cite}`larson2019clinc`; drawn ones without file and network."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ FILES = {
         "clinc150/data_full.json",
         f"{_CLINC}/data_full.json",
         ("36923c3705a59e08fe9c3883d8bc2dd966ef93e22cb78ac41171782a698d56e0",),
+        size=2_495_390,
     ),
     "domains": Remote(
         "clinc150/domains.json",
         f"{_CLINC}/domains.json",
         ("b947b579d3b8e74b06f93b01083d8efaff2888b43a3e362533bd88a6e1211b3a",),
+        size=3_818,
     ),
 }
 """150 intents in ten domains, 150 sentences each, and 1,200 sentences with none of these intents; English."""
@@ -49,7 +51,7 @@ class Intents(NamedTuple):
 
 
 def intents(sentences: int = 50) -> Intents:
-    """CLINC150, or drawn requests if it cannot be downloaded; `source` says which.
+    """CLINC150, or drawn requests without file and network; `source` says which.
 
     The `sentences` of each intent, 2 to 130, come from the published validation and test parts first (50), then from
     the training part: we hold out whole domains, so the published split does not matter. Of the sentences outside,

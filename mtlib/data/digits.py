@@ -1,4 +1,4 @@
-"""Handwritten digits from three scanners in one format {cite}`lecun1998gradient`; altered copies if one cannot be downloaded."""
+"""Handwritten digits from three scanners in one format {cite}`lecun1998gradient`; altered copies without file and network."""
 
 from __future__ import annotations
 
@@ -28,17 +28,20 @@ FILES = {
         "mnist/t10k-images-idx3-ubyte.gz",
         f"{_MNIST}/t10k-images-idx3-ubyte.gz",
         ("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",),
+        size=1_648_877,
     ),
     "labels": Remote(
         "mnist/t10k-labels-idx1-ubyte.gz",
         f"{_MNIST}/t10k-labels-idx1-ubyte.gz",
         ("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",),
+        size=4_542,
     ),
     "semeion": Remote(
         "semeion/semeion.data",
         "https://raw.githubusercontent.com/claytonkb/basic_nn/"
         "ece06403dabc4d5458fb1a017ba75aef5cd0ae02/semeion.data",
         ("7c74222dd9beb6a5b30c7b41104e7486cabc274e013689db1cd62b1ca56d0dd4",),
+        size=850_662,
     ),
 }
 """MNIST's 10,000 test digits, and Semeion's 1,593; scikit-learn ships 1,797 digits of 8×8."""
@@ -53,7 +56,7 @@ class Domain(NamedTuple):
 
 
 def scanners(size: int = 16, crop: bool = True) -> dict[str, Domain]:
-    """MNIST, Semeion and Digits; if one cannot be downloaded, scikit-learn's digits in three parts, two of them altered.
+    """MNIST, Semeion and Digits; without file and network, scikit-learn's digits in three parts, two of them altered.
 
     With `crop`, each image is cut to the box of its ink, then stretched to size × size.
     Raises `mtlib.data.download.Altered` for a file with the wrong digest.

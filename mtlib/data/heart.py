@@ -1,4 +1,4 @@
-"""Heart disease in four hospitals {cite}`detrano1989heart`; drawn patients if those cannot be downloaded."""
+"""Heart disease in four hospitals {cite}`detrano1989heart`; drawn patients without file and network."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ FILES = {
         "heart/processed.cleveland.data",
         f"{_UCI}/processed.cleveland.data",
         ("a74b7efa387bc9d108d7d0115d831fe9b414b29ae7124f331b622b4efa0427c8",),
+        size=18_461,
     ),
     "Hungarian": Remote(
         "heart/processed.hungarian.data",
         f"{_UCI}/processed.hungarian.data",
         ("d1ad108f785768cd3d7e82dc522e6f5a61eea93cccfb3a46ee8076f73fc3d796",),
+        size=10_263,
     ),
     "Switzerland": Remote(
         "heart/processed.switzerland.data",
         f"{_UCI}/processed.switzerland.data",
         ("834a405ccf5b66ab4056bb77794adc8df0b7125186454c0a1d002d33c6c3b314",),
+        size=4_109,
     ),
     "VA Long Beach": Remote(
         "heart/processed.va.data",
         f"{_UCI}/processed.va.data",
         ("e7c93d8d0d2acdadfa4c5e8de768e2191e7f618b952e29623f1f0d5949ff6b8f",),
+        size=6_737,
     ),
 }
 
@@ -88,7 +92,7 @@ class Hospital(NamedTuple):
 
 
 def hospitals() -> dict[str, Hospital]:
-    """The four hospitals, or four drawn ones if any cannot be downloaded; each `source` says which.
+    """The four hospitals, or four drawn ones without file and network; each `source` says which.
 
     A cholesterol or blood pressure of 0 counts as missing. Raises `mtlib.data.download.Altered` for a wrong digest.
     """

@@ -1,4 +1,4 @@
-"""Film ratings from tweets {cite}`dooms2013movietweetings`; drawn ratings if those cannot be downloaded."""
+"""Film ratings from tweets {cite}`dooms2013movietweetings`; drawn ratings without file and network."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ FILES = {
         "movietweetings/ratings.dat",
         f"{_FOLDER}/ratings.dat",
         ("c0dd868c2632d10002ebc928ddc5345f33adeaa59eca52c2941c26a2c5e36fd6",),
+        size=2_945_101,
     ),
     "films": Remote(
         "movietweetings/movies.dat",
         f"{_FOLDER}/movies.dat",
         ("e63fb84bc734e3c574f135634a40d3cbafab22b8f94f5fc0b80f80d1d2076efc",),
+        size=542_192,
     ),
 }
 
@@ -43,7 +45,7 @@ class Ratings(NamedTuple):
 
 
 def movietweetings() -> Ratings:
-    """100,000 ratings, or drawn ones if they cannot be downloaded; `source` says which.
+    """100,000 ratings, or drawn ones without file and network; `source` says which.
 
     Raises `mtlib.data.download.Altered` for a file with the wrong digest.
     """

@@ -31,6 +31,7 @@ IMAGES = {
             "12f28f39d6d0baaa9b94998e145067e51cc8bdac385d5b3c8994ade9a99f11a2",
         ),
         ("images_background.repacked.zip",),
+        size=9_464_212,
     ),
     "evaluation": Remote(
         "omniglot/images_evaluation.zip",
@@ -40,6 +41,7 @@ IMAGES = {
             "7fd4f63de21cc4a4e0abb7d2f4b8d5491637b42651c1817c538392ae00186206",
         ),
         ("images_evaluation.repacked.zip",),
+        size=6_462_886,
     ),
 }
 """Lake's two archives; the second digest of each is for the same images, zipped again."""
@@ -55,16 +57,19 @@ SPLITS = {
         "omniglot/splits_vinyals/train.txt",
         f"{_SNELL}/train.txt",
         ("984522c194c30fb678ce53304a160a42faf5403ad4f9a67010f32dd3a35738e0",),
+        size=133_244,
     ),
     "val": Remote(
         "omniglot/splits_vinyals/val.txt",
         f"{_SNELL}/val.txt",
         ("11f99e54faee3e26f53d3231c1cceac5bf7b8730e9be31cb6dab256551dc0c1a",),
+        size=21_312,
     ),
     "test": Remote(
         "omniglot/splits_vinyals/test.txt",
         f"{_SNELL}/test.txt",
         ("845264cc5c156180828ccf17915668b17ee21424d0170df6e7d81676aa5d1204",),
+        size=50_372,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Sentences with a sentiment, from three sites {cite}`kotzias2015group`; drawn ones if those cannot be downloaded."""
+"""Sentences with a sentiment, from three sites {cite}`kotzias2015group`; drawn ones without file and network."""
 
 from __future__ import annotations
 
@@ -29,16 +29,19 @@ FILES = {
         "sentiment/amazon_cells_labelled.txt",
         f"{_AMAZON}/amazon_cells_labelled.txt",
         ("47003fc0a0d4840b00e96e715b6189bad09e7443a3da41c4cbe12ffc79f86ae3",),
+        size=58_226,
     ),
     "IMDb": Remote(
         "sentiment/imdb_labelled.txt",
         f"{_OTHERS}/imdb_labelled.txt",
         ("aef2e49e3da25714d61175e3a6e68eeef74a20a2f914318dc3be9947ea86512d",),
+        size=85_285,
     ),
     "Yelp": Remote(
         "sentiment/yelp_labelled.txt",
         f"{_OTHERS}/yelp_labelled.txt",
         ("c76468b7b5c6e56a0804d728345c5f84aa2142ddb214420f61cc9cfd4c00d2ea",),
+        size=61_320,
     ),
 }
 """Phones and accessories, films, restaurants: 500 positive and 500 negative sentences each."""
@@ -54,7 +57,7 @@ class Site(NamedTuple):
 
 
 def sites() -> dict[str, Site]:
-    """Amazon, IMDb and Yelp, or three drawn sites if one cannot be downloaded; each `source` says which.
+    """Amazon, IMDb and Yelp, or three drawn sites without file and network; each `source` says which.
 
     A sentence that occurs twice in a site, capitals aside, is kept once, so that no split can separate two copies.
     Raises `mtlib.data.download.Altered` for a file with the wrong digest.

@@ -1,4 +1,4 @@
-"""Transcription factors and the 8-mers they bind, from microarrays {cite}`barrera2016survey`; drawn ones if those cannot be downloaded."""
+"""Transcription factors and the 8-mers they bind, from microarrays {cite}`barrera2016survey`; drawn ones without file and network."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ ARCHIVE = Remote(
     "tf_binding/pbm_escores.npz",
     f"{_FOLDER}/",
     ("badc5465baf47cd092b1b634655b1915a969393f049f2404c3ad3ef3b95f8c03",),
+    size=17_808_257,
 )
 """All 200 experiments in one file, which is only read from the folder MTLIB_DATA: it cannot be downloaded."""
 
@@ -32,7 +33,7 @@ _LENGTH = 8
 
 
 def tf_binding() -> Binding:
-    """33 genes with the E-scores of all 32,896 8-mers; drawn ones if the files cannot be downloaded.
+    """33 genes with the E-scores of all 32,896 8-mers; drawn ones without file and network.
 
     One experiment per gene, of the reference allele: the replicate with the most 8-mers above 0.45. A gene is left
     out if no experiment of it, of any allele, has fifty (BCL6, HOXB7, KLF11, NR2E3, PAX6, PAX7, VENTX, WT1).
@@ -56,7 +57,7 @@ def tf_binding() -> Binding:
 def remote(gene: str, replicate: str, digest: str) -> Remote:
     """The raw file of one reference-allele experiment."""
     name = f"{gene}_REF_{replicate}_8mers.txt"
-    return Remote(f"tf_binding/{name}", f"{_FOLDER}/{name}", (digest,))
+    return Remote(f"tf_binding/{name}", f"{_FOLDER}/{name}", (digest,), size=2_000_000)
 
 
 def read_archive(path: Path) -> tuple[list[str], Tensor]:

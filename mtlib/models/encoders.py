@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,6 +58,9 @@ def minilm(texts: Sequence[str], batch: int = 128, device: torch.device | str = 
         raise ValueError(
             f"expected a list of texts, at least one, and batch ≥ 1, got {len(texts)} and {batch=}"
         )
+    broken = next((t for t in texts if re.search("[\ud800-\udfff]", t)), None)
+    if broken is not None:
+        raise ValueError(f"expected texts in Unicode, got half a character in {broken[:80]!r}")
     key = hashlib.sha256(json.dumps([MINILM_SHA256, *texts]).encode()).hexdigest()
     place = cache() / "minilm" / f"{key[:24]}.safetensors"
     kept = _kept(place, key, len(texts))
