@@ -567,6 +567,30 @@ def test_an_https_address_leads_to_https_alone(monkeypatch):
     assert asked == ["https://there/file"]
 
 
+def test_an_answer_in_chunks_is_read_to_its_end(home):
+    """As archives made for a request come: without a length."""
+    pieces = b"".join(
+        b"%x\r\n%b\r\n" % (len(DATA[i : i + 999]), DATA[i : i + 999])
+        for i in range(0, len(DATA), 999)
+    )
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for body, whole_one in (
+        (pieces + b"0\r\n\r\n", True),
+        (pieces[:-50], False),
+        (b"zz\r\n", False),
+    ):
+        listening, url = raw_server(lambda c, body=body: c.sendall(head + body))
+        with listening:
+            if whole_one:
+                path = fetch(remote(url))
+                assert path.read_bytes() == DATA
+                path.unlink()
+            else:
+                with pytest.raises(Altered, match="broke off"):
+                    fetch(remote(url))
+    assert left(home) == []
+
+
 def test_a_redirect_within_reach_is_followed(home):
     with served(always(DATA)) as url, served(answers(302, [("Location", f"{url}/x")])) as first:
         assert fetch(remote(first)).read_bytes() == DATA

@@ -198,9 +198,11 @@ def _answer(remote: Remote, target: Path, timeout: float, until: float) -> reque
                 raise _refused(remote, f"a redirect to {url}, which is not followed")
         else:
             raise _refused(remote, "ten redirects")
+    except Refused:
+        raise
     except TimeoutError as error:
         raise _refused(remote, "no complete answer in time") from error
-    except (requests.RequestException, ValueError) as error:
+    except Exception as error:  # of requests or of its libraries
         if _no_network(error):
             raise _unreachable(remote, target, str(error)) from error
         raise _refused(remote, f"no answer ({error})") from error
@@ -249,9 +251,7 @@ def _body(response: requests.Response, remote: Remote, until: float) -> Iterator
     while True:
         try:
             data = read(decode_content=False)
-        except (
-            Exception
-        ) as error:  # of requests, its libraries, the socket: the server had answered
+        except Exception as error:  # whosever it is: the server had answered
             raise _broken(remote, done, f"then it broke off: {error}") from error
         done += len(data)
         if done > remote.size:
