@@ -94,6 +94,7 @@ class Learner(NamedTuple):
     adapt: Callable[[Params, Batch], Params] | Steps
     predict: Callable[[Params, Tensor], Tensor]
     vmap: bool = True  # False where only a loop over tasks runs (L-BFGS, for one)
+    net: nn.Module | None = None  # the network in it: what `fixed(net)` names does not move
 
 
 def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
@@ -123,19 +124,16 @@ def move(data: Any, device: torch.device | str) -> Any:
 
 def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """f(θ, x): the network with its parameters as an argument; entries of θ it does not know stay out."""
-    tied, names = is_tied(net), [k for k, _ in net.named_parameters()]
 
     def f(theta: Params, x: Tensor) -> Tensor:
-        state = state_of(net, names, theta)
         try:
-            out: Tensor = functional_call(ways.module(net), state, (x,), tie_weights=tied)
+            return ways.call(net, theta, x)
         except RuntimeError as error:
             if any(word in str(error) for word in ("shape", "size", "channels", "dtype")):
                 raise ValueError(
                     f"{type(net).__name__} cannot read x of shape {tuple(x.shape)}, {x.dtype}: {error}"
                 ) from error
             raise
-        return out
 
     return f
 
@@ -169,20 +167,66 @@ def below(prefix: str, params: Params) -> Params:
 
 
 def parameters(net: nn.Module) -> Params:
-    """φ of a plain module: detached copies of its parameters and floating-point buffers."""
-    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    return {k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}
+    """φ of a plain module: detached copies of its parameters and floating-point buffers.
+
+    Without the running statistics of norms in training mode, soon out of date: `mtlib.norm.calibrate` adds them.
+    """
+    state, old = {**dict(net.named_parameters()), **dict(net.named_buffers())}, stale(net)
+    own = {k: v for k, v in state.items() if v.is_floating_point() and k not in old}
+    return {k: v.detach().clone() for k, v in own.items()}
+
+
+def fixed(net: nn.Module | None) -> frozenset[str]:
+    """The entries of φ that may not move, as the network is now: frozen parameters (`requires_grad`) and buffers."""
+    if net is None:
+        return frozenset()
+    frozen = {k for k, p in net.named_parameters() if not p.requires_grad}
+    return frozenset(frozen | dict(net.named_buffers()).keys() | norms(net).keys())
+
+
+def norms(net: nn.Module | None) -> dict[str, nn.Module]:
+    """The names of running statistics, held or not, each with its norm."""
+    modules = () if net is None else net.named_modules()
+    named = [
+        (f"{p}.{k}" if p else k, k, m) for p, m in modules for k in STATISTICS if hasattr(m, k)
+    ]
+    return {name: m for name, k, m in named if not isinstance(getattr(m, k), nn.Parameter)}
+
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def stale(net: nn.Module | None) -> frozenset[str]:
+    """Running statistics of norms in training mode, where a forward pass does not read them, and here does not set them."""
+    follow = {k: m for k, m in norms(net).items() if getattr(m, "track_running_stats", False)}
+    return frozenset(k for k, m in follow.items() if m.training)
 
 
 def net_state(net: nn.Module, params: Params) -> Params:
     """The entries of `params` that belong to `net`: what `net.load_state_dict` takes."""
-    return {k: params[k].detach() for k in net.state_dict() if k in params}
+    return {k: params[k].detach() for k in net.state_dict().keys() | norms(net) if k in params}
 
 
 def load(net: nn.Module, params: Params) -> nn.Module:
-    """Write trained parameters back into the plain module, and return it. Raises if one is missing."""
+    """Write trained parameters back into the plain module, and return it.
+
+    Raises ValueError if an entry, or a running statistic of a norm, is missing, has another shape, or has no place.
+    """
     require(params, (k for k, _ in net.named_parameters()))
-    net.load_state_dict(net_state(net, params), strict=False)
+    require_statistics(params, {k: m for k, m in norms(net).items() if m.running_mean is not None})
+    state, here = net_state(net, params), {**net.state_dict(), **dict(net.named_buffers())}
+    if left := [k for k in params if k not in state]:
+        raise ValueError(
+            f"expected entries of {type(net).__name__} alone; {left[:5]} have no place in it. LoRA's are multiplied out by "
+            "`mtlib.learners.lora.merged`; what another method adds works in its `predict` alone. To leave them behind: "
+            "load(net, net_state(net, params))."
+        )
+    for k, v in state.items():
+        if k in here and here[k].shape != v.shape:
+            raise ValueError(f"expected {k} of shape {tuple(here[k].shape)}, got {tuple(v.shape)}")
+        if k not in here:  # a norm's place for statistics, empty until now
+            setattr(norms(net)[k], k.rpartition(".")[2], v.clone())
+    net.load_state_dict(state, strict=False)
     return net
 
 
@@ -196,20 +240,25 @@ def require(theta: Params, names: Iterable[str]) -> None:
         )
 
 
-def is_tied(net: nn.Module) -> bool:
-    """Whether a parameter stands under two names; looking for such at every call would cost a tenth of a MAML step."""
-    names = net.named_parameters(remove_duplicate=False)
-    return len(list(names)) > len(list(net.parameters()))
+def require_statistics(theta: Params, wanted: dict[str, nn.Module]) -> None:
+    """Raise ValueError where `theta` lacks a running statistic of one of these norms."""
+    if missing := [k for k in wanted if k not in theta]:
+        raise ValueError(
+            f"expected {missing[0]}, of the norm {type(wanted[missing[0]]).__name__}: parameters trained with a norm in "
+            "training mode have no running statistics, and those in the network are not theirs. "
+            "`mtlib.norm.calibrate(net, params, batches)` computes them. For a norm that keeps those it has, call "
+            "net.eval() before `parameters(net)`."
+        )
 
 
-def state_of(net: nn.Module, names: list[str], theta: Params) -> Params:
+def state_of(net: nn.Module, theta: Params) -> Params:
     """θ's entries for `net`; buffers as constant copies, so that a forward pass writes to nothing of ours."""
+    names = [k for k, _ in net.named_parameters()]
     require(theta, names)
     device = theta[names[0]].device if names else torch.device("cpu")
-    state = {k: theta[k] for k in names}
-    for k, buffer in net.named_buffers():
-        state[k] = theta.get(k, buffer).detach().to(device, copy=True)
-    return state
+    buffers = {**dict(net.named_buffers()), **{k: theta[k] for k in norms(net) if k in theta}}
+    copies = {k: theta.get(k, b).detach().to(device, copy=True) for k, b in buffers.items()}
+    return {**{k: theta[k] for k in names}, **copies}
 
 
 def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
@@ -227,33 +276,7 @@ def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
     return prediction.shape == (*y.shape[:-1], getattr(loss, "columns", 1) * y.shape[-1])
 
 
-# Two pieces most methods are made of ---------------------------------------------------------
-
-
-def descend(
-    loss: Callable[[Params], Tensor], theta: Params, lr: Rate, steps: int, rule: Rule | None = None
-) -> Params:
-    """Gradient descent, differentiable in everything: θ ← θ − α ∇L(θ), `steps` times.
-
-    `lr` is one rate, or a rate per entry of θ (a dict: discriminative rates, Meta-SGD), or a function of
-    the step that gives either. With a `rule`, θ ← θ − α rule(∇L(θ)): momentum, Adam, a curvature.
-    """
-    point: Point = (theta, None)
-    for number in range(steps):
-        point = step(loss, point, lr, number, rule)
-    return point[0]
-
-
-def step(
-    loss: Callable[[Params], Tensor], point: Point, lr: Rate, number: int, rule: Rule | None = None
-) -> Point:
-    """Inner step `number`: θ ← θ − α ∇L(θ), or along rule(∇L(θ))."""
-    theta, state = point
-    u = ways.gradient(loss, theta)
-    if rule:
-        u, state = rule(u, state)
-    a = lr(number) if callable(lr) else lr
-    return {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}, state
+# What most methods are made of ---------------------------------------------------------------
 
 
 def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
@@ -267,13 +290,19 @@ def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
 
 @dataclass
 class Ways:
-    """Two places where `mtlib.run.fast` puts faster ways to the same numbers."""
+    """Two places where `mtlib.run` puts faster and safer ways to the same numbers."""
 
     gradient: Callable[[Callable[[Params], Tensor], Params], Params]
-    module: Callable[[nn.Module], nn.Module]  # the network to call, with the same tensors
+    call: Callable[[nn.Module, Params, Tensor], Tensor]
 
 
-ways = Ways(reference, lambda net: net)
+def lend(net: nn.Module, theta: Params, x: Tensor) -> Tensor:
+    """The network called with θ in the place of its parameters, which it has back afterwards."""
+    out: Tensor = functional_call(net, state_of(net, theta), (x,))
+    return out
+
+
+ways = Ways(reference, lend)
 
 
 def proximity(theta: Params, anchor: Params) -> Tensor:
@@ -296,15 +325,21 @@ class Start(NamedTuple):
 def start(learner: Learner, trained: Params) -> Start:
     """Carry trained parameters under another learner: what fits is copied, the rest is fresh, all reported.
 
-    Raises ValueError when nothing fits.
+    Everything is then where the trained entries are, in their dtype. Running statistics that were not trained along stay
+    out: `mtlib.norm.calibrate` computes them. Raises ValueError when nothing fits.
     """
-    phi = learner.init()
+    phi, places = learner.init(), norms(learner.net).keys()
+    phi |= {k: v for k, v in trained.items() if k in places}
     copied = tuple(k for k in phi if k in trained and trained[k].shape == phi[k].shape)
     if not copied:
         raise ValueError(
             f"expected trained parameters that fit this learner, with entries such as {list(phi)[:3]}; "
             f"got {list(trained)[:3]}. Was another network trained?"
         )
-    params = {k: trained[k].detach().clone() if k in copied else v for k, v in phi.items()}
-    fresh = tuple(k for k in phi if k not in copied)
+    replaced = {k for k in places if any(c.startswith(k.split(".")[0]) for c in copied)}
+    old = replaced - trained.keys()  # the network's own statistics are not theirs
+    own = {k: v for k, v in phi.items() if k not in old}
+    like = trained[copied[0]]
+    params = {k: trained[k].detach().clone() if k in copied else v.to(like) for k, v in own.items()}
+    fresh = tuple(k for k in params if k not in copied)
     return Start(params, copied, fresh, tuple(k for k in trained if k not in copied))

@@ -47,7 +47,7 @@ def joint(
         return risk(loss, f(theta, _batch(batch).x), batch.y)
 
     if not penalties and columns is None:
-        return over_tasks(term, w, chunk)
+        return over_tasks(term, w, chunk, net=net)
     z, head = features(net), classify(net)
 
     def value(theta: Params, batch: Batch) -> Tensor:
@@ -61,7 +61,7 @@ def joint(
             )
         return v @ terms + sum(penalty(theta, zs, logits) for penalty in penalties)
 
-    return whole(value)
+    return whole(value, net)
 
 
 def risks(

@@ -30,11 +30,11 @@ from mtlib.bilevel import (
     secant,
     unrolled,
 )
-from mtlib.core import Batch, Episode, below, descend, features, over, parameters, step
+from mtlib.core import Batch, Episode, below, features, over, parameters
 from mtlib.data.linear import exact_stream, linear_tasks
 from mtlib.joint import joint
 from mtlib.learners.context import cavia, protomaml
-from mtlib.learners.gradient import adam, anil, boil, constant, maml, momentum
+from mtlib.learners.gradient import adam, anil, boil, constant, descend, maml, momentum, step
 from mtlib.learners.metric import protonet
 from mtlib.learners.preconditioned import (
     along,
