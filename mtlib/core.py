@@ -20,12 +20,6 @@ Params = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """`loss(prediction, y)` -> scalar, the mean over the batch; torch's own losses fit."""
 
-Rate = float | Tensor | Params | Callable[[int], Any]
-"""One step size, or one per entry of θ, or a function of the step that gives either."""
-
-Rule = Callable[[Params, Any], tuple[Params, Any]]
-"""`rule(gradient, state)` -> (direction, state): how a step is made from a gradient; `state` is None at first."""
-
 
 class Batch(NamedTuple):
     """Items `x` (B, *item) and their targets `y` (B, W), one-hot or real; a draw of a stream has an axis T before."""
@@ -119,9 +113,6 @@ def move(data: Any, device: torch.device | str) -> Any:
     return over(lambda d: d.to(device), data)
 
 
-# A network as a function of its parameters ---------------------------------------------------
-
-
 def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """f(θ, x): the network with its parameters as an argument; entries of θ it does not know stay out."""
 
@@ -155,8 +146,8 @@ def half(net: nn.Module, name: str) -> nn.Module:
     module = getattr(net, name, None)
     if not isinstance(module, nn.Module):
         raise ValueError(
-            f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no "
-            f"`{name}`. Give it one: `mtlib.nets.two_halves(body, head)`."
+            f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no `{name}`. Give it "
+            "one: `mtlib.nets.two_halves(body, head)`."
         )
     return module
 
@@ -172,34 +163,31 @@ def parameters(net: nn.Module) -> Params:
     Without the running statistics of norms in training mode, soon out of date: `mtlib.norm.calibrate` adds them.
     """
     state, old = {**dict(net.named_parameters()), **dict(net.named_buffers())}, stale(net)
-    own = {k: v for k, v in state.items() if v.is_floating_point() and k not in old}
-    return {k: v.detach().clone() for k, v in own.items()}
+    return {
+        k: v.detach().clone() for k, v in state.items() if v.is_floating_point() and k not in old
+    }
 
 
 def fixed(net: nn.Module | None) -> frozenset[str]:
     """The entries of φ that may not move, as the network is now: frozen parameters (`requires_grad`) and buffers."""
-    if net is None:
-        return frozenset()
-    frozen = {k for k, p in net.named_parameters() if not p.requires_grad}
-    return frozenset(frozen | dict(net.named_buffers()).keys() | norms(net).keys())
+    named = net.named_parameters() if net else ()
+    buffers = dict(net.named_buffers()) if net else {}
+    return frozenset(
+        {k for k, p in named if not p.requires_grad} | buffers.keys() | norms(net).keys()
+    )
 
 
 def norms(net: nn.Module | None) -> dict[str, nn.Module]:
     """The names of running statistics, held or not, each with its norm."""
-    modules = () if net is None else net.named_modules()
-    named = [
-        (f"{p}.{k}" if p else k, k, m) for p, m in modules for k in STATISTICS if hasattr(m, k)
-    ]
-    return {name: m for name, k, m in named if not isinstance(getattr(m, k), nn.Parameter)}
-
-
-STATISTICS = ("running_mean", "running_var")
+    places = [(p + "." if p else "", m) for p, m in net.named_modules()] if net else []
+    named = [(p, k, m) for p, m in places for k in ("running_mean", "running_var") if hasattr(m, k)]
+    return {p + k: m for p, k, m in named if not isinstance(getattr(m, k), nn.Parameter)}
 
 
 def stale(net: nn.Module | None) -> frozenset[str]:
-    """Running statistics of norms in training mode, where a forward pass does not read them, and here does not set them."""
-    follow = {k: m for k, m in norms(net).items() if getattr(m, "track_running_stats", False)}
-    return frozenset(k for k, m in follow.items() if m.training)
+    """Running statistics of norms in training mode: a forward pass does not read them, and here does not set them."""
+    every = norms(net).items()
+    return frozenset(k for k, m in every if m.training and getattr(m, "track_running_stats", False))
 
 
 def net_state(net: nn.Module, params: Params) -> Params:
@@ -208,24 +196,20 @@ def net_state(net: nn.Module, params: Params) -> Params:
 
 
 def load(net: nn.Module, params: Params) -> nn.Module:
-    """Write trained parameters back into the plain module, and return it.
-
-    Raises ValueError if an entry, or a running statistic of a norm, is missing, has another shape, or has no place.
-    """
+    """Write φ back into the plain module, and return it. Raises ValueError if an entry is missing, misshapen or left over."""
     require(params, (k for k, _ in net.named_parameters()))
     require_statistics(params, {k: m for k, m in norms(net).items() if m.running_mean is not None})
     state, here = net_state(net, params), {**net.state_dict(), **dict(net.named_buffers())}
     if left := [k for k in params if k not in state]:
         raise ValueError(
-            f"expected entries of {type(net).__name__} alone; {left[:5]} have no place in it. LoRA's are multiplied out by "
-            "`mtlib.learners.lora.merged`; what another method adds works in its `predict` alone. To leave them behind: "
-            "load(net, net_state(net, params))."
+            f"expected entries of {type(net).__name__} alone; {left[:5]} have no place in it. Multiply LoRA's out with "
+            "`mtlib.learners.lora.merged`; load(net, net_state(net, params)) leaves behind what a method added."
         )
     for k, v in state.items():
         if k in here and here[k].shape != v.shape:
             raise ValueError(f"expected {k} of shape {tuple(here[k].shape)}, got {tuple(v.shape)}")
-        if k not in here:  # a norm's place for statistics, empty until now
-            setattr(norms(net)[k], k.rpartition(".")[2], v.clone())
+    for k in state.keys() - here:  # a norm's place for statistics, empty until now
+        setattr(norms(net)[k], k.rpartition(".")[2], state[k].clone())
     net.load_state_dict(state, strict=False)
     return net
 
@@ -245,20 +229,9 @@ def require_statistics(theta: Params, wanted: dict[str, nn.Module]) -> None:
     if missing := [k for k in wanted if k not in theta]:
         raise ValueError(
             f"expected {missing[0]}, of the norm {type(wanted[missing[0]]).__name__}: parameters trained with a norm in "
-            "training mode have no running statistics, and those in the network are not theirs. "
-            "`mtlib.norm.calibrate(net, params, batches)` computes them. For a norm that keeps those it has, call "
-            "net.eval() before `parameters(net)`."
+            "training mode have none, and those in the network are not theirs. `mtlib.norm.calibrate(net, params, batches)` "
+            "computes them; for a norm that keeps its own, call net.eval() before `parameters(net)`."
         )
-
-
-def state_of(net: nn.Module, theta: Params) -> Params:
-    """θ's entries for `net`; buffers as constant copies, so that a forward pass writes to nothing of ours."""
-    names = [k for k, _ in net.named_parameters()]
-    require(theta, names)
-    device = theta[names[0]].device if names else torch.device("cpu")
-    buffers = {**dict(net.named_buffers()), **{k: theta[k] for k in norms(net) if k in theta}}
-    copies = {k: theta.get(k, b).detach().to(device, copy=True) for k, b in buffers.items()}
-    return {**{k: theta[k] for k in names}, **copies}
 
 
 def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
@@ -274,9 +247,6 @@ def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
 def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
     """One prediction per target; where the loss says `loss.columns = 2`, two (a mean and a scale): (N, 2W) for (N, W)."""
     return prediction.shape == (*y.shape[:-1], getattr(loss, "columns", 1) * y.shape[-1])
-
-
-# What most methods are made of ---------------------------------------------------------------
 
 
 def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
@@ -297,20 +267,16 @@ class Ways:
 
 
 def lend(net: nn.Module, theta: Params, x: Tensor) -> Tensor:
-    """The network called with θ in the place of its parameters, which it has back afterwards."""
-    out: Tensor = functional_call(net, state_of(net, theta), (x,))
-    return out
+    """The network called with θ in the place of its parameters, and with copies of its buffers: a call writes to them."""
+    own = [k for k, _ in net.named_parameters()]
+    require(theta, own)
+    held = {**dict(net.named_buffers()), **{k: theta[k] for k in norms(net) if k in theta}}
+    device = theta[own[0]].device if own else x.device
+    copies = {k: theta.get(k, b).detach().to(device, copy=True) for k, b in held.items()}
+    return functional_call(net, {**{k: theta[k] for k in own}, **copies}, (x,))  # type: ignore[no-any-return]
 
 
 ways = Ways(reference, lend)
-
-
-def proximity(theta: Params, anchor: Params) -> Tensor:
-    """½ Σ ‖θ − anchor‖², over the entries of θ: L2-SP, iMAML and Reptile share it."""
-    return 0.5 * sum(((theta[k] - anchor[k]) ** 2).sum() for k in theta)  # type: ignore[return-value]
-
-
-# Carrying parameters from one learner to another ---------------------------------------------
 
 
 class Start(NamedTuple):
@@ -325,8 +291,8 @@ class Start(NamedTuple):
 def start(learner: Learner, trained: Params) -> Start:
     """Carry trained parameters under another learner: what fits is copied, the rest is fresh, all reported.
 
-    Everything is then where the trained entries are, in their dtype. Running statistics that were not trained along stay
-    out: `mtlib.norm.calibrate` computes them. Raises ValueError when nothing fits.
+    All of it is then where the trained entries are, in their dtype, without running statistics of what was replaced
+    (`mtlib.norm.calibrate`). Raises ValueError when nothing fits.
     """
     phi, places = learner.init(), norms(learner.net).keys()
     phi |= {k: v for k, v in trained.items() if k in places}
@@ -336,10 +302,9 @@ def start(learner: Learner, trained: Params) -> Start:
             f"expected trained parameters that fit this learner, with entries such as {list(phi)[:3]}; "
             f"got {list(trained)[:3]}. Was another network trained?"
         )
-    replaced = {k for k in places if any(c.startswith(k.split(".")[0]) for c in copied)}
-    old = replaced - trained.keys()  # the network's own statistics are not theirs
+    old = {k for k in places - trained.keys() if any(c.startswith(k.split(".")[0]) for c in copied)}
     own = {k: v for k, v in phi.items() if k not in old}
     like = trained[copied[0]]
     params = {k: trained[k].detach().clone() if k in copied else v.to(like) for k, v in own.items()}
-    fresh = tuple(k for k in params if k not in copied)
-    return Start(params, copied, fresh, tuple(k for k in trained if k not in copied))
+    fresh, left = ([k for k in d if k not in copied] for d in (params, trained))
+    return Start(params, copied, tuple(fresh), tuple(left))

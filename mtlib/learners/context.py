@@ -9,8 +9,6 @@ from mtlib.core import (
     Learner,
     Loss,
     Params,
-    Rate,
-    Rule,
     apply,
     below,
     classify,
@@ -18,7 +16,7 @@ from mtlib.core import (
     parameters,
     require,
 )
-from mtlib.learners.gradient import inner_loop, moving
+from mtlib.learners.gradient import Rate, Rule, inner_loop, moving
 from mtlib.learners.metric import above, body_of, class_means, linear_head
 
 

@@ -13,17 +13,14 @@ from mtlib.core import (
     Learner,
     Loss,
     Params,
-    Rate,
-    Rule,
     Steps,
     apply,
     features,
     half,
     parameters,
-    proximity,
     risk,
 )
-from mtlib.learners.gradient import Pull, descent
+from mtlib.learners.gradient import Pull, Rate, Rule, descent, proximity
 
 
 def as_is(net: nn.Module) -> Learner:

@@ -15,17 +15,20 @@ from mtlib.core import (
     Loss,
     Params,
     Point,
-    Rate,
-    Rule,
     Steps,
     apply,
     fixed,
     parameters,
-    proximity,
     require,
     risk,
     ways,
 )
+
+Rate = float | Tensor | Params | Callable[[int], Any]
+"""One step size, or one per entry of θ, or a function of the step that gives either."""
+
+Rule = Callable[[Params, Any], tuple[Params, Any]]
+"""`rule(gradient, state)` -> (direction, state): how a step is made from a gradient; `state` is None at first."""
 
 Pull = Callable[[Params, Params, Tensor], Tensor]
 """`pull(theta, anchor, x)` -> scalar: what holds θ near where it began, or its features of x in some shape."""
@@ -213,6 +216,11 @@ def step(
         u, state = rule(u, state)
     a = lr(number) if callable(lr) else lr
     return {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}, state
+
+
+def proximity(theta: Params, anchor: Params) -> Tensor:
+    """½ Σ ‖θ − anchor‖², over the entries of θ: L2-SP, iMAML and Reptile share it."""
+    return 0.5 * sum(((theta[k] - anchor[k]) ** 2).sum() for k in theta)  # type: ignore[return-value]
 
 
 def proximal(strength: float) -> Pull:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, Rate, apply, require, risk
-from mtlib.learners.gradient import descending
+from mtlib.core import Batch, Learner, Loss, Params, apply, require, risk
+from mtlib.learners.gradient import Rate, descending
 
 
 def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float = 1e-2) -> Learner:

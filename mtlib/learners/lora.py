@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, Rate, apply, fixed, parameters, require
-from mtlib.learners.gradient import inner_loop
+from mtlib.core import Batch, Learner, Loss, Params, apply, fixed, parameters, require
+from mtlib.learners.gradient import Rate, inner_loop
 
 PREFIX = "lora."
 SCALE = f"{PREFIX}scale"

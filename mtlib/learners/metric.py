@@ -12,7 +12,6 @@ from mtlib.core import (
     Learner,
     Loss,
     Params,
-    Rate,
     apply,
     below,
     features,
@@ -20,7 +19,7 @@ from mtlib.core import (
     parameters,
     require,
 )
-from mtlib.learners.gradient import anil
+from mtlib.learners.gradient import Rate, anil
 
 
 def protonet(net: nn.Module) -> Learner:

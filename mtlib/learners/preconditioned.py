@@ -13,15 +13,13 @@ from mtlib.core import (
     Loss,
     Params,
     Point,
-    Rate,
-    Rule,
     Steps,
     apply,
     below,
     parameters,
     require,
 )
-from mtlib.learners.gradient import descending, moving, support_loss
+from mtlib.learners.gradient import Rate, Rule, descending, moving, support_loss
 
 
 def meta_sgd(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, Rate, apply, features, fixed, risk
-from mtlib.learners.gradient import descend
+from mtlib.core import Batch, Learner, Loss, Params, apply, features, fixed, risk
+from mtlib.learners.gradient import Rate, descend
 from mtlib.learners.metric import body_of, class_means, cosines, squared_distances, unit, width
 
 
