@@ -16,4 +16,7 @@ The rooms, in the order to read them:
 Nothing is re-exported: write `from mtlib.bilevel import bilevel`.
 """
 
+import mtlib.run.copies
+import mtlib.run.fast  # noqa: F401 - both fill the two slots of `core`, however the package is entered
+
 __version__ = "0.1.0"

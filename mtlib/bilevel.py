@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mtlib.core import Batch, Episode, Learner, Loss, Params, Point, Steps, risk
+from mtlib.core import Batch, Episode, Learner, Loss, Params, Point, Steps, fixed, risk
 from mtlib.objective import InLoop, Objective, Task, over_tasks
 from mtlib.run.replay import replay
 
@@ -61,7 +61,7 @@ def bilevel(
         return task(phi, episode)
 
     vmap = learner.vmap and not isinstance(task, InLoop)
-    return over_tasks(checked, chunk=chunk, vmap=vmap, compile=compile)
+    return over_tasks(checked, chunk=chunk, vmap=vmap, compile=compile, net=learner.net)
 
 
 def unrolled(learner: Learner, loss: Loss) -> Task:
@@ -169,9 +169,10 @@ def secant(learner: Learner, loss: Loss) -> Task:
     """
 
     def task(phi: Params, episode: Episode) -> Tensor:
-        theta = _adapted(learner, phi, episode, "secant")
+        theta, still = _adapted(learner, phi, episode, "secant"), fixed(learner.net)
         value = at(learner, loss, theta, episode.query)
-        return _with_gradient(value, phi, {k: phi[k] - theta[k] for k in theta})
+        moved = [k for k in theta if k not in still and theta[k] is not phi[k]]
+        return _with_gradient(value, phi, {k: phi[k] - theta[k] for k in moved})
 
     return task
 
@@ -181,7 +182,7 @@ def implicit(strength: float, iterations: int = 5, solver: Solver | None = None)
 
     θ* = argmin L^S(θ) + ½λ‖θ − φ‖²  ⇒  dL^Q/dφ = (I + ∇²L^S(θ*)/λ)⁻¹ ∇L^Q(θ*), by `iterations` steps of the
     `solver`: `conjugate_gradient` by default, or `neumann`. λ = `strength`, the one the learner descends
-    with: maml(..., strength=λ). Exact where the learner has reached θ*, and it moves every entry of φ.
+    with: maml(..., strength=λ). Exact where the learner has reached θ*, and it moves every entry of φ that may move.
     {cite}`rajeswaran2019imaml`
     """
     if strength <= 0 or iterations < 1:
@@ -191,17 +192,18 @@ def implicit(strength: float, iterations: int = 5, solver: Solver | None = None)
 
     def hypergradient(learner: Learner, loss: Loss) -> Task:
         def task(phi: Params, episode: Episode) -> Tensor:
-            theta = _adapted(learner, phi, episode, "implicit")
-            still = [k for k in theta if theta[k] is phi[k]]
-            if still:
+            theta, still = _adapted(learner, phi, episode, "implicit"), fixed(learner.net)
+            moved = {k: v for k, v in theta.items() if k not in still}
+            if unmoved := [k for k in moved if theta[k] is phi[k]]:
                 raise ValueError(
-                    f"implicit expects a learner that moves every entry of φ; {still[:3]} stay"
+                    "implicit expects a learner that moves every entry of φ but the frozen ones and buffers; "
+                    f"{unmoved[:3]} stay"
                 )
             outer, value = torch.func.grad_and_value(
-                lambda th: at(learner, loss, th, episode.query)
-            )(theta)
-            inner = torch.func.grad(lambda th: at(learner, loss, th, episode.support))
-            hvp = torch.func.vjp(inner, theta)[1]  # v -> ∇²L^S(θ*) v
+                lambda th: at(learner, loss, {**theta, **th}, episode.query)
+            )(moved)
+            inner = torch.func.grad(lambda th: at(learner, loss, {**theta, **th}, episode.support))
+            hvp = torch.func.vjp(inner, moved)[1]  # v -> ∇²L^S(θ*) v
 
             def matrix(v: Params) -> Params:
                 hv = hvp(v)[0]

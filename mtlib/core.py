@@ -20,12 +20,6 @@ Params = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """`loss(prediction, y)` -> scalar, the mean over the batch; torch's own losses fit."""
 
-Rate = float | Tensor | Params | Callable[[int], Any]
-"""One step size, or one per entry of θ, or a function of the step that gives either."""
-
-Rule = Callable[[Params, Any], tuple[Params, Any]]
-"""`rule(gradient, state)` -> (direction, state): how a step is made from a gradient; `state` is None at first."""
-
 
 class Batch(NamedTuple):
     """Items `x` (B, *item) and their targets `y` (B, W), one-hot or real; a draw of a stream has an axis T before."""
@@ -94,6 +88,7 @@ class Learner(NamedTuple):
     adapt: Callable[[Params, Batch], Params] | Steps
     predict: Callable[[Params, Tensor], Tensor]
     vmap: bool = True  # False where only a loop over tasks runs (L-BFGS, for one)
+    net: nn.Module | None = None  # the network in it: what `fixed(net)` names does not move
 
 
 def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
@@ -118,24 +113,18 @@ def move(data: Any, device: torch.device | str) -> Any:
     return over(lambda d: d.to(device), data)
 
 
-# A network as a function of its parameters ---------------------------------------------------
-
-
 def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """f(θ, x): the network with its parameters as an argument; entries of θ it does not know stay out."""
-    tied, names = is_tied(net), [k for k, _ in net.named_parameters()]
 
     def f(theta: Params, x: Tensor) -> Tensor:
-        state = state_of(net, names, theta)
         try:
-            out: Tensor = functional_call(ways.module(net), state, (x,), tie_weights=tied)
+            return ways.call(net, theta, x)
         except RuntimeError as error:
             if any(word in str(error) for word in ("shape", "size", "channels", "dtype")):
                 raise ValueError(
                     f"{type(net).__name__} cannot read x of shape {tuple(x.shape)}, {x.dtype}: {error}"
                 ) from error
             raise
-        return out
 
     return f
 
@@ -157,8 +146,8 @@ def half(net: nn.Module, name: str) -> nn.Module:
     module = getattr(net, name, None)
     if not isinstance(module, nn.Module):
         raise ValueError(
-            f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no "
-            f"`{name}`. Give it one: `mtlib.nets.two_halves(body, head)`."
+            f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no `{name}`. Give it "
+            "one: `mtlib.nets.two_halves(body, head)`."
         )
     return module
 
@@ -169,20 +158,59 @@ def below(prefix: str, params: Params) -> Params:
 
 
 def parameters(net: nn.Module) -> Params:
-    """φ of a plain module: detached copies of its parameters and floating-point buffers."""
-    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    return {k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}
+    """φ of a plain module: detached copies of its parameters and floating-point buffers.
+
+    Without the running statistics of norms in training mode, soon out of date: `mtlib.norm.calibrate` adds them.
+    """
+    state, old = {**dict(net.named_parameters()), **dict(net.named_buffers())}, stale(net)
+    return {
+        k: v.detach().clone() for k, v in state.items() if v.is_floating_point() and k not in old
+    }
+
+
+def fixed(net: nn.Module | None) -> frozenset[str]:
+    """The entries of φ that may not move, as the network is now: frozen parameters (`requires_grad`) and buffers."""
+    named = net.named_parameters() if net else ()
+    buffers = dict(net.named_buffers()) if net else {}
+    return frozenset(
+        {k for k, p in named if not p.requires_grad} | buffers.keys() | norms(net).keys()
+    )
+
+
+def norms(net: nn.Module | None) -> dict[str, nn.Module]:
+    """The names of running statistics, held or not, each with its norm."""
+    places = [(p + "." if p else "", m) for p, m in net.named_modules()] if net else []
+    named = [(p, k, m) for p, m in places for k in ("running_mean", "running_var") if hasattr(m, k)]
+    return {p + k: m for p, k, m in named if not isinstance(getattr(m, k), nn.Parameter)}
+
+
+def stale(net: nn.Module | None) -> frozenset[str]:
+    """Running statistics of norms in training mode: a forward pass does not read them, and here does not set them."""
+    every = norms(net).items()
+    return frozenset(k for k, m in every if m.training and getattr(m, "track_running_stats", False))
 
 
 def net_state(net: nn.Module, params: Params) -> Params:
     """The entries of `params` that belong to `net`: what `net.load_state_dict` takes."""
-    return {k: params[k].detach() for k in net.state_dict() if k in params}
+    return {k: params[k].detach() for k in net.state_dict().keys() | norms(net) if k in params}
 
 
 def load(net: nn.Module, params: Params) -> nn.Module:
-    """Write trained parameters back into the plain module, and return it. Raises if one is missing."""
+    """Write φ back into the plain module, and return it. Raises ValueError if an entry is missing, misshapen or left over."""
     require(params, (k for k, _ in net.named_parameters()))
-    net.load_state_dict(net_state(net, params), strict=False)
+    require_statistics(params, {k: m for k, m in norms(net).items() if m.running_mean is not None})
+    state, here = net_state(net, params), {**net.state_dict(), **dict(net.named_buffers())}
+    if left := [k for k in params if k not in state]:
+        raise ValueError(
+            f"expected entries of {type(net).__name__} alone; {left[:5]} have no place in it. Multiply LoRA's out with "
+            "`mtlib.learners.lora.merged`; load(net, net_state(net, params)) leaves behind what a method added."
+        )
+    for k, v in state.items():
+        if k in here and here[k].shape != v.shape:
+            raise ValueError(f"expected {k} of shape {tuple(here[k].shape)}, got {tuple(v.shape)}")
+    for k in state.keys() - here:  # a norm's place for statistics, empty until now
+        setattr(norms(net)[k], k.rpartition(".")[2], state[k].clone())
+    net.load_state_dict(state, strict=False)
     return net
 
 
@@ -196,20 +224,14 @@ def require(theta: Params, names: Iterable[str]) -> None:
         )
 
 
-def is_tied(net: nn.Module) -> bool:
-    """Whether a parameter stands under two names; looking for such at every call would cost a tenth of a MAML step."""
-    names = net.named_parameters(remove_duplicate=False)
-    return len(list(names)) > len(list(net.parameters()))
-
-
-def state_of(net: nn.Module, names: list[str], theta: Params) -> Params:
-    """θ's entries for `net`; buffers as constant copies, so that a forward pass writes to nothing of ours."""
-    require(theta, names)
-    device = theta[names[0]].device if names else torch.device("cpu")
-    state = {k: theta[k] for k in names}
-    for k, buffer in net.named_buffers():
-        state[k] = theta.get(k, buffer).detach().to(device, copy=True)
-    return state
+def require_statistics(theta: Params, wanted: dict[str, nn.Module]) -> None:
+    """Raise ValueError where `theta` lacks a running statistic of one of these norms."""
+    if missing := [k for k in wanted if k not in theta]:
+        raise ValueError(
+            f"expected {missing[0]}, of the norm {type(wanted[missing[0]]).__name__}: parameters trained with a norm in "
+            "training mode have none, and those in the network are not theirs. `mtlib.norm.calibrate(net, params, batches)` "
+            "computes them; for a norm that keeps its own, call net.eval() before `parameters(net)`."
+        )
 
 
 def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
@@ -227,35 +249,6 @@ def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
     return prediction.shape == (*y.shape[:-1], getattr(loss, "columns", 1) * y.shape[-1])
 
 
-# Two pieces most methods are made of ---------------------------------------------------------
-
-
-def descend(
-    loss: Callable[[Params], Tensor], theta: Params, lr: Rate, steps: int, rule: Rule | None = None
-) -> Params:
-    """Gradient descent, differentiable in everything: θ ← θ − α ∇L(θ), `steps` times.
-
-    `lr` is one rate, or a rate per entry of θ (a dict: discriminative rates, Meta-SGD), or a function of
-    the step that gives either. With a `rule`, θ ← θ − α rule(∇L(θ)): momentum, Adam, a curvature.
-    """
-    point: Point = (theta, None)
-    for number in range(steps):
-        point = step(loss, point, lr, number, rule)
-    return point[0]
-
-
-def step(
-    loss: Callable[[Params], Tensor], point: Point, lr: Rate, number: int, rule: Rule | None = None
-) -> Point:
-    """Inner step `number`: θ ← θ − α ∇L(θ), or along rule(∇L(θ))."""
-    theta, state = point
-    u = ways.gradient(loss, theta)
-    if rule:
-        u, state = rule(u, state)
-    a = lr(number) if callable(lr) else lr
-    return {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}, state
-
-
 def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     """∇L(θ), differentiable in θ and in whatever else L reads, where gradients are enabled."""
     grad: Callable[[Params], Params] = torch.func.grad(loss)
@@ -267,21 +260,23 @@ def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
 
 @dataclass
 class Ways:
-    """Two places where `mtlib.run.fast` puts faster ways to the same numbers."""
+    """Two places where `mtlib.run` puts faster and safer ways to the same numbers."""
 
     gradient: Callable[[Callable[[Params], Tensor], Params], Params]
-    module: Callable[[nn.Module], nn.Module]  # the network to call, with the same tensors
+    call: Callable[[nn.Module, Params, Tensor], Tensor]
 
 
-ways = Ways(reference, lambda net: net)
+def lend(net: nn.Module, theta: Params, x: Tensor) -> Tensor:
+    """The network called with θ in the place of its parameters, and with copies of its buffers: a call writes to them."""
+    own = [k for k, _ in net.named_parameters()]
+    require(theta, own)
+    held = {**dict(net.named_buffers()), **{k: theta[k] for k in norms(net) if k in theta}}
+    device = theta[own[0]].device if own else x.device
+    copies = {k: theta.get(k, b).detach().to(device, copy=True) for k, b in held.items()}
+    return functional_call(net, {**{k: theta[k] for k in own}, **copies}, (x,))  # type: ignore[no-any-return]
 
 
-def proximity(theta: Params, anchor: Params) -> Tensor:
-    """½ Σ ‖θ − anchor‖², over the entries of θ: L2-SP, iMAML and Reptile share it."""
-    return 0.5 * sum(((theta[k] - anchor[k]) ** 2).sum() for k in theta)  # type: ignore[return-value]
-
-
-# Carrying parameters from one learner to another ---------------------------------------------
+ways = Ways(reference, lend)
 
 
 class Start(NamedTuple):
@@ -296,15 +291,20 @@ class Start(NamedTuple):
 def start(learner: Learner, trained: Params) -> Start:
     """Carry trained parameters under another learner: what fits is copied, the rest is fresh, all reported.
 
-    Raises ValueError when nothing fits.
+    All of it is then where the trained entries are, in their dtype, without running statistics of what was replaced
+    (`mtlib.norm.calibrate`). Raises ValueError when nothing fits.
     """
-    phi = learner.init()
+    phi, places = learner.init(), norms(learner.net).keys()
+    phi |= {k: v for k, v in trained.items() if k in places}
     copied = tuple(k for k in phi if k in trained and trained[k].shape == phi[k].shape)
     if not copied:
         raise ValueError(
             f"expected trained parameters that fit this learner, with entries such as {list(phi)[:3]}; "
             f"got {list(trained)[:3]}. Was another network trained?"
         )
-    params = {k: trained[k].detach().clone() if k in copied else v for k, v in phi.items()}
-    fresh = tuple(k for k in phi if k not in copied)
-    return Start(params, copied, fresh, tuple(k for k in trained if k not in copied))
+    old = {k for k in places - trained.keys() if any(c.startswith(k.split(".")[0]) for c in copied)}
+    own = {k: v for k, v in phi.items() if k not in old}
+    like = trained[copied[0]]
+    params = {k: trained[k].detach().clone() if k in copied else v.to(like) for k, v in own.items()}
+    fresh, left = ([k for k in d if k not in copied] for d in (params, trained))
+    return Start(params, copied, tuple(fresh), tuple(left))

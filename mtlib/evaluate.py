@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtlib.core import Episode, Learner, Params, Stream, fits, move, take
 from mtlib.objective import Batched, in_chunks
+from mtlib.run.copies import evaluating
 from mtlib.run.progress import bar
 from mtlib.tasks import check_draw
 from mtlib.train import Diverged
@@ -107,7 +108,8 @@ def evaluate(
 
     The interval is one over episodes, given these parameters; what another training run would give is
     `over_seeds`' business. Draws stream(0), stream(1), … until `episodes` are scored; memory does not grow
-    with their number. Runs where `params` are.
+    with their number. Runs where `params` are. Networks adapt and predict as in evaluation mode, whatever mode they are in:
+    without dropout, and with norms that read their running statistics if `params` has them (`mtlib.norm.calibrate`).
     """
     if episodes < 2:
         raise ValueError(f"expected at least 2 episodes for an interval, got {episodes}")
@@ -130,7 +132,7 @@ def evaluate(
 
     run = Batched(score, learner.vmap)
     values, step, draw = list[Tensor](), 0, 0.0
-    with torch.no_grad(), bar(episodes, "evaluate", progress) as shown:
+    with torch.no_grad(), evaluating(), bar(episodes, "evaluate", progress) as shown:
         while sum(map(len, values)) < episodes:
             data = stream(step)
             if not isinstance(data, Episode):
@@ -164,7 +166,8 @@ def _joined(parts: Iterable[Tensor]) -> Tensor:
 def answers(learner: Learner, params: Params, draw: Episode) -> Tensor:
     """What the learner predicts for the query items of each task of a draw: (T, Q, W), where `params` are.
 
-    predict(adapt(φ, S_t), x_t) for each task t, without gradients; the labels of the queries are not looked at.
+    predict(adapt(φ, S_t), x_t) for each task t, without gradients and in evaluation mode; the labels of the queries are not
+    looked at.
     """
     draw = move(draw, next(iter(params.values())).device)
 
@@ -175,7 +178,7 @@ def answers(learner: Learner, params: Params, draw: Episode) -> Tensor:
         return run(params, take(draw, tasks))
 
     run = Batched(task, learner.vmap)
-    with torch.no_grad():
+    with torch.no_grad(), evaluating():
         return in_chunks(part, _joined, params, draw, None, run.share)
 
 

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Draw, Loss, Params, apply, classify, features, proximity, risk
+from mtlib.core import Batch, Draw, Loss, Params, apply, classify, features, risk
 from mtlib.objective import Objective, over_tasks, whole
 
 Penalty = Callable[[Params, Tensor, Tensor], Tensor]
@@ -47,7 +47,7 @@ def joint(
         return risk(loss, f(theta, _batch(batch).x), batch.y)
 
     if not penalties and columns is None:
-        return over_tasks(term, w, chunk)
+        return over_tasks(term, w, chunk, net=net)
     z, head = features(net), classify(net)
 
     def value(theta: Params, batch: Batch) -> Tensor:
@@ -61,7 +61,7 @@ def joint(
             )
         return v @ terms + sum(penalty(theta, zs, logits) for penalty in penalties)
 
-    return whole(value)
+    return whole(value, net)
 
 
 def risks(
@@ -91,7 +91,7 @@ def toward(anchor: Params, strength: float) -> Penalty:
     """L2-SP: λ · ½‖θ − anchor‖² over the anchor's entries, λ = `strength`. {cite}`li2018l2sp`"""
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        return strength * proximity({k: theta[k] for k in anchor}, anchor)
+        return 0.5 * strength * sum(((theta[k] - v) ** 2).sum() for k, v in anchor.items())  # type: ignore[return-value]
 
     return penalty
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mtlib.core import Params, apply, parameters
+from mtlib.core import Params
+from mtlib.run.copies import before, evaluating, private
 from mtlib.run.fast import plain
 
 Statistics = Literal["batch", "stored"]
@@ -26,12 +27,13 @@ class Norm(nn.Module):
 
     y = γ (x − μ) / √(σ² + ε) + β, μ and σ² (biased) per channel.
 
-    `statistics="batch"` takes μ, σ² from x itself. It is transductive: a query batch sees itself.
-    `statistics="stored"` reads them from the buffers `mean` and `var`, which only `calibrate` writes.
+    `statistics="batch"` takes μ, σ² from x itself. It is transductive: a query batch sees itself. In evaluation mode, which
+    `mtlib.evaluate.evaluate` asks for, it reads them from `running_mean` and `running_var` where φ has them: `calibrate`
+    puts them there. `statistics="stored"` reads them always.
     """
 
-    mean: Tensor
-    var: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
 
     def __init__(self, channels: int, statistics: Statistics = "batch", eps: float = 1e-5):
         super().__init__()
@@ -40,19 +42,25 @@ class Norm(nn.Module):
         self.statistics, self.eps = statistics, eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        if statistics == "stored":
-            self.register_buffer("mean", torch.zeros(channels))
-            self.register_buffer("var", torch.ones(channels))
+        self.track_running_stats = (
+            statistics == "batch"
+        )  # they follow training, through `calibrate`
+        stored = statistics == "stored"
+        self.register_buffer("running_mean", torch.zeros(channels) if stored else None)
+        self.register_buffer("running_var", torch.ones(channels) if stored else None)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or x.shape[1] != len(self.weight):
             raise ValueError(
                 f"expected x of shape (B, {len(self.weight)}, ...) in this Norm, got {tuple(x.shape)}"
             )
-        if self.statistics == "batch" and not plain():
+        own = self.running_mean is None or (self.statistics == "batch" and self.training)
+        if own and not plain():
             return _Normalise.apply(x, self.weight, self.bias, self.eps)[0]
-        stored = self.statistics == "stored"
-        mean, var = (self.mean.detach(), self.var.detach()) if stored else moments(x)
+        if self.running_mean is None or self.running_var is None or own:
+            mean, var = moments(x)
+        else:
+            mean, var = self.running_mean.detach(), self.running_var.detach()
         scale = self.weight * (var + self.eps).rsqrt()
         return x * _per_channel(scale, x) + _per_channel(self.bias - mean * scale, x)
 
@@ -62,38 +70,71 @@ class Norm(nn.Module):
 
 @torch.no_grad()
 def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
-    """φ with the stored statistics of each `Norm` set to the moments of its input, averaged over `batches`.
+    """φ with running statistics of each norm: the moments of its input over all items of `batches`, x: (B, *item).
 
-    Layer by layer, so that each norm sees what it gets once the norms before it use stored statistics.
-    `net` is built with `statistics="stored"`; `batches` are inputs x: (B, *item). Calling it with
-    batches of another domain is AdaBN. Returns a new φ; neither `net` nor φ changes.
+    μ = Σ_b n_b μ_b / N,  σ² = Σ_b n_b (σ_b² + (μ_b − μ)²) / N, for n_b numbers per channel in batch b, N in all. Layer by
+    layer, in evaluation mode, so that each norm sees what it gets once the norms before it read theirs. `Norm` and torch's
+    batch and instance norms that track statistics take part. Then `evaluate` is inductive, and so is
+    `load(net, φ).eval()`. Batches of another domain make it AdaBN. Returns a new φ; neither `net` nor φ changes.
+
+    Raises ValueError if there is no such norm, or no batch.
     """
     batches = list(batches)
-    norms = [(k, m) for k, m in net.named_modules() if isinstance(m, Norm)]
-    stored = [(k, m) for k, m in norms if m.statistics == "stored"]
-    if not stored:
+    places = [(k, m) for k, m in net.named_modules() if _tracks(m)]
+    if not places:
         raise ValueError(
-            'expected a network with norms of statistics="stored", found none; '
-            'build it with, e.g., conv4(statistics="stored")'
+            "expected a network with norms that have running statistics: Norm, or torch's batch norms with "
+            "track_running_stats=True; found none"
         )
     if not batches:
         raise ValueError("expected at least one batch of inputs to calibrate on, got none")
-    phi = {**parameters(net), **phi}
-    for name, norm in stored:
-        seen: list[tuple[int, Tensor, Tensor]] = []  # elements per channel, mean, variance
-        hook = norm.register_forward_pre_hook(
-            lambda _, args, seen=seen: seen.append((_elements(args[0]), *moments(args[0])))
-        )
-        try:
-            for x in batches:
-                apply(net)(phi, x)
-        finally:
-            hook.remove()
+    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    phi = {**{k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}, **phi}
+    for place, norm in places:
+        seen = [pair for x in batches for pair in _moments_at(place, net, phi, x)]
         total = sum(n for n, _, _ in seen)
+        if not total:
+            raise ValueError(
+                f"expected the norm at {place!r} to read these batches; it was not called"
+            )
         mean = torch.stack([m * (n / total) for n, m, _ in seen]).sum(0)
-        var = torch.stack([(v + (m - mean) ** 2) * (n / total) for n, m, v in seen]).sum(0)
-        phi |= {f"{name}.mean": mean, f"{name}.var": var}
+        between = 0 if isinstance(norm, INSTANCE_NORMS) else 1
+        var = torch.stack([(v + between * (m - mean) ** 2) * (n / total) for n, m, v in seen]).sum(
+            0
+        )
+        dot = f"{place}." if place else ""
+        phi |= {f"{dot}running_mean": mean, f"{dot}running_var": var}
     return phi
+
+
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_Moments = tuple[int, Tensor, Tensor]
+
+
+def _moments_at(place: str, net: nn.Module, phi: Params, x: Tensor) -> list[_Moments]:
+    """Numbers per channel, mean and variance of what one norm reads as the network reads x in evaluation mode."""
+    seen: list[_Moments] = []
+
+    def look(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        z = args[0]
+        if isinstance(norm, INSTANCE_NORMS):  # torch averages each instance's own
+            each = z.reshape(*z.shape[:2], -1)
+            seen.append((len(z), each.mean(2).mean(0), each.var(2, correction=0).mean(0)))
+        else:
+            seen.append((_elements(z), *moments(z)))
+
+    with evaluating():
+        copy = private(net, phi).net
+        before(copy.get_submodule(place), look)
+        copy(x)
+    return seen
+
+
+def _tracks(module: nn.Module) -> bool:
+    """Whether a norm has a place for running statistics."""
+    if isinstance(module, Norm):
+        return True
+    return bool(getattr(module, "track_running_stats", False)) and module.running_mean is not None
 
 
 def _elements(x: Tensor) -> int:

@@ -7,6 +7,7 @@ follows the chunk and not the number of tasks.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mtlib.core import Draw, Params, over, take
+from mtlib.core import Draw, Params, fixed, over, take
 from mtlib.run.fast import NeedsLoop, plain, watched
 from mtlib.run.threads import Share, sharing
 
@@ -50,6 +51,7 @@ class Objective(NamedTuple):
     value_and_grad: Callable[[Params, Draw], tuple[Tensor, Params]]
     separable: bool = False
     run: Batched | None = None  # how its tasks run, where they are one by one
+    net: nn.Module | None = None  # the network in it: what `fixed(net)` names gets no gradient
 
     def __call__(self, phi: Params, data: Draw) -> Tensor:
         return self.value(phi, data)
@@ -61,6 +63,7 @@ def over_tasks(
     chunk: int | None = None,
     vmap: bool = True,
     compile: bool = False,
+    net: nn.Module | None = None,
 ) -> Objective:
     """Σ_t w_t · task(φ, data_t), with w_t = 1/T if `weights` is None.
 
@@ -70,6 +73,7 @@ def over_tasks(
     `torch.set_num_threads(1)` keeps them on one. Tasks that draw random numbers from torch stay on one by themselves.
     `compile` makes the gradient of a chunk one program of `torch.compile`. The second call compiles, which takes the
     better part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
+    Frozen parameters and buffers of `net` get no gradient.
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"expected a chunk of at least 1 task, got {chunk}")
@@ -94,7 +98,7 @@ def over_tasks(
     step = compiled(gradient, run) if compile else gradient
 
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
-        leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
+        leaves = leaves_of(phi, net)
         w = weigh(count(data))
 
         def one(part: slice) -> tuple[Tensor, Params]:
@@ -103,27 +107,37 @@ def over_tasks(
 
         return in_chunks(one, _add, phi, data, chunk, run.share, 1 if compile else None)
 
-    return Objective(value, value_and_grad, separable=weights is None, run=run)
+    return Objective(value, value_and_grad, weights is None, run, net)
 
 
-def whole(value: Callable[[Params, Any], Tensor]) -> Objective:
-    """An objective that couples its tasks (a penalty between domains): one program, one backward pass."""
+def whole(value: Callable[[Params, Any], Tensor], net: nn.Module | None = None) -> Objective:
+    """An objective that couples its tasks (a penalty between domains): one program, one backward pass.
+
+    Frozen parameters and buffers of `net` get no gradient.
+    """
 
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
-        leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
+        leaves = leaves_of(phi, net)
         with torch.enable_grad():
             result = value(leaves, data)
         return result.detach(), add_gradient({}, result, leaves)
 
-    return Objective(value, value_and_grad)
+    return Objective(value, value_and_grad, net=net)
+
+
+def leaves_of(phi: Params, net: nn.Module | None) -> Params:
+    """φ to differentiate by: what may not move in `net` is a constant in it."""
+    still = fixed(net)
+    return {k: v.detach().requires_grad_(k not in still) for k, v in phi.items()}
 
 
 def add_gradient(grads: Params, value: Tensor, leaves: Params) -> Params:
-    """grads += ∂value/∂leaves, in place; an entry that no gradient reaches stays absent."""
-    if not value.requires_grad:
+    """grads += ∂value/∂leaves, in place; an entry that no gradient reaches, or that is a constant, stays absent."""
+    moving = {k: v for k, v in leaves.items() if v.requires_grad}
+    if not (value.requires_grad and moving):
         return grads
     for k, g in zip(
-        leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True
+        moving, torch.autograd.grad(value, list(moving.values()), allow_unused=True), strict=True
     ):
         if g is not None:
             grads[k] = g if k not in grads else grads[k] + g
@@ -233,9 +247,8 @@ class Batched:
     def __call__(self, phi: Params, data: Any) -> Tensor:
         if not self.exact or plain() or count(data) == 1:
             return self.loop(phi, data)
-        watch: AbstractContextManager[Any] = _WatchFunctions() if self.first else _watch_modules()
         try:
-            with watch:
+            with _watch_functions() if self.first else _watch_modules():
                 result = self.vmap(phi, data)
         except NeedsLoop as reason:
             self.exact = False
@@ -285,31 +298,35 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
     The first runs as it is: it shows which entries a gradient reaches, and whether `vmap` is exact. So does each call
     after torch's compiler has failed, with a warning that says why, or while a norm is in a mode that `vmap` gets wrong.
     """
-    reached: list[str] | None = None
+    reached: dict[frozenset[str], list[str]] = {}  # by the entries that move
     norms = dict[int, nn.Module]()
     program: Callable[..., Any] | None = None
     failed = False
 
-    def total(phi: Params, data: Any, w: Tensor) -> Tensor:
+    def total(moving: Params, still: Params, data: Any, w: Tensor) -> Tensor:
+        phi = {**still, **moving}
         values = run.vmap(phi, data) if run.exact else run.loop(phi, data)
         return w.to(values) @ values
 
     def faster(leaves: Params, data: Any, w: Tensor) -> tuple[Tensor, Params]:
-        nonlocal reached, failed, program
-        if reached is None or failed or plain() or any(map(_inexact, norms.values())):
+        nonlocal failed, program
+        moving = {k: v.detach() for k, v in leaves.items() if v.requires_grad}
+        still = {k: v for k, v in leaves.items() if not v.requires_grad}
+        key = frozenset(moving)
+        if key not in reached or failed or plain() or any(map(_inexact, norms.values())):
             with _each_module(lambda m: norms.update({id(m): m}) if isinstance(m, NORMS) else None):
                 value, grads = gradient(leaves, data, w)
-            reached = list(grads)
+            reached[key] = list(grads)
             return value, grads
         try:
             program = program or torch.compile(torch.func.grad_and_value(total), fullgraph=True)
-            grads, value = program({k: v.detach() for k, v in leaves.items()}, data, w)
+            grads, value = program(moving, still, data, w)
         except Exception as error:  # the same call ran before without the compiler
             failed = True
             reason = " ".join(str(error).split()[:40]) or type(error).__name__
             warnings.warn(f"torch.compile failed, so it runs without: {reason}", stacklevel=2)
             return gradient(leaves, data, w)
-        return value, {k: grads[k] for k in reached}
+        return value, {k: grads[k] for k in reached[key]}
 
     return faster
 
@@ -324,7 +341,7 @@ class _WatchFunctions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         own = args[5] if len(args) > 5 else kwargs.get("training", kwargs.get("use_input_stats"))
-        if (
+        if _LOOKING.functions is self and (
             name in ("layer_norm", "native_layer_norm")
             or (name in ("batch_norm", "native_batch_norm") and own)
             or (name == "instance_norm" and own is not False)
@@ -354,15 +371,41 @@ def _watch_modules() -> AbstractContextManager[None]:
     return _each_module(look)
 
 
+class _Looking(threading.local):
+    """What one thread does before each module that it calls."""
+
+    look: Callable[[nn.Module], Any] | None = None
+    functions: TorchFunctionMode | None = None
+
+
+_LOOKING = _Looking()
+
+
+@contextmanager
+def _watch_functions() -> Iterator[None]:
+    """Raises `InexactNorm` at such a norm, module or function; one that Ctrl-C leaves behind looks no more."""
+    outer, mode = _LOOKING.functions, _WatchFunctions()
+    try:
+        with mode:
+            _LOOKING.functions = mode
+            yield
+    finally:
+        _LOOKING.functions = outer
+
+
 @contextmanager
 def _each_module(look: Callable[[nn.Module], Any]) -> Iterator[None]:
-    """`look(module)` before each module that is called."""
+    """`look(module)` before each module that this thread calls; torch's hook itself is every thread's."""
 
     def before(module: nn.Module, args: Any) -> None:
-        look(module)
+        if _LOOKING.look is look:
+            look(module)
 
+    outer = _LOOKING.look
     hook = nn.modules.module.register_module_forward_pre_hook(before)
     try:
+        _LOOKING.look = look
         yield
     finally:
+        _LOOKING.look = outer
         hook.remove()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mtlib.core import Params, Stream, move, over, take
+from mtlib.core import Params, Stream, move, over, stale, take
 from mtlib.objective import Objective, count
 from mtlib.run.checkpoint import Checkpoint, read, write
 from mtlib.run.processes import average, meet, part, rank, size, spread
@@ -124,7 +124,8 @@ def fit(
         raise ValueError(f"expected steps ≥ 0 and every ≥ 1, got {steps} and {every}")
     first = stream(0)
     check_draw(first)
-    phi = {k: v.detach().to(device, copy=True) for k, v in params.items()}
+    old = stale(follow(objective, 0, None).net)  # running statistics that training makes old
+    phi = {k: v.detach().to(device, copy=True) for k, v in params.items() if k not in old}
     rule = optimizer(groups(phi, rates, moves))
     plan = schedule(rule) if schedule else None
     trainee = _Trainee(phi, rule, plan, _fingerprint(first, seed))

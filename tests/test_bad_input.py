@@ -202,7 +202,7 @@ BAD = {
         'expected statistics "batch" or "stored"',
     ),
     "calibrating what stores nothing": (
-        lambda: calibrate(conv4(), parameters(conv4()), [torch.zeros(1)]),
+        lambda: calibrate(NET, parameters(NET), [torch.zeros(1)]),
         "found none",
     ),
     "evaluating a head of another width": (

@@ -53,8 +53,8 @@ def test_calibrated_statistics_are_those_of_all_items(mean, spread, dtype):
         phi = calibrate(nn.Sequential(net.body), {}, x.split([7, 1, 32]))
     right = x.double().transpose(0, 1).flatten(1)
     tolerance = 1e-12 if dtype == 64 else 1e-2
-    assert torch.allclose(phi["0.mean"].double(), right.mean(1), rtol=1e-6, atol=1e-6)
-    assert torch.allclose(phi["0.var"].double(), right.var(1, correction=0), rtol=tolerance)
+    assert torch.allclose(phi["0.running_mean"].double(), right.mean(1), rtol=1e-6, atol=1e-6)
+    assert torch.allclose(phi["0.running_var"].double(), right.var(1, correction=0), rtol=tolerance)
 
 
 def test_mcc_is_finite_where_a_class_is_never_predicted():

@@ -30,11 +30,11 @@ from mtlib.bilevel import (
     secant,
     unrolled,
 )
-from mtlib.core import Batch, Episode, below, descend, features, over, parameters, step
+from mtlib.core import Batch, Episode, below, features, over, parameters
 from mtlib.data.linear import exact_stream, linear_tasks
 from mtlib.joint import joint
 from mtlib.learners.context import cavia, protomaml
-from mtlib.learners.gradient import adam, anil, boil, constant, maml, momentum
+from mtlib.learners.gradient import adam, anil, boil, constant, descend, maml, momentum, step
 from mtlib.learners.metric import protonet
 from mtlib.learners.preconditioned import (
     along,
@@ -254,7 +254,9 @@ def test_hypergradients_that_need_the_entries_of_phi_say_so():
     for hypergradient in (first_order, secant, implicit(1.0)):
         with pytest.raises(ValueError, match=r"this one adds \['context'\]. Use unrolled"):
             meta(learner, mse_loss, episode, hypergradient)
-    with pytest.raises(ValueError, match=r"moves every entry of φ; \['lr\."):
+    with pytest.raises(
+        ValueError, match=r"moves every entry of φ but the frozen ones and buffers; \['lr\."
+    ):
         meta(meta_sgd(smooth(), mse_loss, 0.1, 2), mse_loss, episode, implicit(1.0))
 
 

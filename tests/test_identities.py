@@ -238,7 +238,7 @@ def test_stored_statistics_are_written_by_calibrate_alone_and_free_an_image_from
     before = {k: v.clone() for k, v in net.state_dict().items()}
     ready = calibrate(net, phi, batches)
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
-    assert torch.equal(phi["body.1.1.mean"], torch.zeros(4).double())
+    assert torch.equal(phi["body.1.1.running_mean"], torch.zeros(4).double())
     f, x = apply(net), batches[0]
     assert (f(ready, x)[:1] - f(ready, x[:1])).abs().max() <= 1e-12
     # one batch: the same numbers as that batch's own statistics
@@ -247,12 +247,15 @@ def test_stored_statistics_are_written_by_calibrate_alone_and_free_an_image_from
 
 
 def test_trained_parameters_load_back_into_the_plain_module(net):
-    phi = {k: v + 1 for k, v in parameters(net).items()} | {"critic.weight": torch.ones(2)}
+    phi = {k: v + 1 for k, v in parameters(net).items()}
     x = torch.randn(5, 3, dtype=torch.float64)
     expected = apply(net)(phi, x)
     assert not torch.equal(net(x), expected)
     assert torch.equal(load(net, phi)(x), expected)
-    assert set(net_state(net, phi)) == set(net.state_dict())
+    trained = phi | {"critic.weight": torch.ones(2)}
+    assert set(net_state(net, trained)) == set(net.state_dict())
+    with pytest.raises(ValueError, match=r"\['critic.weight'\] have no place"):
+        load(net, trained)
 
 
 def test_start_carries_the_body_and_reports_everything():

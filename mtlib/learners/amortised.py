@@ -37,7 +37,7 @@ def cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
         r = theta["process.task"].expand(len(x), -1, -1)  # (B, W, hidden)
         return distribution(g(theta, joined(z(theta, x), r)), floor)
 
-    return Learner(lambda: {**body_of(net), **own()}, adapt, predict)
+    return Learner(lambda: {**body_of(net), **own()}, adapt, predict, net=net)
 
 
 def attentive_cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
@@ -67,7 +67,7 @@ def attentive_cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learn
         r = attend(q(theta, zq), theta["process.keys"], values.flatten(1))  # (B, W·hidden)
         return distribution(g(theta, joined(zq, r.unflatten(1, values.shape[1:]))), floor)
 
-    return Learner(lambda: {**body_of(net), **own()}, adapt, predict)
+    return Learner(lambda: {**body_of(net), **own()}, adapt, predict, net=net)
 
 
 def gaussian_nll(prediction: Tensor, y: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
         v = prior + ridge_solution(zs, support.y - zs @ prior, phi[names[2]].exp())
         return {**phi, "head.weight": v[:-1].mT, "head.bias": v[-1]}
 
-    return Learner(init, adapt, f)
+    return Learner(init, adapt, f, net=net)
 
 
 def bayesian(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learner:
@@ -69,7 +69,7 @@ def bayesian(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learn
         scale = theta[names[3]].exp() * variance.sqrt()
         return torch.cat([mean, scale.expand_as(mean)], 1)  # (B, 2W)
 
-    return Learner(init, adapt, predict)
+    return Learner(init, adapt, predict, net=net)
 
 
 def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Learner:
@@ -94,7 +94,7 @@ def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Lea
     def predict(theta: Params, x: Tensor) -> Tensor:
         return theta["svm.log_scale"].exp() * z(theta, x) @ theta["svm.weight"].mT
 
-    return Learner(init, adapt, predict)
+    return Learner(init, adapt, predict, net=net)
 
 
 # Their solvers -------------------------------------------------------------------------------

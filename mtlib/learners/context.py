@@ -9,8 +9,6 @@ from mtlib.core import (
     Learner,
     Loss,
     Params,
-    Rate,
-    Rule,
     apply,
     below,
     classify,
@@ -18,7 +16,7 @@ from mtlib.core import (
     parameters,
     require,
 )
-from mtlib.learners.gradient import inner_loop
+from mtlib.learners.gradient import Rate, Rule, inner_loop, moving
 from mtlib.learners.metric import above, body_of, class_means, linear_head
 
 
@@ -47,7 +45,7 @@ def cavia(
         scale, shift = modulate(below("context.", theta), theta["context"]).chunk(2)  # (D,), (D,)
         return h(theta, z(theta, x) * (1 + scale) + shift)
 
-    return inner_loop(init, begin, f, loss, lr, steps, rule=rule)
+    return inner_loop(init, begin, f, loss, lr, steps, rule=rule, net=net)
 
 
 def protomaml(
@@ -59,11 +57,10 @@ def protomaml(
     body and head. The outer gradient also goes through c. {cite}`triantafillou2020meta`
     """
     linear_head(net, bias=True)
-    z = features(net)
+    z, body = features(net), moving(net, "body.")
 
     def begin(phi: Params, support: Batch) -> Params:
         c = class_means(z(phi, support.x), support.y)  # (W, D)
-        body = {k: phi[k] for k, _ in net.named_parameters() if k.startswith("body.")}
-        return {**body, "head.weight": 2 * c, "head.bias": -(c**2).sum(1)}
+        return {**body(phi, support), "head.weight": 2 * c, "head.bias": -(c**2).sum(1)}
 
-    return inner_loop(lambda: body_of(net), begin, apply(net), loss, lr, steps, rule=rule)
+    return inner_loop(lambda: body_of(net), begin, apply(net), loss, lr, steps, rule=rule, net=net)

@@ -13,22 +13,19 @@ from mtlib.core import (
     Learner,
     Loss,
     Params,
-    Rate,
-    Rule,
     Steps,
     apply,
     features,
     half,
     parameters,
-    proximity,
     risk,
 )
-from mtlib.learners.gradient import Pull, descent
+from mtlib.learners.gradient import Pull, Rate, Rule, descent, proximity
 
 
 def as_is(net: nn.Module) -> Learner:
     """No adaptation: θ = φ. Under `bilevel` this is joint training, the hinge between the two objectives."""
-    return Learner(lambda: parameters(net), lambda phi, support: phi, apply(net))
+    return Learner(lambda: parameters(net), lambda phi, support: phi, apply(net), net=net)
 
 
 def finetune(
@@ -94,7 +91,7 @@ def linear_probe(
     def predict(theta: Params, x: Tensor) -> Tensor:
         return z(theta, x) @ theta["probe.weight"].mT + theta["probe.bias"]
 
-    return Learner(init, adapt, predict, vmap=False)
+    return Learner(init, adapt, predict, vmap=False, net=net)
 
 
 def lp_ft(
@@ -120,7 +117,7 @@ def lp_ft(
         solved = probe.adapt(phi, support)
         return {**phi, "head.weight": solved["probe.weight"], "head.bias": solved["probe.bias"]}
 
-    return Learner(probe.init, from_there(tune.adapt, given), tune.predict, vmap=False)
+    return Learner(probe.init, from_there(tune.adapt, given), tune.predict, vmap=False, net=net)
 
 
 def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Learner:

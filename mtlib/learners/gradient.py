@@ -15,16 +15,20 @@ from mtlib.core import (
     Loss,
     Params,
     Point,
-    Rate,
-    Rule,
     Steps,
     apply,
+    fixed,
     parameters,
-    proximity,
     require,
     risk,
-    step,
+    ways,
 )
+
+Rate = float | Tensor | Params | Callable[[int], Any]
+"""One step size, or one per entry of θ, or a function of the step that gives either."""
+
+Rule = Callable[[Params, Any], tuple[Params, Any]]
+"""`rule(gradient, state)` -> (direction, state): how a step is made from a gradient; `state` is None at first."""
 
 Pull = Callable[[Params, Params, Tensor], Tensor]
 """`pull(theta, anchor, x)` -> scalar: what holds θ near where it began, or its features of x in some shape."""
@@ -94,11 +98,14 @@ def descent(
     """
     begin = moving(net, adapted)
     init = partial(parameters, net)
-    return inner_loop(init, begin, apply(net), loss, lr, steps, rule=rule, pull=pull)
+    return inner_loop(init, begin, apply(net), loss, lr, steps, rule=rule, pull=pull, net=net)
 
 
 def moving(net: nn.Module, adapted: str = "") -> Callable[[Params, Batch], Params]:
-    """begin(φ, S) for the network's parameters whose names start with `adapted`: they move, from φ's values."""
+    """begin(φ, S) for the network's parameters whose names start with `adapted`: they move, from φ's values.
+
+    Those that are frozen when it is called stay. Raises ValueError if there is none, or all of them are frozen.
+    """
     names = [k for k, _ in net.named_parameters() if k.startswith(adapted)]
     if not names:
         raise ValueError(
@@ -107,7 +114,13 @@ def moving(net: nn.Module, adapted: str = "") -> Callable[[Params, Batch], Param
 
     def begin(phi: Params, support: Batch) -> Params:
         require(phi, names)
-        return {k: phi[k] for k in names}
+        still = fixed(net)
+        point = {k: phi[k] for k in names if k not in still}
+        if not point:
+            raise ValueError(
+                f"expected parameters named {adapted}* that may move; all {len(names)} are frozen (requires_grad=False)"
+            )
+        return point
 
     return begin
 
@@ -122,14 +135,17 @@ def inner_loop(
     *,
     rule: Rule | None = None,
     pull: Pull | None = None,
+    net: nn.Module | None = None,
 ) -> Learner:
     """The general case: θ₀ = begin(φ, S) are the entries that move, f(θ, x) predicts with all of them.
 
     θ ← θ − α rule(∇_θ [ L^S(θ) + R(θ, θ₀, S) ]) with R = `pull`; the entries of φ that are not in θ₀ travel along.
+    `begin` leaves out what is frozen in `net`, as `moving` does.
     """
 
     value = support_loss(f, loss, begin if pull else None, pull)
-    return Learner(init, descending(begin, value, lambda phi: lr, steps, lambda phi: rule), f)
+    adapt = descending(begin, value, lambda phi: lr, steps, lambda phi: rule)
+    return Learner(init, adapt, f, net=net)
 
 
 def support_loss(
@@ -174,6 +190,37 @@ def descending(
         return step(value(phi, support), point, lr(phi), number, rule(phi))
 
     return Steps(start, one, steps)
+
+
+def descend(
+    loss: Callable[[Params], Tensor], theta: Params, lr: Rate, steps: int, rule: Rule | None = None
+) -> Params:
+    """Gradient descent, differentiable in everything: θ ← θ − α ∇L(θ), `steps` times.
+
+    `lr` is one rate, or a rate per entry of θ (a dict: discriminative rates, Meta-SGD), or a function of
+    the step that gives either. With a `rule`, θ ← θ − α rule(∇L(θ)): momentum, Adam, a curvature.
+    """
+    point: Point = (theta, None)
+    for number in range(steps):
+        point = step(loss, point, lr, number, rule)
+    return point[0]
+
+
+def step(
+    loss: Callable[[Params], Tensor], point: Point, lr: Rate, number: int, rule: Rule | None = None
+) -> Point:
+    """Inner step `number`: θ ← θ − α ∇L(θ), or along rule(∇L(θ))."""
+    theta, state = point
+    u = ways.gradient(loss, theta)
+    if rule:
+        u, state = rule(u, state)
+    a = lr(number) if callable(lr) else lr
+    return {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}, state
+
+
+def proximity(theta: Params, anchor: Params) -> Tensor:
+    """½ Σ ‖θ − anchor‖², over the entries of θ: L2-SP, iMAML and Reptile share it."""
+    return 0.5 * sum(((theta[k] - anchor[k]) ** 2).sum() for k in theta)  # type: ignore[return-value]
 
 
 def proximal(strength: float) -> Pull:

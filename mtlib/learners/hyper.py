@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Loss, Params, apply, require, risk
-from mtlib.learners.gradient import descending
+from mtlib.learners.gradient import Rate, descending
 
 
 def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float = 1e-2) -> Learner:
@@ -41,7 +41,7 @@ def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float
 
         return inner
 
-    adapt = descending(begin, value, lambda phi: lr, steps)
+    adapt = descending(begin, value, lambda phi: _rate(net, lr), steps)
     return Learner(init, adapt._replace(alone=True), f)
 
 
@@ -78,7 +78,7 @@ def reweighted(
 
         return inner
 
-    adapt = descending(begin, value, lambda phi: lr, steps)
+    adapt = descending(begin, value, lambda phi: _rate(net, lr), steps)
     return Learner(init, adapt._replace(alone=True), f)
 
 
@@ -101,7 +101,7 @@ def distilled(net: nn.Module, loss: Loss, lr: float, steps: int, seeds: Batch) -
         x = phi["distilled.x"]
         return lambda theta: risk(loss, f(theta, x), seeds.y.to(x))
 
-    adapt = descending(begin, value, lambda phi: phi["distilled.log_lr"].exp(), steps)
+    adapt = descending(begin, value, lambda phi: _rate(net, phi["distilled.log_lr"].exp()), steps)
     return Learner(init, adapt._replace(alone=True), f)
 
 
@@ -119,6 +119,14 @@ def unflat(vector: Tensor, like: Params) -> Params:
         )
     parts = vector.split(sizes)
     return {k: p.reshape(v.shape) for p, (k, v) in zip(parts, like.items(), strict=True)}
+
+
+def _rate(net: nn.Module, lr: float | Tensor) -> Rate:
+    """The rate of each entry: 0 for what is frozen in the network, `lr` for the others."""
+    frozen = [not p.requires_grad for p in net.parameters()]
+    each = torch.as_tensor(lr)
+    rates = {k: each * p.requires_grad for k, p in net.named_parameters()}
+    return rates if any(frozen) else lr
 
 
 def _start(net: nn.Module) -> Params:

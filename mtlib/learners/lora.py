@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, Rate, apply, parameters, require
-from mtlib.learners.gradient import inner_loop
+from mtlib.core import Batch, Learner, Loss, Params, apply, fixed, parameters, require
+from mtlib.learners.gradient import Rate, inner_loop
 
 PREFIX = "lora."
+SCALE = f"{PREFIX}scale"
 
 
 def lora(
@@ -18,7 +19,7 @@ def lora(
 
     W₀ (m, n) is φ's, kernels flattened to (m, n); A (r, n) and B (m, r), r = min(`rank`, m, n), are φ's entries
     `lora.<name>.a` and `.b`. B starts at zero, so that θ₀ predicts as φ does; A is drawn, uniform in ±1/√n.
-    s = `scale`, the paper's α/r. {cite}`hu2022lora`
+    s = φ["lora.scale"] = `scale`, the paper's α/r, stays. {cite}`hu2022lora`
     """
     if rank < 1:
         raise ValueError(f"expected a rank of at least 1, got {rank}")
@@ -31,6 +32,7 @@ def lora(
         r = min(rank, m, n)
         own[f"{PREFIX}{k}.a"] = (2 * torch.rand(r, n).to(v) - 1) / n**0.5
         own[f"{PREFIX}{k}.b"] = v.new_zeros(m, r)
+    own[SCALE] = next(iter(wide.values())).new_tensor(scale)
     f = apply(net)
 
     def init() -> Params:
@@ -38,19 +40,34 @@ def lora(
 
     def begin(phi: Params, support: Batch) -> Params:
         require(phi, own)
-        return {k: phi[k] for k in own if k.startswith((PREFIX, "head."))}
+        still = fixed(net) | {SCALE}
+        return {k: phi[k] for k in own if k.startswith((PREFIX, "head.")) and k not in still}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
-        return f(merged(theta, scale), x)
+        return f(merged(theta), x)
 
-    return inner_loop(init, begin, predict, loss, lr, steps)
+    return inner_loop(init, begin, predict, loss, lr, steps, net=net)
 
 
-def merged(theta: Params, scale: float = 1.0) -> Params:
-    """The plain network's parameters, W₀ + s B A multiplied out: LoRA then costs nothing."""
+def merged(theta: Params, scale: float | None = None) -> Params:
+    """The plain network's parameters, W₀ + s B A multiplied out, s = θ["lora.scale"]: LoRA then costs nothing.
+
+    `scale` is needed only where θ has none. Raises ValueError where the two differ, where an adapter has no weight beside
+    it, or its other half is missing.
+    """
+    if any(k.startswith(PREFIX) for k in theta) and scale is None:
+        require(theta, (SCALE,))
+    if (
+        scale is not None
+        and SCALE in theta
+        and abs(theta[SCALE].item() - scale) > 1e-6 * abs(scale)
+    ):
+        raise ValueError(f"expected θ's own scale, {theta[SCALE].item():g}, got {scale}")
     plain = {k: v for k, v in theta.items() if not k.startswith(PREFIX)}
-    for k in plain:
-        if f"{PREFIX}{k}.a" in theta:
-            a, b = theta[f"{PREFIX}{k}.a"], theta[f"{PREFIX}{k}.b"]
-            plain[k] = plain[k] + scale * (b @ a).view_as(plain[k])
+    adapted = {k.removeprefix(PREFIX)[:-2] for k in theta if k.startswith(PREFIX) and k != SCALE}
+    for k in adapted:
+        require(theta, (k, f"{PREFIX}{k}.a", f"{PREFIX}{k}.b"))
+        low = theta[f"{PREFIX}{k}.b"] @ theta[f"{PREFIX}{k}.a"]
+        own = theta[SCALE].detach() if scale is None else scale
+        plain[k] = plain[k] + own * low.view_as(plain[k])
     return plain

@@ -12,7 +12,6 @@ from mtlib.core import (
     Learner,
     Loss,
     Params,
-    Rate,
     apply,
     below,
     features,
@@ -20,7 +19,7 @@ from mtlib.core import (
     parameters,
     require,
 )
-from mtlib.learners.gradient import anil
+from mtlib.learners.gradient import Rate, anil
 
 
 def protonet(net: nn.Module) -> Learner:
@@ -40,7 +39,7 @@ def protonet(net: nn.Module) -> Learner:
     def predict(theta: Params, x: Tensor) -> Tensor:
         return -squared_distances(z(theta, x), theta["prototypes"])
 
-    return Learner(init, adapt, predict)
+    return Learner(init, adapt, predict, net=net)
 
 
 def matching(net: nn.Module, scale: float = 1.0) -> Learner:
@@ -60,7 +59,7 @@ def matching(net: nn.Module, scale: float = 1.0) -> Learner:
         log_a = (scale * cosines(z(theta, x), theta["support.z"])).log_softmax(1)  # (B, N)
         return (log_a[:, :, None] + theta["support.y"].log()).logsumexp(1)  # (B, W)
 
-    return Learner(lambda: body_of(net), adapt, predict)
+    return Learner(lambda: body_of(net), adapt, predict, net=net)
 
 
 def relation(net: nn.Module, hidden: int = 64) -> Learner:
@@ -85,7 +84,7 @@ def relation(net: nn.Module, hidden: int = 64) -> Learner:
         pairs = every_pair(theta["prototypes"], z(theta, x))  # (B, W, 2D)
         return score(below("relation.", theta), pairs)[..., 0]
 
-    return Learner(init, adapt, predict)
+    return Learner(init, adapt, predict, net=net)
 
 
 def baseline_plus_plus(
@@ -140,7 +139,7 @@ def simpleshot(net: nn.Module) -> Learner:
     def predict(theta: Params, x: Tensor) -> Tensor:
         return -squared_distances(u(theta, x), theta["prototypes"])
 
-    return Learner(init, adapt, predict)
+    return Learner(init, adapt, predict, net=net)
 
 
 @torch.no_grad()
@@ -173,7 +172,7 @@ def feat(net: nn.Module) -> Learner:
     def predict(theta: Params, x: Tensor) -> Tensor:
         return -squared_distances(z(theta, x), theta["prototypes"])
 
-    return Learner(init, adapt, predict)
+    return Learner(init, adapt, predict, net=net)
 
 
 # What they share -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Params, apply, parameters
-from mtlib.learners.gradient import descending
+from mtlib.learners.gradient import descending, moving
 
 World = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """`world(state, action, hidden)` -> (next state, reward (N,)); it is never differentiated."""
@@ -34,10 +34,10 @@ def policy_gradient(
         return surrogate(log_normal(actions, means, spread), rewards)
 
     def value(phi: Params, support: Batch) -> Callable[[Params], Tensor]:
-        return lambda theta: cost(predict(theta, support.x), support.y)
+        return lambda theta: cost(predict({**phi, **theta}, support.x), support.y)
 
-    adapt = descending(lambda phi, support: phi, value, lambda phi: lr, steps)
-    return Learner(lambda: parameters(net), adapt, predict)
+    adapt = descending(moving(net), value, lambda phi: lr, steps)
+    return Learner(lambda: parameters(net), adapt, predict, net=net)
 
 
 def act(

@@ -13,15 +13,13 @@ from mtlib.core import (
     Loss,
     Params,
     Point,
-    Rate,
-    Rule,
     Steps,
     apply,
     below,
     parameters,
     require,
 )
-from mtlib.learners.gradient import descending, moving, support_loss
+from mtlib.learners.gradient import Rate, Rule, descending, moving, support_loss
 
 
 def meta_sgd(
@@ -99,7 +97,7 @@ def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
         return make(phi).adapt(phi, support)
 
     if not isinstance(base.adapt, Steps):
-        return Learner(init, adapt, base.predict, base.vmap)
+        return Learner(init, adapt, base.predict, base.vmap, base.net)
 
     def steps(phi: Params) -> Steps:
         require(phi, own)
@@ -116,7 +114,7 @@ def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
         base.adapt.steps,
         lambda phi, support: steps(phi).given(phi, support),
     )
-    return Learner(init, seen, base.predict, base.vmap)
+    return Learner(init, seen, base.predict, base.vmap, base.net)
 
 
 def _descent(
@@ -137,7 +135,7 @@ def _descent(
         require(phi, own)
         return weights(phi, support)
 
-    return Learner(init, descending(begin, support_loss(f, loss), lr, steps, rule), f)
+    return Learner(init, descending(begin, support_loss(f, loss), lr, steps, rule), f, net=net)
 
 
 def _weights(net: nn.Module) -> Params:

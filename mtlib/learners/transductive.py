@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, Rate, apply, descend, features, risk
+from mtlib.core import Batch, Learner, Loss, Params, apply, features, fixed, risk
+from mtlib.learners.gradient import Rate, descend
 from mtlib.learners.metric import body_of, class_means, cosines, squared_distances, unit, width
 
 
@@ -35,10 +36,11 @@ def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learne
             fit = risk(loss, f(now, theta["support.x"]), theta["support.y"])
             return fit + entropy(f(now, x)).mean()
 
-        moving = {k: theta[k] for k, _ in net.named_parameters()}
+        still = fixed(net)
+        moving = {k: theta[k] for k, _ in net.named_parameters() if k not in still}
         return f({**theta, **descend(inner, moving, lr, steps)}, x)
 
-    return Learner(lambda: body_of(net), adapt, predict)
+    return Learner(lambda: body_of(net), adapt, predict, net=net)
 
 
 def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
@@ -64,7 +66,7 @@ def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
         w = (scale * cosines(every, c) + y.log()).softmax(0)
         return scale * cosines(zq, w.mT @ every)
 
-    return Learner(lambda: body_of(net), adapt, predict)
+    return Learner(lambda: body_of(net), adapt, predict, net=net)
 
 
 def laplacian_shot(
@@ -90,7 +92,7 @@ def laplacian_shot(
             logit = alone + strength * w @ logit.softmax(1)
         return logit
 
-    return Learner(lambda: body_of(net), adapt, predict)
+    return Learner(lambda: body_of(net), adapt, predict, net=net)
 
 
 # What they share -----------------------------------------------------------------------------

@@ -6,7 +6,6 @@ threads for each operation.
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -15,9 +14,8 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import nn
 
-from mtlib.core import ways
+from mtlib.run.copies import evaluating, is_evaluating
 
 Share = Callable[[Callable[[Sequence[int]], Any], Sequence[int], int], list[Any]]
 """`share(f, items, workers)` -> [f(block), …]: the items in contiguous blocks, one per worker."""
@@ -53,48 +51,18 @@ def sharing() -> Share:
 def on_threads(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     """The results of `calls` in their order, each on one of `workers` threads; an error in one is raised here.
 
-    Gradients are as enabled there as in the thread that asks.
+    Gradients are as enabled there as in the thread that asks, and networks in its mode.
     """
-    grad = torch.is_grad_enabled()
+    grad, evaluation = torch.is_grad_enabled(), is_evaluating()
 
     def run(call: Callable[[], Any]) -> Any:
-        worker.twins = {}
-        try:
-            with torch.set_grad_enabled(grad):
-                return call()
-        finally:
-            worker.twins = None
+        with torch.set_grad_enabled(grad), evaluating(evaluation):
+            return call()
 
     pool = _pool(os.getpid(), workers, torch.get_num_threads())
     futures = [pool.submit(run, call) for call in calls]
     wait(futures)
     return [future.result() for future in futures]
-
-
-class Worker(threading.local):
-    """What each thread that takes tasks has of its own: copies of the networks, for one call."""
-
-    twins: dict[int, nn.Module] | None = None
-
-
-worker = Worker()
-
-
-def own(net: nn.Module) -> nn.Module:
-    """The network; in a worker a copy with the same tensors: `functional_call` swaps θ in, which is not thread-safe."""
-    if torch.compiler.is_compiling() or worker.twins is None:
-        return net
-    if id(net) not in worker.twins:
-        if any("forward" in vars(m) for m in net.modules()):
-            raise RuntimeError(
-                "a module whose `forward` was replaced cannot be copied for a thread"
-            )
-        same = {id(t): t for t in (*net.parameters(), *net.buffers())}
-        worker.twins[id(net)] = copy.deepcopy(net, same)
-    return worker.twins[id(net)]
-
-
-ways.module = own
 
 
 @cache

@@ -147,7 +147,7 @@ def adda(net: nn.Module, anchor: Params, critic: nn.Module) -> Objective:
         fools = -torch.log_softmax(f(fixed, target), -1)[:, 0].mean()
         return tells + fools
 
-    return whole(value)
+    return whole(value, net)
 
 
 def _outputs(

@@ -10,7 +10,7 @@ from mtlib.bilevel import at, unrolled
 from mtlib.core import Batch, Draw, Episode, Loss, Params, Stream, apply, over, risk
 from mtlib.joint import risks
 from mtlib.learners.gradient import maml
-from mtlib.objective import Objective, add_gradient, over_tasks, whole
+from mtlib.objective import Objective, add_gradient, leaves_of, over_tasks, whole
 
 GROUP = "group."  # prefix of `group_dro`'s own entries in φ
 
@@ -32,7 +32,7 @@ def irm(net: nn.Module, loss: Loss, strength: float) -> Objective:
 
         return torch.stack([one(x, y) for x, y in zip(*batch, strict=True)]).mean()
 
-    return whole(value)
+    return whole(value, net)
 
 
 def scale_slope(loss: Loss, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ def vrex(net: nn.Module, loss: Loss, strength: float) -> Objective:
         values = terms(theta, batch)
         return values.mean() + strength * values.var(correction=0)
 
-    return whole(value)
+    return whole(value, net)
 
 
 def group_dro(net: nn.Module, loss: Loss) -> Objective:
@@ -71,14 +71,14 @@ def group_dro(net: nn.Module, loss: Loss) -> Objective:
         return torch.softmax(_logits(phi, values), 0) @ values
 
     def value_and_grad(phi: Params, batch: Draw) -> tuple[Tensor, Params]:
-        leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
+        leaves = leaves_of(phi, net)
         with torch.enable_grad():
             values = terms(leaves, batch)
             total = torch.softmax(_logits(phi, values).detach(), 0) @ values
         grads = add_gradient({}, total, leaves)
         return total.detach(), {**grads, _GAMMA: -values.detach().to(phi[_GAMMA])}
 
-    return Objective(value, value_and_grad)
+    return Objective(value, value_and_grad, net=net)
 
 
 def group_weights(domains: int) -> Params:
@@ -98,7 +98,7 @@ def mldg(net: nn.Module, loss: Loss, lr: float, strength: float) -> Objective:
     def task(phi: Params, episode: Episode) -> Tensor:
         return at(learner, loss, phi, episode.support) + strength * after(phi, episode)
 
-    return over_tasks(task)
+    return over_tasks(task, net=net)
 
 
 def held_out(stream: Stream, seed: int) -> Stream:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtlib.core import Draw, Loss, Params
 from mtlib.joint import risks
-from mtlib.objective import Objective, add_gradient, whole
+from mtlib.objective import Objective, add_gradient, leaves_of, whole
 
 WEIGHT = "weight."  # prefix of these objectives' own entries in φ
 
@@ -28,7 +28,7 @@ def uncertainty(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = No
         s = _entry(phi, "log_variance", len(values), "log_variances(T)")
         return ((-s).exp() * values + s / 2).sum()
 
-    return whole(value)
+    return whole(value, net)
 
 
 def log_variances(sets: int) -> Params:
@@ -57,7 +57,11 @@ def gradnorm(
         return _balance(phi, values) @ values
 
     def value_and_grad(phi: Params, batch: Draw) -> tuple[Tensor, Params]:
-        leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
+        leaves = leaves_of(phi, net)
+        if not leaves[name].requires_grad:
+            raise ValueError(
+                f"GradNorm weighs by the gradients of {name}, which is frozen; name another `layer`"
+            )
         with torch.enable_grad():
             values = terms(leaves, batch)  # (T,)
             w = _balance(leaves, values)
@@ -71,7 +75,7 @@ def gradnorm(
         grads = add_gradient({}, total, leaves)
         return total.detach(), add_gradient(grads, unrest, {_OMEGA: leaves[_OMEGA]})
 
-    return Objective(value, value_and_grad)
+    return Objective(value, value_and_grad, net=net)
 
 
 def balances(initial: Tensor) -> Params:
@@ -98,15 +102,16 @@ def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -
         return terms(phi, batch).mean()
 
     def value_and_grad(phi: Params, batch: Draw) -> tuple[Tensor, Params]:
-        leaves = {k: v.detach().requires_grad_() for k, v in phi.items()}
+        leaves = leaves_of(phi, net)
         with torch.enable_grad():
             values = terms(leaves, batch)
+        moving = {k: v for k, v in leaves.items() if v.requires_grad}
         each = [
-            torch.autograd.grad(v, list(leaves.values()), retain_graph=True, allow_unused=True)
+            torch.autograd.grad(v, list(moving.values()), retain_graph=True, allow_unused=True)
             for v in values
         ]
         grads, shared = dict[str, Tensor](), dict[str, Tensor]()
-        for k, parts in zip(leaves, zip(*each, strict=True), strict=True):
+        for k, parts in zip(moving, zip(*each, strict=True), strict=True):
             if parts[0] is not None:
                 rows = torch.stack(parts)  # (T, *shape)
                 grads[k] = rows.mean(0)
@@ -118,7 +123,7 @@ def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -
             grads[k] = piece.view_as(grads[k])
         return values.detach().mean(), grads
 
-    return Objective(value, value_and_grad)
+    return Objective(value, value_and_grad, net=net)
 
 
 def without_conflict(g: Tensor) -> Tensor:

@@ -1,0 +1,233 @@
+"""A private copy of a network for each call: what happens to it there, neither the user nor another thread sees.
+
+θ is put into the copy and never into the user's network, so that nothing has to be put back: not after Ctrl-C, not while
+another thread trains on the same network.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import CellType, FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtlib.core import Params, lend, norms, require, require_statistics, stale, ways
+
+
+class _Mode(threading.local):
+    """What holds in one thread."""
+
+    evaluating = False
+
+
+_MODE = _Mode()
+_LENT = threading.RLock()
+_ORDINARY = frozenset(vars(nn.Module()))  # the attributes that every module has
+_TENSORS = ("_parameters", "_buffers", "_modules")
+_HOOKS = tuple(k for k in _ORDINARY if isinstance(vars(nn.Module())[k], dict) and k not in _TENSORS)
+
+
+@contextmanager
+def evaluating(on: bool = True) -> Iterator[None]:
+    """Networks called in this thread are in evaluation mode: dropout is off, norms read the statistics that θ has.
+
+    The user's network stays in its own mode. A norm whose statistics are not in θ takes them from its input, as in training.
+    """
+    before, _MODE.evaluating = _MODE.evaluating, on
+    try:
+        yield
+    finally:
+        _MODE.evaluating = before
+
+
+def is_evaluating() -> bool:
+    """Whether `evaluating` holds in this thread."""
+    return _MODE.evaluating
+
+
+def call(net: nn.Module, theta: Params, x: Tensor) -> Tensor:
+    """The network's answer to x, with θ's entries in the place of its parameters and buffers."""
+    if torch.compiler.is_compiling():
+        return lend(net, theta, x)
+    try:
+        copy = private(net, theta)
+    except _Bound as reason:
+        return _lent(net, theta, x, reason)
+    out: Tensor = copy.net(x)
+    for kept in copy.buffers:
+        kept.warn_if_written()
+    return out
+
+
+class Copy(NamedTuple):
+    """A copy of a network, and the buffers in it whose change would be lost."""
+
+    net: nn.Module
+    buffers: list[Buffer]
+
+
+class Buffer(NamedTuple):
+    """A buffer of a copy, as it was before the call."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    version: int
+
+    def warn_if_written(self) -> None:
+        """A forward pass that writes to a buffer: φ cannot learn of it, which for all but norms comes as a surprise."""
+        now = vars(self.module)["_buffers"].get(self.name)
+        if now is not self.tensor or now._version != self.version:
+            warnings.warn(
+                f"{type(self.module).__name__} writes to its buffer {self.name!r} in a forward pass: here this is lost, as "
+                "φ alone holds what training changes. Call net.eval() before training if it should stay as it is.",
+                stacklevel=2,
+            )
+
+
+def private(net: nn.Module, theta: Params) -> Copy:
+    """A copy of a network with θ's entries in it; everything else is shared. Its buffers are copies that may be written to.
+
+    Raises ValueError where θ lacks a parameter, or a statistic that a norm reads.
+    """
+    copies, given, buffers = dict[int, nn.Module](), dict[int, Tensor](), list[Buffer]()
+    like = next(iter(theta.values()), None)
+    device = None if like is None else like.device
+
+    def parameter(p: Tensor | None, name: str) -> Tensor | None:
+        if p is None:
+            return None
+        if id(p) not in given:  # tied parameters have the first name
+            if name not in theta:
+                require(theta, (k for k, _ in net.named_parameters()))
+            given[id(p)] = theta[name]
+        return given[id(p)]
+
+    def copied(module: nn.Module, place: str) -> nn.Module:
+        if id(module) in copies:
+            return copies[id(module)]
+        if isinstance(module, torch.jit.ScriptModule):
+            raise _Bound("it is TorchScript")
+        own = dict(vars(module))
+        new = copies[id(module)] = object.__new__(type(module))
+        vars(new).update(own)
+        now, follows = vars(new), own.get("track_running_stats", False) and own["training"]
+        now["_parameters"] = {k: parameter(p, place + k) for k, p in own["_parameters"].items()}
+        if own["_buffers"]:
+            held = own["_buffers"].items()
+            now["_buffers"] = {k: buffer(new, b, k, place, follows) for k, b in held}
+        if _MODE.evaluating and own["training"]:
+            now["training"] = bool(
+                follows
+                and own["_buffers"].get("running_mean") is not None
+                and f"{place}running_mean" not in theta
+            )
+        now["_modules"] = {
+            k: None if m is None else copied(m, f"{place}{k}.") for k, m in own["_modules"].items()
+        }
+        return new
+
+    def buffer(
+        module: nn.Module, b: Tensor | None, k: str, place: str, follows: bool
+    ) -> Tensor | None:
+        name = place + k
+        held = theta.get(name, b)
+        if held is None:
+            return None
+        if name not in theta and k in ("running_mean", "running_var") and not follows:
+            require_statistics(theta, {name: module})
+        new = held.detach().to(device, copy=True)
+        if not hasattr(module, "track_running_stats"):
+            buffers.append(Buffer(module, k, new, new._version))
+        return new
+
+    whole = copied(net, "")
+    for m in [*copies.values()]:
+        _rebind(vars(m), copies)
+    return Copy(whole, buffers)
+
+
+def before(module: nn.Module, look: Callable[[nn.Module, tuple[Any, ...]], Any]) -> None:
+    """look(module, args) before each call of a module of a copy; the original gets no hook."""
+    vars(module)["_forward_pre_hooks"] = vars(module)["_forward_pre_hooks"].copy()
+    module.register_forward_pre_hook(look)
+
+
+class _Bound(Exception):
+    """A module holds a function or an object that means the original network, where no copy can be put in its place."""
+
+
+_SIMPLE = (int, float, str, bool, type(None), torch.dtype, torch.device, Tensor, nn.Parameter)
+
+
+def _rebind(own: dict[str, Any], copies: dict[int, nn.Module]) -> None:
+    """Let a copy's other attributes, and its hooks, mean the copies where they mean modules of the original."""
+    for k in _HOOKS:
+        if own[k]:
+            own[k] = _meant(own[k], copies)
+    if len(own) > len(_ORDINARY):
+        for k, v in own.items():
+            if k not in _ORDINARY and type(v) not in _SIMPLE:
+                if k == "forward" and isinstance(v, FunctionType):
+                    raise _Bound("`forward` was replaced by a function")
+                own[k] = _meant(v, copies)
+
+
+def _meant(v: Any, copies: dict[int, nn.Module], depth: int = 3) -> Any:
+    """The same value, for the copies; a list, dict or set is a new one, so that a forward pass may write to it."""
+    if type(v) in _SIMPLE:
+        return v
+    if isinstance(v, nn.Module):
+        return copies.get(id(v), v)
+    if isinstance(v, MethodType):
+        return MethodType(v.__func__, _meant(v.__self__, copies, depth))
+    if type(v) is partial:
+        parts = (_meant(p, copies, depth) for p in (v.func, v.args, v.keywords))
+        func, args, keywords = parts
+        return partial(func, *args, **keywords)
+    if type(v) in (list, tuple, set):
+        long = len(v) > 1000 or not depth
+        return type(v)(v if long else [_meant(e, copies, depth - 1) for e in v])
+    if isinstance(v, dict):
+        new = v.copy()
+        if depth and len(v) <= 1000:
+            new.update((k, _meant(e, copies, depth - 1)) for k, e in v.items())
+        return new
+    for part in _parts(v):
+        if id(getattr(part, "__self__", part)) in copies:
+            raise _Bound(
+                f"its {getattr(v, '__qualname__', type(v).__name__)} refers to a module of it"
+            )
+    return v
+
+
+def _parts(v: Any) -> list[Any]:
+    """What a function holds in its closure, or an object in its attributes."""
+    if isinstance(v, FunctionType):
+        full = [c for c in v.__closure__ or () if c != CellType()]
+        return [c.cell_contents for c in full]
+    return list(getattr(v, "__dict__", {}).values()) if not isinstance(v, type) else []
+
+
+def _lent(net: nn.Module, theta: Params, x: Tensor, reason: Exception) -> Tensor:
+    """θ put into the user's own network, one thread at a time: where it cannot be copied."""
+    if _MODE.evaluating and any(m.training for m in net.modules()):
+        raise ValueError(
+            f"expected a network that can be copied for an evaluation; {reason}. Call net.eval() first: dropout is then "
+            "off, and norms read their stored statistics."
+        )
+    read = {
+        k: m for k, m in norms(net).items() if m.running_mean is not None and k not in stale(net)
+    }
+    require_statistics(theta, read)
+    with _LENT:
+        return lend(net, theta, x)
+
+
+ways.call = call
