@@ -6,6 +6,7 @@ D features · C classes.  `phi` is what tasks share, `theta` what one task adapt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -194,6 +195,13 @@ def require(theta: Params, names: Iterable[str]) -> None:
             f"expected parameters named {missing[:5]}; got {list(theta)[:5]}. Were they trained for another network? "
             "`start(learner, trained)` carries them over."
         )
+
+
+def at_least_zero(**numbers: Any) -> None:
+    """Raise ValueError where a plain number is negative, NaN or infinite; tensors, which may be learned, pass."""
+    for name, number in numbers.items():
+        if isinstance(number, int | float) and not 0 <= number < math.inf:
+            raise ValueError(f"expected a finite {name} of at least 0, got {number}")
 
 
 def is_tied(net: nn.Module) -> bool:
