@@ -95,6 +95,7 @@ class Learner(NamedTuple):
     adapt: Callable[[Params, Batch], Params] | Steps
     predict: Callable[[Params, Tensor], Tensor]
     vmap: bool = True  # False where only a loop over tasks runs (L-BFGS, for one)
+    settings: tuple[str, ...] = ()  # entries of φ that `adapt` alone reads: learned rates, for one
 
 
 def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
@@ -204,6 +205,13 @@ def at_least_zero(**numbers: Any) -> None:
             raise ValueError(f"expected a finite {name} of at least 0, got {number}")
 
 
+def check_rate(lr: Rate) -> None:
+    """Raise ValueError where a rate, or one of a dict, is a plain number below 0, NaN or infinite."""
+    at_least_zero(
+        **{f"rate of {k!r}": a for k, a in lr.items()} if isinstance(lr, dict) else {"rate": lr}
+    )
+
+
 def is_tied(net: nn.Module) -> bool:
     """Whether a parameter stands under two names; looking for such at every call would cost a tenth of a MAML step."""
     names = net.named_parameters(remove_duplicate=False)
@@ -255,13 +263,29 @@ def descend(
 def step(
     loss: Callable[[Params], Tensor], point: Point, lr: Rate, number: int, rule: Rule | None = None
 ) -> Point:
-    """Inner step `number`: θ ← θ − α ∇L(θ), or along rule(∇L(θ))."""
+    """Inner step `number`: θ ← θ − α ∇L(θ), or along rule(∇L(θ)).
+
+    Raises ValueError where a rate is no rate, an entry of θ has none, or its rate another shape.
+    """
     theta, state = point
     u = ways.gradient(loss, theta)
     if rule:
         u, state = rule(u, state)
     a = lr(number) if callable(lr) else lr
-    return {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}, state
+    check_rate(a)
+    rates = a if isinstance(a, dict) else dict.fromkeys(theta, a)
+    if rates is a and (without := [k for k in theta if k not in a]):
+        raise ValueError(
+            f"expected a rate for each entry that moves; none for {without[:5]}, but for {list(a)[:5]}"
+        )
+    moved = {k: theta[k] - rates[k] * u[k] for k in theta}
+    for k, v in moved.items():
+        if v.shape != theta[k].shape:
+            raise ValueError(
+                f"expected one rate for {k!r}, or one for each of its numbers {tuple(theta[k].shape)}; got rates of shape "
+                f"{tuple(rates[k].shape)}"
+            )
+    return moved, state
 
 
 def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:

@@ -19,6 +19,7 @@ from mtlib.core import (
     Rule,
     Steps,
     apply,
+    check_rate,
     parameters,
     proximity,
     require,
@@ -126,8 +127,10 @@ def inner_loop(
     """The general case: θ₀ = begin(φ, S) are the entries that move, f(θ, x) predicts with all of them.
 
     θ ← θ − α rule(∇_θ [ L^S(θ) + R(θ, θ₀, S) ]) with R = `pull`; the entries of φ that are not in θ₀ travel along.
+    Raises ValueError if a rate is a plain number below 0 or NaN.
     """
-
+    if not callable(lr):
+        check_rate(lr)
     value = support_loss(f, loss, begin if pull else None, pull)
     return Learner(init, descending(begin, value, lambda phi: lr, steps, lambda phi: rule), f)
 
@@ -162,7 +165,8 @@ def descending(
 ) -> Steps:
     """Gradient descent as an `adapt`: θ ← θ − α ∇_θ L(θ) from θ₀ = begin(φ, S), with L = value(φ, S), α = lr(φ).
 
-    A `rule`, which may depend on φ too, is another way of stepping. Raises ValueError if `steps` < 0.
+    A `rule`, which may depend on φ too, is another way of stepping. Raises ValueError if `steps` < 0, or where a rate
+    has the name of no entry.
     """
     if steps < 0:
         raise ValueError(f"expected a number of steps of at least 0, got {steps}")
@@ -171,7 +175,13 @@ def descending(
         return begin(phi, support), None
 
     def one(phi: Params, support: Batch, number: int, point: Point) -> Point:
-        return step(value(phi, support), point, lr(phi), number, rule(phi))
+        a = lr(phi)
+        a = a(number) if callable(a) else a
+        if isinstance(a, dict) and (stray := [k for k in a if k not in point[0] and k not in phi]):
+            raise ValueError(
+                f"expected rates of entries of θ; no entry is named {stray[:5]}, but {list(point[0])[:5]} move"
+            )
+        return step(value(phi, support), point, a, number, rule(phi))
 
     return Steps(start, one, steps)
 

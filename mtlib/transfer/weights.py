@@ -114,6 +114,7 @@ def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -
             torch.autograd.grad(v, list(leaves.values()), retain_graph=True, allow_unused=True)
             for v in values
         ]
+        torch.clear_autocast_cache()  # else autocast keeps a cast of each of the leaves until it ends
         grads, shared = dict[str, Tensor](), dict[str, Tensor]()
         for k, parts in zip(leaves, zip(*each, strict=True), strict=True):
             if any(g is not None for g in parts):
