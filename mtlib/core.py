@@ -283,7 +283,7 @@ def step(
         if v.shape != theta[k].shape:
             raise ValueError(
                 f"expected one rate for {k!r}, or one for each of its numbers {tuple(theta[k].shape)}; got rates of shape "
-                f"{tuple(rates[k].shape)}"
+                f"{tuple(torch.as_tensor(rates[k]).shape)}"
             )
     return moved, state
 

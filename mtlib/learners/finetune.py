@@ -242,7 +242,8 @@ def spectral_sum(z: Tensor, k: int, largest: bool = False) -> Tensor:
     e = u.mT @ (gram - gram.detach()) @ u  # 0, for its derivatives
     first = squares + e.diagonal(dim1=-2, dim2=-1)
     second = torch.where(apart, e**2 / torch.where(apart, gap, 1.0), 0.0)
-    return (first * chosen).sum(-1) + second.sum((-2, -1))
+    total: Tensor = (first * chosen).sum(-1) + second.sum((-2, -1))
+    return total
 
 
 # How fast which layer goes -------------------------------------------------------------------
@@ -269,7 +270,7 @@ def layers(net: nn.Module, groups: Groups | None = None) -> list[list[str]]:
     to part them. Without `body` and `head` the network's own children are the layers. Raises ValueError if a prefix
     fits no name, or a name is in no group or in two.
     """
-    params = dict(net.named_parameters())
+    params: Params = dict(net.named_parameters())
     named = _children(net, params) if groups is None else groups
     parts = [(g,) if isinstance(g, str) else tuple(g) for g in named]
     for prefix in (p for part in parts for p in part):
