@@ -187,7 +187,7 @@ def implicit(strength: float, iterations: int = 5, solver: Solver | None = None)
     with: maml(..., strength=λ). Exact where the learner has reached θ*, and it moves every entry of φ.
     {cite}`rajeswaran2019imaml`
     """
-    if strength <= 0 or iterations < 1:
+    if not strength > 0 or iterations < 1:
         raise ValueError(
             f"expected strength > 0 and iterations ≥ 1, got {strength} and {iterations}"
         )

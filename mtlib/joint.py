@@ -8,7 +8,18 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Draw, Loss, Params, apply, classify, features, proximity, risk
+from mtlib.core import (
+    Batch,
+    Draw,
+    Loss,
+    Params,
+    apply,
+    at_least_zero,
+    classify,
+    features,
+    proximity,
+    risk,
+)
 from mtlib.objective import Objective, over_tasks, whole
 
 Penalty = Callable[[Params, Tensor, Tensor], Tensor]
@@ -88,7 +99,8 @@ def own_columns(widths: Sequence[int]) -> list[slice]:
 
 
 def toward(anchor: Params, strength: float) -> Penalty:
-    """L2-SP: λ · ½‖θ − anchor‖² over the anchor's entries, λ = `strength`. {cite}`li2018l2sp`"""
+    """L2-SP: λ · ½‖θ − anchor‖² over the anchor's entries, λ = `strength` ≥ 0 (else ValueError). {cite}`li2018l2sp`"""
+    at_least_zero(strength=strength)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         return strength * proximity({k: theta[k] for k in anchor}, anchor)

@@ -12,10 +12,10 @@ from problems import normal, seeded, vectors
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from mtlib.bilevel import bilevel, first_order, secant, unrolled
+from mtlib.bilevel import bilevel, first_order, implicit, secant, unrolled
 from mtlib.core import Batch, Episode, descend, over, parameters
 from mtlib.evaluate import evaluate
-from mtlib.joint import joint
+from mtlib.joint import joint, toward
 from mtlib.learners.closed_form import ridge
 from mtlib.learners.context import cavia, protomaml
 from mtlib.learners.finetune import (
@@ -52,13 +52,15 @@ from mtlib.transfer.transferability import (
     nce,
     transrate,
 )
-from mtlib.transfer.unseen import irm, mldg, vrex
+from mtlib.transfer.unseen import group_dro, group_weights, irm, mldg, vrex
 from mtlib.transfer.weights import (
     balances,
     best_alpha,
     exact_alpha,
     gradnorm,
+    log_variances,
     pcgrad,
+    uncertainty,
     without_conflict,
 )
 
@@ -222,6 +224,8 @@ NEGATIVE = {
     "l2_sp": lambda s: l2_sp(s),
     "l2_sp's head": lambda s: l2_sp(1.0, s),
     "delta": lambda s: delta(NET, s),
+    "toward": lambda s: toward(parameters(NET), s),
+    "maml": lambda s: maml(NET, mse_loss, 0.1, 1, strength=s),
     "bss": lambda s: bss(NET, s),
     **{f.__name__: f for f in (mmd, jan, coral, bsp, afn, mcc, entropy)},
     "mdd": lambda s: mdd(nn.Linear(4, 2), margin=s),
@@ -259,6 +263,8 @@ def test_l2_sp_wants_a_body():
 
 def test_other_settings_that_are_none_are_refused():
     for s in (0.0, *BAD[:2]):
+        with pytest.raises(ValueError, match="expected strength > 0"):
+            implicit(s)
         with pytest.raises(ValueError, match="strength > 0"):
             linear_probe(NET, strength=s)
         with pytest.raises(ValueError, match="decay > 0"):
@@ -343,6 +349,31 @@ def test_gradnorm_is_finite_without_risks_and_says_what_it_wants():
     del phi["weight.initial"]
     with pytest.raises(ValueError, match=r"an entry 'weight\.initial'"):
         gradnorm(net, mse_loss).value_and_grad(phi, batch)
+
+
+@pytest.mark.parametrize("sizes", [(1, 6), (2, 1), (1, 1)])
+def test_one_domain_or_one_item_of_each_is_finite_and_one_domain_is_joint_training(sizes):
+    net, (sets, items) = tiny(), sizes
+    batch = Batch(normal(sets, items, 3), normal(sets, items, 2, seed=1))
+    phi = parameters(net)
+    plain = joint(net, mse_loss).value_and_grad(phi, batch)[1]
+    dtype = {"dtype": torch.float64}
+    for make, own in (
+        (irm(net, mse_loss, 0.0), {}),
+        (vrex(net, mse_loss, 3.0), {}),
+        (pcgrad(net, mse_loss), {}),
+        (group_dro(net, mse_loss), group_weights(sets)),
+        (uncertainty(net, mse_loss), log_variances(sets)),
+        (gradnorm(net, mse_loss), balances(torch.ones(sets, **dtype))),
+    ):
+        value, g = make.value_and_grad({**phi, **own}, batch)
+        assert finite(value, *g.values())
+        if sets == 1:
+            assert all(torch.allclose(g[k], plain[k]) for k in plain)
+    for penalty in (entropy(), mcc(), afn(), bsp()):
+        z = normal(sets, items, 4).requires_grad_()
+        value = penalty({}, z, z)
+        assert finite(value, *torch.autograd.grad(value, z))
 
 
 # Layers ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mtlib.core import (
     Rule,
     Steps,
     apply,
+    at_least_zero,
     check_rate,
     parameters,
     proximity,
@@ -187,7 +188,11 @@ def descending(
 
 
 def proximal(strength: float) -> Pull:
-    """½λ‖θ − θ₀‖², every entry alike: the inner problem of iMAML. {cite}`rajeswaran2019imaml`"""
+    """½λ‖θ − θ₀‖², every entry alike: the inner problem of iMAML. {cite}`rajeswaran2019imaml`
+
+    Raises ValueError if λ = `strength` < 0.
+    """
+    at_least_zero(strength=strength)
     return lambda theta, anchor, x: strength * proximity(theta, anchor)
 
 
