@@ -252,7 +252,7 @@ def spectral_sum(z: Tensor, k: int, largest: bool = False) -> Tensor:
 Groups = Sequence[str | Sequence[str]]
 """A network's parts from the first to the head: for each the beginning of its parameters' names, or several."""
 
-LISTS = (nn.ModuleList, nn.ModuleDict)
+LISTS = (nn.ModuleList, nn.ModuleDict)  # they have no forward pass: their members are layers
 
 
 def layers(net: nn.Module, groups: Groups | None = None) -> list[list[str]]:
