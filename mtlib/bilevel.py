@@ -113,8 +113,10 @@ def annealed(steps: int, progress: float) -> list[float]:
 def first_order(learner: Learner, loss: Loss) -> Task:
     """FOMAML: the inner steps count as constants, dL^Q/dφ ≈ ∇L^Q(θ_k); no graph of them is kept.
 
-    For learners whose θ has φ's entries; raises ValueError for others. {cite}`finn2017maml,nichol2018reptile`
+    For learners whose θ has φ's entries, and none that only the inner steps read, such as learned rates; raises
+    ValueError for others. {cite}`finn2017maml,nichol2018reptile`
     """
+    _without_settings(learner, "first_order")
 
     def task(phi: Params, episode: Episode) -> Tensor:
         theta = _adapted(learner, phi, episode, "first_order")
@@ -165,8 +167,9 @@ def secant(learner: Learner, loss: Loss) -> Task:
     """Reptile: the way the learner went, φ − θ_k, stands in for a gradient. {cite}`nichol2018reptile`
 
     It uses the support set alone; the query set only reports the value. With one inner step of rate α it
-    is α∇L^S(φ), joint training.
+    is α∇L^S(φ), joint training. Raises ValueError for the learners that `first_order` refuses.
     """
+    _without_settings(learner, "secant")
 
     def task(phi: Params, episode: Episode) -> Tensor:
         theta, still = _adapted(learner, phi, episode, "secant"), fixed(learner.net)
@@ -185,7 +188,7 @@ def implicit(strength: float, iterations: int = 5, solver: Solver | None = None)
     with: maml(..., strength=λ). Exact where the learner has reached θ*, and it moves every entry of φ that may move.
     {cite}`rajeswaran2019imaml`
     """
-    if strength <= 0 or iterations < 1:
+    if not strength > 0 or iterations < 1:
         raise ValueError(
             f"expected strength > 0 and iterations ≥ 1, got {strength} and {iterations}"
         )
@@ -253,6 +256,14 @@ def neumann(
         ax = matrix(x)
         x = {k: x[k] + rate * (b[k] - ax[k]) for k in x}
     return x
+
+
+def _without_settings(learner: Learner, who: str) -> None:
+    if learner.settings:
+        raise ValueError(
+            f"{who} reaches no entry of φ that only the inner steps read; here {list(learner.settings)[:3]} would never be "
+            "trained. Use unrolled; if the learner takes a rule, rule=constant leaves out the second derivatives."
+        )
 
 
 def _adapted(learner: Learner, phi: Params, episode: Episode, who: str) -> Params:

@@ -89,6 +89,7 @@ class Learner(NamedTuple):
     predict: Callable[[Params, Tensor], Tensor]
     vmap: bool = True  # False where only a loop over tasks runs (L-BFGS, for one)
     net: nn.Module | None = None  # the network in it: what `fixed(net)` names does not move
+    settings: tuple[str, ...] = ()  # entries of φ that `adapt` alone reads: learned rates, for one
 
 
 def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
@@ -251,11 +252,7 @@ def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
 
 def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     """∇L(θ), differentiable in θ and in whatever else L reads, where gradients are enabled."""
-    grad: Callable[[Params], Params] = torch.func.grad(loss)
-    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-        return grad(theta)
-    with torch.inference_mode(False), torch.no_grad():  # before torch 2.12 it gives zeros inside
-        return grad(theta)
+    return torch.func.grad(loss)(theta)  # type: ignore[no-any-return]
 
 
 @dataclass

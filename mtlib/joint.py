@@ -88,7 +88,9 @@ def own_columns(widths: Sequence[int]) -> list[slice]:
 
 
 def toward(anchor: Params, strength: float) -> Penalty:
-    """L2-SP: λ · ½‖θ − anchor‖² over the anchor's entries, λ = `strength`. {cite}`li2018l2sp`"""
+    """L2-SP: λ · ½‖θ − anchor‖² over the anchor's entries, λ = `strength` ≥ 0 (else ValueError). {cite}`li2018l2sp`"""
+    if not 0 <= strength < float("inf"):
+        raise ValueError(f"expected a finite strength of at least 0, got {strength}")
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         return 0.5 * strength * sum(((theta[k] - v) ** 2).sum() for k, v in anchor.items())  # type: ignore[return-value]

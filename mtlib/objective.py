@@ -136,9 +136,9 @@ def add_gradient(grads: Params, value: Tensor, leaves: Params) -> Params:
     moving = {k: v for k, v in leaves.items() if v.requires_grad}
     if not (value.requires_grad and moving):
         return grads
-    for k, g in zip(
-        moving, torch.autograd.grad(value, list(moving.values()), allow_unused=True), strict=True
-    ):
+    found = torch.autograd.grad(value, list(moving.values()), allow_unused=True)
+    torch.clear_autocast_cache()  # else autocast keeps a cast of each of the leaves until it ends
+    for k, g in zip(moving, found, strict=True):
         if g is not None:
             grads[k] = g if k not in grads else grads[k] + g
     return grads
@@ -173,8 +173,13 @@ def in_chunks(
     tasks = count(data)
     size = chunk or default_chunk(phi, tasks)
 
+    def part(a: int) -> _Part:
+        result = one(slice(a, a + size))
+        torch.clear_autocast_cache()  # else autocast keeps a cast of each fresh leaf until it ends
+        return result
+
     def block(starts: Sequence[int]) -> _Part:
-        return add(one(slice(a, a + size)) for a in starts)
+        return add(map(part, starts))
 
     workers = default_threads(phi, data, size) if workers is None else workers
     return add(share(block, range(0, tasks, size), workers))

@@ -33,7 +33,7 @@ def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
         v = prior + ridge_solution(zs, support.y - zs @ prior, phi[names[2]].exp())
         return {**phi, "head.weight": v[:-1].mT, "head.bias": v[-1]}
 
-    return Learner(init, adapt, f, net=net)
+    return Learner(init, adapt, f, net=net, settings=names[2:])
 
 
 def bayesian(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learner:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
@@ -20,7 +22,7 @@ from mtlib.core import (
     parameters,
     risk,
 )
-from mtlib.learners.gradient import Pull, Rate, Rule, descent, proximity
+from mtlib.learners.gradient import Pull, Rate, Rule, at_least_zero, descent, proximity
 
 
 def as_is(net: nn.Module) -> Learner:
@@ -56,7 +58,7 @@ def linear_probe(
     W*, b* = argmin L(z Wᵀ + b, y) + ½λ‖W‖², z = body(φ, x), λ = `strength` > 0; starts from zero, so φ's
     head is not used. The solution is a constant to the outer gradient. Runs in a loop over tasks only.
     """
-    if strength <= 0:
+    if not strength > 0:
         raise ValueError(
             f"expected strength > 0 (a probe on separable features has no optimum without), got {strength}"
         )
@@ -163,11 +165,17 @@ def _redraw(module: nn.Module) -> None:
 def l2_sp(strength: float, head: float = 1e-2) -> Pull:
     """L2-SP: ½λ‖θ_body − φ_body‖² + ½β‖θ_head‖², λ = `strength`, β = `head`: the head has nothing to stay near.
 
-    {cite}`li2018l2sp`
+    Raises ValueError if a strength is negative, or θ has no entry named body.*. {cite}`li2018l2sp`
     """
+    at_least_zero(strength=strength, head=head)
 
     def pull(theta: Params, anchor: Params, x: Tensor) -> Tensor:
         body = {k: v for k, v in theta.items() if k.startswith("body.")}
+        if not body:
+            raise ValueError(
+                f"l2_sp expects entries named body.*, which it holds near φ's; got {list(theta)[:5]}. "
+                "`mtlib.nets.two_halves(body, head)` names them so."
+            )
         norm = sum((v**2).sum() for k, v in theta.items() if k.startswith("head."))
         return strength * proximity(body, anchor) + 0.5 * head * norm
 
@@ -177,8 +185,10 @@ def l2_sp(strength: float, head: float = 1e-2) -> Pull:
 def delta(net: nn.Module, strength: float) -> Pull:
     """Features, not parameters, stay: ½λ (1/N) Σ_i ‖z_θ(x_i) − z_φ(x_i)‖², z the body's output.
 
-    DELTA {cite}`li2019delta` without its per-channel weights, which it learns on the target first.
+    DELTA {cite}`li2019delta` without its per-channel weights, which it learns on the target first. Raises ValueError
+    if λ = `strength` < 0.
     """
+    at_least_zero(strength=strength)
     z = features(net)
 
     def pull(theta: Params, anchor: Params, x: Tensor) -> Tensor:
@@ -191,50 +201,127 @@ def delta(net: nn.Module, strength: float) -> Pull:
 def bss(net: nn.Module, strength: float, smallest: int = 1) -> Pull:
     """Batch spectral shrinkage: λ Σ_{i ≤ k} σ₋ᵢ², the k = `smallest` singular values of the features z (N, D).
 
-    Directions that the support set barely uses carry nothing to the target; they are shrunk away.
-    {cite}`chen2019bss`
+    Directions that the support set barely uses carry nothing to the target; they are shrunk away. Differentiated as in
+    `spectral_sum`. Raises ValueError unless 1 ≤ k ≤ min(N, D), or if λ = `strength` < 0. {cite}`chen2019bss`
     """
+    at_least_zero(strength=strength)
     z = features(net)
 
     def pull(theta: Params, anchor: Params, x: Tensor) -> Tensor:
-        f = z(theta, x)
-        gram = f @ f.mT if len(f) <= f.shape[1] else f.mT @ f  # its eigenvalues are the σ²
-        squares: Tensor = torch.linalg.eigvalsh(gram)
-        return strength * squares[:smallest].sum()
+        return strength * spectral_sum(z(theta, x), smallest)
 
     return pull
+
+
+def spectral_sum(z: Tensor, k: int, largest: bool = False) -> Tensor:
+    """The sum of the k smallest, or `largest`, squared singular values of z: (..., N, D) -> (...).
+
+    They are eigenvalues λ_i of G = zzᵀ, or zᵀz if that is smaller, with vectors u_i. With S the k chosen,
+    Σ_{i∈S} λ_i(G + E) = Σ_{i∈S} (λ_i + u_iᵀEu_i) + Σ_{i∈S, j∉S} (u_iᵀEu_j)² / (λ_i − λ_j) + O(E³):
+    this is what is differentiated, at E = 0. So the derivatives of first and second order are exact, and those of
+    higher order are not. Terms with λ_i = λ_j up to rounding are left out (equal items, units that are always zero):
+    there the sum has one slope in each direction, but no second derivative. Raises ValueError unless
+    1 ≤ k ≤ min(N, D).
+    """
+    n, d = z.shape[-2:]
+    if not 1 <= k <= min(n, d):
+        raise ValueError(
+            f"expected from 1 to {min(n, d)} singular values of features ({n}, {d}), got {k}"
+        )
+    gram = z @ z.mT if n <= d else z.mT @ z
+    squares, u = torch.linalg.eigh(gram.detach())  # in ascending order
+    place = torch.arange(min(n, d), device=z.device)
+    chosen = place >= len(place) - k if largest else place < k
+    gap = squares[..., :, None] - squares[..., None, :]
+    rounding = len(place) * torch.finfo(z.dtype).eps * squares[..., -1:, None]
+    apart = chosen[:, None] & ~chosen & (gap.abs() > rounding)
+    e = u.mT @ (gram - gram.detach()) @ u  # 0, for its derivatives
+    first = squares + e.diagonal(dim1=-2, dim2=-1)
+    second = torch.where(apart, e**2 / torch.where(apart, gap, 1.0), 0.0)
+    total: Tensor = (first * chosen).sum(-1) + second.sum((-2, -1))
+    return total
 
 
 # How fast which layer goes -------------------------------------------------------------------
 
 
-def layers(net: nn.Module) -> list[list[str]]:
-    """The parameters' names, layer by layer from the first to the head: one list for each module that owns some."""
-    owned: dict[str, list[str]] = {}
-    for k, _ in net.named_parameters():
-        owned.setdefault(k.rpartition(".")[0], []).append(k)
-    return list(owned.values())
+Groups = Sequence[str | Sequence[str]]
+"""A network's parts from the first to the head: for each the beginning of its parameters' names, or several."""
+
+LISTS = (nn.ModuleList, nn.ModuleDict)  # they have no forward pass: their members are layers
 
 
-def discriminative(net: nn.Module, lr: float, factor: float = 2.6) -> Params:
+def layers(net: nn.Module, groups: Groups | None = None) -> list[list[str]]:
+    """The parameters' names, layer by layer from the first to the head.
+
+    With `groups` a layer has the names under one of its prefixes: ("body.stem", ("body.a", "body.b"), "head"). By
+    default each child of the body is a layer, and the head is the last:
+
+    - a body with one child that owns parameters stands for that child, down to where there are several;
+    - an `nn.ModuleList` or `nn.ModuleDict`, or a child with such a list and norms, stands for the members;
+    - a child that owns vectors only, as a norm does, belongs to the child before it;
+    - an entry in none of these belongs to the first layer; what is outside of body and head, to the head.
+
+    So a residual network has a layer for each stage, and blocks inside one `nn.Sequential` are one layer: name groups
+    to part them. Without `body` and `head` the network's own children are the layers. Raises ValueError if a prefix
+    fits no name, or a name is in no group or in two.
+    """
+    params: Params = dict(net.named_parameters())
+    named = _children(net, params) if groups is None else groups
+    parts = [(g,) if isinstance(g, str) else tuple(g) for g in named]
+    for prefix in (p for part in parts for p in part):
+        if not any(_under(k, prefix) for k in params):
+            raise ValueError(
+                f"expected groups of this network's parameters; none is under {prefix!r}. It has "
+                f"{sorted({'.'.join(k.split('.')[:2]) for k in params})}"
+            )
+    found = [[k for k in params if any(_under(k, p) for p in part)] for part in parts]
+    times = Counter(k for names in found for k in names)
+    for problem, wrong in {
+        "in no group": [k for k in params if not times[k]],
+        "in two groups or more": [k for k in params if times[k] > 1],
+    }.items():
+        if wrong:
+            raise ValueError(f"expected each parameter in one group; {problem}: {wrong[:5]}")
+    return found
+
+
+def discriminative(
+    net: nn.Module, lr: float, factor: float = 2.6, groups: Groups | None = None
+) -> Params:
     """A rate for each layer: the head's is `lr`, and each layer before it has a rate `factor` times smaller: η_{l−1} = η_l / factor.
 
-    {cite}`howard2018ulmfit`
+    What counts as a layer, and `groups`: as in `layers`. Warns where the first layer's rate is below 10⁻⁸ η, and so
+    stands still. Raises ValueError if `lr` < 0 or `factor` ≤ 0, and like `layers`. {cite}`howard2018ulmfit`
     """
+    at_least_zero(lr=lr)
+    if not factor > 0:
+        raise ValueError(f"expected a factor > 0, got {factor}")
+    order = list(reversed(layers(net, groups)))
+    if factor ** (len(order) - 1) > 1e8:
+        warnings.warn(
+            f"with {len(order)} layers and a factor of {factor} the first has the rate {lr / factor ** (len(order) - 1):.0e}: "
+            "it stands still. Name fewer groups, or give a smaller factor.",
+            stacklevel=2,
+        )
     rates: Params = {}
-    for depth, names in enumerate(reversed(layers(net))):
+    for depth, names in enumerate(order):
         rates |= {k: torch.tensor(lr / factor**depth) for k in names}
     return rates
 
 
-def gradual(net: nn.Module, lr: float, every: int) -> Callable[[int], Params]:
+def gradual(
+    net: nn.Module, lr: float, every: int, groups: Groups | None = None
+) -> Callable[[int], Params]:
     """Gradual unfreezing: the head moves first, and one more layer, from the top, after each `every` steps.
 
-    A rate for `finetune` that follows the step. {cite}`howard2018ulmfit`
+    A rate for `finetune` that follows the step. What counts as a layer, and `groups`: as in `layers`. Raises ValueError
+    if `lr` < 0 or `every` < 1, and like `layers`. {cite}`howard2018ulmfit`
     """
+    at_least_zero(lr=lr)
     if every < 1:
         raise ValueError(f"expected every ≥ 1, got {every}")
-    order = list(reversed(layers(net)))
+    order = list(reversed(layers(net, groups)))
 
     def rate(step: int) -> Params:
         open_ = 1 + step // every
@@ -245,3 +332,46 @@ def gradual(net: nn.Module, lr: float, every: int) -> Callable[[int], Params]:
         }
 
     return rate
+
+
+def _under(name: str, prefix: str) -> bool:
+    return f"{name}.".startswith(f"{prefix.rstrip('.')}.")
+
+
+def _children(net: nn.Module, params: Params) -> list[list[str]]:
+    """The groups that `layers` takes by default."""
+
+    def vector(prefix: str) -> bool:
+        return all(v.ndim < 2 for k, v in params.items() if _under(k, prefix))
+
+    top = "body" if isinstance(getattr(net, "body", None), nn.Module) else ""
+    found = _parts(top, net.get_submodule(top), params)
+    while len(found) == 1 and (inside := _parts(*found[0], params)):
+        found = inside
+    groups: list[list[str]] = []
+    for prefix, _ in found:
+        if groups and (vector(prefix) or all(map(vector, groups[-1]))):
+            groups[-1].append(prefix)
+        else:
+            groups.append([prefix])
+    ours = [k for k in params if not top or _under(k, top)]
+    own = [k for k in ours if not any(_under(k, p) for group in groups for p in group)]
+    groups = [
+        [*own, *(groups[0] if groups else [])],
+        *groups[1:],
+        [k for k in params if k not in ours],
+    ]
+    return [group for group in groups if group]
+
+
+def _parts(path: str, module: nn.Module, params: Params) -> list[tuple[str, nn.Module]]:
+    """The children that own parameters, with their names, and in place of a list its members."""
+    found = []
+    for name, child in module.named_children():
+        at = f"{path}.{name}".lstrip(".")
+        wide = [m for m in child.children() if any(p.ndim > 1 for p in m.parameters())]
+        if isinstance(child, LISTS) or (len(wide) == 1 and isinstance(wide[0], LISTS)):
+            found += _parts(at, child, params)
+        elif any(_under(k, at) for k in params):
+            found.append((at, child))
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -141,8 +142,10 @@ def inner_loop(
 
     θ ← θ − α rule(∇_θ [ L^S(θ) + R(θ, θ₀, S) ]) with R = `pull`; the entries of φ that are not in θ₀ travel along.
     `begin` leaves out what is frozen in `net`, as `moving` does.
+    Raises ValueError if a rate is a plain number below 0 or NaN.
     """
-
+    if not callable(lr):
+        check_rate(lr)
     value = support_loss(f, loss, begin if pull else None, pull)
     adapt = descending(begin, value, lambda phi: lr, steps, lambda phi: rule)
     return Learner(init, adapt, f, net=net)
@@ -178,7 +181,8 @@ def descending(
 ) -> Steps:
     """Gradient descent as an `adapt`: θ ← θ − α ∇_θ L(θ) from θ₀ = begin(φ, S), with L = value(φ, S), α = lr(φ).
 
-    A `rule`, which may depend on φ too, is another way of stepping. Raises ValueError if `steps` < 0.
+    A `rule`, which may depend on φ too, is another way of stepping. Raises ValueError if `steps` < 0, or where a rate
+    has the name of no entry.
     """
     if steps < 0:
         raise ValueError(f"expected a number of steps of at least 0, got {steps}")
@@ -187,7 +191,13 @@ def descending(
         return begin(phi, support), None
 
     def one(phi: Params, support: Batch, number: int, point: Point) -> Point:
-        return step(value(phi, support), point, lr(phi), number, rule(phi))
+        a = lr(phi)
+        a = a(number) if callable(a) else a
+        if isinstance(a, dict) and (stray := [k for k in a if k not in point[0] and k not in phi]):
+            raise ValueError(
+                f"expected rates of entries of θ; no entry is named {stray[:5]}, but {list(point[0])[:5]} move"
+            )
+        return step(value(phi, support), point, a, number, rule(phi))
 
     return Steps(start, one, steps)
 
@@ -209,13 +219,43 @@ def descend(
 def step(
     loss: Callable[[Params], Tensor], point: Point, lr: Rate, number: int, rule: Rule | None = None
 ) -> Point:
-    """Inner step `number`: θ ← θ − α ∇L(θ), or along rule(∇L(θ))."""
+    """Inner step `number`: θ ← θ − α ∇L(θ), or along rule(∇L(θ)).
+
+    Raises ValueError where a rate is no rate, an entry of θ has none, or its rate another shape.
+    """
     theta, state = point
     u = ways.gradient(loss, theta)
     if rule:
         u, state = rule(u, state)
     a = lr(number) if callable(lr) else lr
-    return {k: theta[k] - (a[k] if isinstance(a, dict) else a) * u[k] for k in theta}, state
+    check_rate(a)
+    rates = a if isinstance(a, dict) else dict.fromkeys(theta, a)
+    if rates is a and (without := [k for k in theta if k not in a]):
+        raise ValueError(
+            f"expected a rate for each entry that moves; none for {without[:5]}, but for {list(a)[:5]}"
+        )
+    moved = {k: theta[k] - rates[k] * u[k] for k in theta}
+    for k, v in moved.items():
+        if v.shape != theta[k].shape:
+            raise ValueError(
+                f"expected one rate for {k!r}, or one for each of its numbers {tuple(theta[k].shape)}; got rates of shape "
+                f"{tuple(torch.as_tensor(rates[k]).shape)}"
+            )
+    return moved, state
+
+
+def at_least_zero(**numbers: Any) -> None:
+    """Raise ValueError where a plain number is negative, NaN or infinite; tensors, which may be learned, pass."""
+    for name, number in numbers.items():
+        if isinstance(number, int | float) and not 0 <= number < math.inf:
+            raise ValueError(f"expected a finite {name} of at least 0, got {number}")
+
+
+def check_rate(lr: Rate) -> None:
+    """Raise ValueError where a rate, or one of a dict, is a plain number below 0, NaN or infinite."""
+    at_least_zero(
+        **{f"rate of {k!r}": a for k, a in lr.items()} if isinstance(lr, dict) else {"rate": lr}
+    )
 
 
 def proximity(theta: Params, anchor: Params) -> Tensor:
@@ -224,7 +264,11 @@ def proximity(theta: Params, anchor: Params) -> Tensor:
 
 
 def proximal(strength: float) -> Pull:
-    """½λ‖θ − θ₀‖², every entry alike: the inner problem of iMAML. {cite}`rajeswaran2019imaml`"""
+    """½λ‖θ − θ₀‖², every entry alike: the inner problem of iMAML. {cite}`rajeswaran2019imaml`
+
+    Raises ValueError if λ = `strength` < 0.
+    """
+    at_least_zero(strength=strength)
     return lambda theta, anchor, x: strength * proximity(theta, anchor)
 
 

@@ -6,12 +6,13 @@ The support set is the inner problem's training data, the query set the outer pr
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Loss, Params, apply, require, risk
-from mtlib.learners.gradient import Rate, descending
+from mtlib.learners.gradient import Rate, at_least_zero, descending
 
 
 def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float = 1e-2) -> Learner:
@@ -20,11 +21,12 @@ def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float
     θ(φ) ≈ argmin_θ L^S(θ) + ½ Σ_k λ_k ‖θ_k‖²,  λ_k = exp(φ["decay." + k]), by `steps` gradient steps from the
     network's own start, which stays fixed; biases have no decay, each λ_k starts at `decay`.
     {cite}`pedregosa2016hyperparameter,franceschi2018bilevel`
-    Diverges where lr · λ_k > 2. Raises ValueError if `decay` ≤ 0 or no parameter is a matrix.
+    Diverges where lr · λ_k > 2. Raises ValueError if `decay` ≤ 0, `lr` < 0, or no parameter is a matrix.
     """
+    at_least_zero(lr=lr)
     start, f = _start(net), apply(net)
     decayed = [k for k, v in start.items() if v.ndim > 1]
-    if decay <= 0 or not decayed:
+    if not decay > 0 or not decayed:
         raise ValueError(f"expected decay > 0 and a weight matrix, got {decay} and {list(start)}")
 
     def init() -> Params:
@@ -53,8 +55,11 @@ def reweighted(
     θ(φ) ≈ argmin_θ Σ_i w_i ℓ(f_θ(x_i), y_i) + ½λ‖θ‖²,  w = softmax(φ["example.logit"]), λ = `decay`, by `steps`
     gradient steps from the network's own start; all logits start at 0, uniform weights.
     {cite}`ren2018reweight,franceschi2018bilevel`
-    Raises ValueError if the support set has another number of rows.
+    Raises ValueError if the support set has another number of rows, `examples` < 1, or `lr` or `decay` < 0.
     """
+    at_least_zero(lr=lr, decay=decay)
+    if examples < 1:
+        raise ValueError(f"expected a weight for at least one example, got {examples}")
     start, f = _start(net), apply(net)
 
     def init() -> Params:
@@ -73,7 +78,7 @@ def reweighted(
 
         def inner(theta: Params) -> Tensor:
             prediction = f(theta, support.x)
-            each = torch.vmap(loss)(prediction[:, None], support.y[:, None])  # (N,)
+            each = torch.vmap(partial(risk, loss))(prediction[:, None], support.y[:, None])  # (N,)
             return w @ each + 0.5 * decay * sum((v**2).sum() for v in theta.values())
 
         return inner
@@ -87,8 +92,10 @@ def distilled(net: nn.Module, loss: Loss, lr: float, steps: int, seeds: Batch) -
 
     θ(φ) = `steps` gradient steps of rate exp(φ["distilled.log_lr"]) on L(θ; φ["distilled.x"], y), y = `seeds.y`. A task is
     a *start* of the network: support.x (1, P) holds θ₀, `flat(params)`, and support.y is not used.
-    {cite}`wang2018distillation`
+    Raises ValueError if `lr` ≤ 0, as its logarithm is learned. {cite}`wang2018distillation`
     """
+    if not lr > 0:
+        raise ValueError(f"expected lr > 0, whose logarithm is learned, got {lr}")
     sizes, f = _start(net), apply(net)
 
     def init() -> Params:

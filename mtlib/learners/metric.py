@@ -67,7 +67,8 @@ def relation(net: nn.Module, hidden: int = 64) -> Learner:
 
     logit_k(x) = g([c_k, z(φ, x)]), c_k the mean of class k, g a network with one hidden layer under `relation.`.
     The paper's g is convolutional, its c_k a sum, and it squashes g by a sigmoid and trains with squared error:
-    loss(p, y) = mse_loss(p.sigmoid(), y). Raises ValueError like `width`. {cite}`sung2018relation`
+    loss(p, y) = mse_loss(p.sigmoid(), y). All pairs are in memory at once, B·W·2D numbers and B·W·`hidden` more.
+    Raises ValueError like `width`. {cite}`sung2018relation`
     """
     z, d = features(net), width(net)
     g = nn.Sequential(nn.Linear(2 * d, hidden), nn.ReLU(), nn.Linear(hidden, 1))
@@ -207,9 +208,24 @@ def class_means(z: Tensor, y: Tensor) -> Tensor:
     return (y.mT @ z) / y.sum(0)[:, None]
 
 
+PAIRS = (
+    2**20
+)  # numbers in the differences of all pairs, B·W·D, up to which `squared_distances` writes them out
+
+
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """‖a_i − b_j‖² for each pair: (B, D), (W, D) -> (B, W)."""
-    return ((a[:, None] - b[None]) ** 2).sum(-1)
+    """‖a_i − b_j‖² for each pair: (B, D), (W, D) -> (B, W).
+
+    Where all differences are more than `PAIRS` numbers, as ‖a'_i‖² + ‖b'_j‖² − 2 a'_i·b'_j with a' = a − c, b' = b − c
+    and c the mean of b, in memory for B·W + (B + W) D numbers: what all items share costs no digits, and rounding is that
+    of the largest ‖a'‖² and ‖b'‖². A value that rounds below 0 is 0, with its derivatives.
+    """
+    if len(a) * len(b) * a.shape[-1] <= PAIRS:
+        return ((a[:, None] - b[None]) ** 2).sum(-1)
+    c = b.detach().mean(0)  # distances do not depend on it
+    a, b = a - c, b - c
+    d = (a**2).sum(-1)[:, None] + (b**2).sum(-1) - 2 * a @ b.mT
+    return d + (d.clamp(min=0) - d).detach()
 
 
 def unit(z: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Params, apply, parameters
-from mtlib.learners.gradient import descending, moving
+from mtlib.learners.gradient import at_least_zero, descending, moving
 
 World = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """`world(state, action, hidden)` -> (next state, reward (N,)); it is never differentiated."""
@@ -24,8 +24,12 @@ def policy_gradient(
     policy is N(f_θ(s), `spread`² I); states and actions have `dims` numbers, a trajectory starts at s = 0. x: (N, H,
     `dims` + hidden) holds, for H steps of N trajectories, the standard-normal draws of the action and what the world
     hides; y: (N, H) how much each reward counts (1, or a discount). `predict` gives the rewards (N, H). With `steps` = 0
-    `bilevel` trains one policy for all tasks. {cite}`finn2017maml,foerster2018dice`
+    `bilevel` trains one policy for all tasks. Raises ValueError if `spread` ≤ 0 or `lr` < 0.
+    {cite}`finn2017maml,foerster2018dice`
     """
+    at_least_zero(lr=lr)
+    if not spread > 0:
+        raise ValueError(f"expected a policy with a spread > 0, got {spread}")
     f = apply(net)
 
     def predict(theta: Params, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from mtlib.core import (
     parameters,
     require,
 )
-from mtlib.learners.gradient import Rate, Rule, descending, moving, support_loss
+from mtlib.learners.gradient import Rate, Rule, at_least_zero, descending, moving, support_loss
 
 
 def meta_sgd(
@@ -27,8 +27,9 @@ def meta_sgd(
 ) -> Learner:
     """Meta-SGD: MAML with a learned rate for each parameter.
 
-    θ ← θ − α ⊙ ∇L^S(θ), α = φ["lr.*"] of θ's shape, `lr` at first. {cite}`li2017metasgd`
+    θ ← θ − α ⊙ ∇L^S(θ), α = φ["lr.*"] of θ's shape, `lr` at first. Raises ValueError if `lr` < 0. {cite}`li2017metasgd`
     """
+    at_least_zero(lr=lr)
     own = {f"lr.{k}": torch.full_like(v, lr) for k, v in _weights(net).items()}
     return _descent(net, loss, own, lambda phi: below("lr.", phi), steps, lambda phi: rule)
 
@@ -39,8 +40,9 @@ def per_step_rates(
     """MAML++'s rates: one for each tensor of the network and each inner step.
 
     θ_k ← θ_k − α_{k,j} ∇_k L^S(θ) at step j, α_k = φ["lr.k"] (steps,), `lr` at first. With more steps than
-    rates, the last rate stays. {cite}`antoniou2019how`
+    rates, the last rate stays. Raises ValueError if `lr` < 0. {cite}`antoniou2019how`
     """
+    at_least_zero(lr=lr)
     own = {f"lr.{k}": v.new_full((max(steps, 1),), lr) for k, v in _weights(net).items()}
 
     def rates(phi: Params) -> Rate:
@@ -54,8 +56,9 @@ def meta_curvature(net: nn.Module, loss: Loss, lr: float, steps: int) -> Learner
     """Meta-Curvature: MAML whose gradient is multiplied by a learned matrix along each of its axes.
 
     θ ← θ − α G ×₁ M_out ×₂ M_in ×₃ M_kernel, G = ∇L^S(θ) with the axes of a convolution's kernel as one;
-    M = φ["curvature.*"], identity at first. {cite}`park2019metacurvature`
+    M = φ["curvature.*"], identity at first. Raises ValueError if `lr` < 0. {cite}`park2019metacurvature`
     """
+    at_least_zero(lr=lr)
     own = {
         f"curvature.{k}.{i}": torch.eye(n).to(v)
         for k, v in _weights(net).items()
@@ -85,7 +88,8 @@ def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
     """A learner whose settings are entries of φ: adapt(φ, S) = make(φ).adapt(φ, S).
 
     `own` are their first values, under a prefix of their own. The outer objective chooses them with the
-    rest of φ; `unrolled` reaches them, `first_order` does not (the rule `constant` does, at its cost).
+    rest of φ; `unrolled` reaches them, and so does the rule `constant` at the cost of `first_order`, which refuses
+    such learners.
     """
     base = make(own)
 
@@ -97,7 +101,7 @@ def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
         return make(phi).adapt(phi, support)
 
     if not isinstance(base.adapt, Steps):
-        return Learner(init, adapt, base.predict, base.vmap, base.net)
+        return Learner(init, adapt, base.predict, base.vmap, base.net, tuple(own))
 
     def steps(phi: Params) -> Steps:
         require(phi, own)
@@ -113,8 +117,9 @@ def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
         step,
         base.adapt.steps,
         lambda phi, support: steps(phi).given(phi, support),
+        base.adapt.alone,
     )
-    return Learner(init, seen, base.predict, base.vmap, base.net)
+    return Learner(init, seen, base.predict, base.vmap, base.net, tuple(own))
 
 
 def _descent(
@@ -135,7 +140,8 @@ def _descent(
         require(phi, own)
         return weights(phi, support)
 
-    return Learner(init, descending(begin, support_loss(f, loss), lr, steps, rule), f, net=net)
+    adapt = descending(begin, support_loss(f, loss), lr, steps, rule)
+    return Learner(init, adapt, f, net=net, settings=tuple(own))
 
 
 def _weights(net: nn.Module) -> Params:

@@ -82,6 +82,12 @@ def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     ∂Σ_t L_t(θ_t)/∂θ_t is each task's own gradient.
     """
     outer, way = torch.is_grad_enabled(), way_to_autograd()
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # before torch 2.12 it gives zeros inside
+            return reference(loss, theta)
     if way is None:
         return reference(loss, theta)
     unwrap, rewrap = way

@@ -1,6 +1,7 @@
 """Penalties of `joint` that pull the features of several domains together: distances, spectra, confident predictions.
 
 Those with a critic are in `mtlib.transfer.critics`. AdaBN needs no penalty: `mtlib.norm.calibrate` on the target.
+Each raises ValueError if its strength λ is negative.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from mtlib.core import Params
 from mtlib.joint import Penalty
+from mtlib.learners.finetune import spectral_sum
+from mtlib.learners.gradient import at_least_zero
+from mtlib.learners.metric import squared_distances
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of Gaussian kernels, times the mean squared distance
 
@@ -21,6 +25,7 @@ def coral(strength: float = 1.0) -> Penalty:
 
     With more than two domains, the mean over their pairs. {cite}`sun2016coral`
     """
+    at_least_zero(strength=strength)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         _pairs(z, "CORAL")
@@ -43,6 +48,8 @@ def mcc(strength: float = 1.0, temperature: float = 2.5) -> Penalty:
     P = softmax(logits / τ) (B, W); an item has the weight w = B (1 + e^−H(P)) / Σ(1 + e^−H(P)), H its entropy;
     C = Pᵀ diag(w) P, each row divided by its sum: how often the model itself expects class j to be taken for k.
     """
+    at_least_zero(strength=strength)
+    _positive(temperature, "temperature")
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         p = torch.softmax(logits[-1] / temperature, -1)  # (B, W)
@@ -62,6 +69,8 @@ def mmd(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
     Gaussian kernels k(a, b) = exp(−‖a − b‖² / (c m)), m the mean squared distance of the two domains' features (a
     constant to the gradient), c in `widths`. With more than two domains, the mean over their pairs.
     """
+    at_least_zero(strength=strength)
+    _widths(widths)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         _pairs(z, "MMD")
@@ -76,6 +85,8 @@ def jan(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
 
     Two domains may agree in features and in predictions, and still pair them differently. {cite}`long2017jan`
     """
+    at_least_zero(strength=strength)
+    _widths(widths)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         _pairs(z, "JAN")
@@ -93,10 +104,11 @@ def jan(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
 
 def kernel(both: Tensor, widths: tuple[float, ...] = WIDTHS) -> Tensor:
     """Σ_c exp(−‖a − b‖² / (c m)) over all pairs of rows (2B, D) -> (2B, 2B); m is a constant to the gradient."""
-    n = len(both)
-    squared = ((both[:, None] - both[None]) ** 2).sum(-1)
+    n, both = len(both), both.to(torch.promote_types(both.dtype, torch.float32))
+    squared = squared_distances(both, both)
     mean = squared.detach().sum() / (n * (n - 1))
-    mean = mean.clamp(min=torch.finfo(both.dtype).tiny)  # if all rows are equal
+    number = torch.finfo(both.dtype)
+    mean = mean.clamp(min=number.tiny / number.eps)  # if all rows are equal; 1/(c m) is finite
     return torch.stack([torch.exp(-squared / (c * mean)) for c in widths]).sum(0)
 
 
@@ -115,10 +127,13 @@ def entropy(strength: float = 1.0) -> Penalty:
 
     Predicting one class for every item is a minimum, too: with poor features, training may end there.
     """
+    at_least_zero(strength=strength)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        p = torch.softmax(logits[-1], -1)
-        h: Tensor = torch.special.entr(p).sum(-1)
+        log_p = torch.log_softmax(
+            logits[-1], -1
+        )  # −p log p has an infinite slope at p = 0, this has none
+        h = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
         return strength * h.mean()
 
     return penalty
@@ -129,6 +144,7 @@ def afn(strength: float = 0.05, step: float = 1.0) -> Penalty:
 
     The features of both domains grow together: small ones carry little, and the target's are small. {cite}`xu2019afn`
     """
+    at_least_zero(strength=strength)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         norm = z.norm(dim=-1)
@@ -142,15 +158,10 @@ def bsp(strength: float = 1e-4, largest: int = 1) -> Penalty:
     """Batch spectral penalisation: λ Σ_t Σ_{i ≤ k} σ_i², the k = `largest` singular values of each domain's z (B, D).
 
     What transfers best lies in the largest directions, what tells classes apart in the others. Goes with `dann` and
-    `cdan`. {cite}`chen2019bsp`
+    `cdan`. Raises ValueError unless 1 ≤ k ≤ min(B, D). {cite}`chen2019bsp`
     """
-
-    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        gram = z @ z.mT if z.shape[1] <= z.shape[2] else z.mT @ z  # (T, ·, ·)
-        squared: Tensor = torch.linalg.eigvalsh(gram)  # σ², the largest last
-        return strength * squared[:, -largest:].sum()
-
-    return penalty
+    at_least_zero(strength=strength)
+    return lambda theta, z, logits: strength * spectral_sum(z, largest, largest=True).sum()
 
 
 def _pairs(z: Tensor, who: str) -> None:
@@ -158,3 +169,15 @@ def _pairs(z: Tensor, who: str) -> None:
         raise ValueError(
             f"{who} expects features (T, B, D) of T ≥ 2 domains and B ≥ 2 items, got {tuple(z.shape)}"
         )
+
+
+def _widths(widths: tuple[float, ...]) -> None:
+    for c in widths:
+        _positive(c, "width")
+    if not widths:
+        raise ValueError("expected at least one width of a kernel, got none")
+
+
+def _positive(number: float, name: str) -> None:
+    if not number > 0:
+        raise ValueError(f"expected a {name} above 0, got {number}")

@@ -12,8 +12,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Loss, Params, apply, below, classify, features, parameters
+from mtlib.core import (
+    Batch,
+    Loss,
+    Params,
+    apply,
+    below,
+    classify,
+    features,
+    parameters,
+)
 from mtlib.joint import Penalty
+from mtlib.learners.gradient import at_least_zero
 from mtlib.objective import Objective, whole
 
 CRITIC = "critic."  # prefix of the critic's parameters in θ
@@ -41,11 +51,12 @@ def dann(critic: nn.Module, strength: float = 1.0) -> Penalty:
     """Domain-adversarial training: −(1/T) Σ_t E log q_t(R(z_t)), q = softmax(critic(·)) over the T domains.
 
     The critic, (B, D) -> (B, T), minimises this to tell the domains apart; the body, behind R, maximises it, times
-    λ = `strength`. {cite}`ganin2016dann`
+    λ = `strength`. Raises ValueError for fewer than two domains. {cite}`ganin2016dann`
     """
     f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        _several(z, "dann")
         domain = _outputs(f, theta, reverse(z, strength))  # (T, B, T)
         return -torch.log_softmax(domain, -1).mean(1).diagonal().mean()
 
@@ -56,11 +67,12 @@ def cdan(critic: nn.Module, strength: float = 1.0, by_entropy: bool = True) -> P
     """Conditional DANN: the critic, (B, D·W) -> (B, T), reads z ⊗ p, p = softmax(logits) as a constant.
 
     −(1/T) Σ_t Σ_i w_i log q_t(R(z_i) ⊗ p_i); w_i is 1/B, or with `by_entropy` grows with 1 + e^{−H(p_i)}:
-    confident predictions count more (CDAN+E). {cite}`long2018cdan`
+    confident predictions count more (CDAN+E). Raises ValueError for fewer than two domains. {cite}`long2018cdan`
     """
     f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        _several(z, "cdan")
         p = torch.softmax(logits, -1).detach()  # (T, B, W)
         both = (reverse(z, strength)[..., None] * p[..., None, :]).flatten(2)  # (T, B, D·W)
         log_q = torch.log_softmax(_outputs(f, theta, both), -1)  # (T, B, T)
@@ -80,11 +92,15 @@ def mdd(critic: nn.Module, strength: float = 1.0, margin: float = 4.0) -> Penalt
 
     γ E_s[ −log σ_ŷ(f'(R(z))) ] + E_t[ −log(1 − σ_ŷ(f'(R(z)))) ], ŷ = argmax of the net, γ = `margin`: f' agrees with
     the net on the source (the first domain) and disagrees on the target (the last) where it can; the body is trained
-    to prevent it. {cite}`zhang2019mdd`
+    to prevent it. Raises ValueError for fewer than two domains or two classes. {cite}`zhang2019mdd`
     """
+    at_least_zero(margin=margin)
     f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        _several(z, "mdd")
+        if logits.shape[-1] < 2:
+            raise ValueError(f"mdd expects at least two classes, got {logits.shape[-1]} output")
         other = _outputs(f, theta, reverse(z, strength), logits.shape[-1])  # (T, B, W)
         named = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
         total = other.logsumexp(-1)  # log σ_ŷ = own − total, log(1 − σ_ŷ) = rest − total
@@ -148,6 +164,11 @@ def adda(net: nn.Module, anchor: Params, critic: nn.Module) -> Objective:
         return tells + fools
 
     return whole(value, net)
+
+
+def _several(z: Tensor, who: str) -> None:
+    if len(z) < 2:
+        raise ValueError(f"{who} expects at least two domains, got features {tuple(z.shape)}")
 
 
 def _outputs(

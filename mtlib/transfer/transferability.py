@@ -52,14 +52,18 @@ def leep(p: Tensor, y: Tensor) -> float:
     """Log expected empirical prediction: (1/n) Σ_i log Σ_z P(y_i | z) p_iz. {cite}`nguyen2020leep`
 
     p: (n, Z) a source model's probabilities on the target's items, rows summing to one; y: (n,) target classes. P(y
-    | z) = Σ_{i: y_i = y} p_iz / Σ_i p_iz. For one-hot rows it equals `nce` of the predictions. Raises ValueError
-    for shapes that do not fit, or rows that are not probabilities.
+    | z) = Σ_{i: y_i = y} p_iz / Σ_i p_iz. For one-hot rows it equals `nce` of the predictions. Rows in half precision
+    are brought to the sum one first. Raises ValueError for shapes that do not fit, or rows that are not
+    probabilities: numbers ≥ 0 whose sum is 1 up to rounding.
     """
+    rounding = 4 * torch.finfo(p.dtype).eps if p.is_floating_point() else 0.0
     p, y = _labelled(p, y, at_least=1)
-    if bool((p < 0).any()) or bool(((p.sum(1) - 1).abs() > 1e-4).any()):
+    total = p.sum(1, keepdim=True)
+    if bool((p < 0).any()) or bool(((total - 1).abs() > max(1e-4, rounding)).any()):
         raise ValueError(
             "expected probabilities: rows ≥ 0 that sum to 1; apply torch.softmax(logits, 1) first"
         )
+    p = p / total if rounding > 1e-4 else p  # half precision rounds each row's sum
     targets = _indicators(y)
     joint = targets.mT @ p  # (C, Z)
     given = joint / joint.sum(0).clamp(min=torch.finfo(torch.float64).tiny)
@@ -78,9 +82,9 @@ def logme(f: Tensor, y: Tensor) -> float:
     else:
         f, y = _labelled(f, y)
         targets = _indicators(y)
-    best = evidence_maximum(f, targets)
-    columns = zip(targets.mT, best.alpha.tolist(), best.beta.tolist(), strict=True)
-    return sum(log_evidence(f, *column) for column in columns) / targets.shape[1] / len(f)
+    spectrum = _spectrum(f, targets)
+    total = _evidence(spectrum, len(f), *_precisions(spectrum, len(f))).sum()
+    return total.item() / targets.shape[1] / len(f)
 
 
 class Precisions(NamedTuple):
@@ -99,24 +103,9 @@ def evidence_maximum(f: Tensor, t: Tensor, tolerance: float = 1e-9) -> Precision
     targets that are fitted exactly send β there. {cite}`mackay1992bayesian`
     """
     f, columns = rows(f), _columns(t, len(f))
-    u, s, _ = torch.linalg.svd(f, full_matrices=False)
-    square, part = s[:, None] ** 2, (u.mT @ columns) ** 2  # (R, 1) and (R, K)
-    outside = (columns.square().sum(0) - part.sum(0)).clamp(min=0)
-    top, n = square.max(), len(columns)
-    if not (top > 0 and bool((columns != 0).any(0).all())):
-        raise ValueError("expected features and targets that are not all zero")
-    ratio = (top / n).expand(columns.shape[1])
-    for _ in range(10_000):
-        shrunk = ratio + square
-        m2 = (square * part / shrunk**2).sum(0)  # ‖m‖²
-        rest = ((ratio / shrunk) ** 2 * part).sum(0) + outside  # ‖f m − t‖²
-        gamma = (square / shrunk).sum(0)
-        new = gamma * rest / ((n - gamma) * m2).clamp(min=1e-300)
-        old, ratio = ratio, new.clamp(1e-10 * top, 1e10 * top)
-        if (ratio / old).log().abs().max() < tolerance:
-            break
-    beta = n / (ratio * m2 + rest).clamp(min=1e-300)
-    return Precisions((ratio * beta).view(t.shape[1:]), beta.view(t.shape[1:]))
+    return Precisions(
+        *(v.view(t.shape[1:]) for v in _precisions(_spectrum(f, columns), len(f), tolerance))
+    )
 
 
 def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
@@ -129,12 +118,54 @@ def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
     f, t = rows(f), _columns(t, len(f))[:, 0]
     if not (alpha > 0 and beta > 0):
         raise ValueError(f"expected positive precisions, got alpha={alpha}, beta={beta}")
-    n, d = f.shape
-    a = alpha * torch.eye(d, dtype=f.dtype, device=f.device) + beta * f.mT @ f
-    m = beta * torch.linalg.solve(a, f.mT @ t)
-    fit = beta * (f @ m - t).square().sum() + alpha * m.square().sum() + torch.linalg.slogdet(a)[1]
-    constants = n * math.log(beta) + d * math.log(alpha) - n * math.log(2 * math.pi)
-    return (constants - float(fit)) / 2
+    precisions = (f.new_tensor([v]) for v in (alpha, beta))
+    return _evidence(_spectrum(f, t[:, None]), len(f), *precisions).item()
+
+
+class _Spectrum(NamedTuple):
+    """What of f (n, D) and of columns t (n, K) the evidence depends on, from one decomposition for all columns."""
+
+    square: Tensor  # s_i², (R, 1), of the singular values of f
+    part: Tensor  # (u_iᵀt)², (R, K), along its left vectors
+    outside: Tensor  # ‖t‖² outside of all of them, (K,)
+
+
+def _spectrum(f: Tensor, t: Tensor) -> _Spectrum:
+    u, s, _ = torch.linalg.svd(f, full_matrices=False)
+    along = u.mT @ t
+    return _Spectrum(s[:, None] ** 2, along**2, (t - u @ along).square().sum(0))
+
+
+def _fit(spectrum: _Spectrum, ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """‖m‖² and ‖f m − t‖² for α/β (K,)."""
+    shrunk = ratio + spectrum.square
+    m2 = (spectrum.square * spectrum.part / shrunk**2).sum(0)
+    return m2, ((ratio / shrunk) ** 2 * spectrum.part).sum(0) + spectrum.outside
+
+
+def _precisions(spectrum: _Spectrum, n: int, tolerance: float = 1e-9) -> tuple[Tensor, Tensor]:
+    """α and β (K,) where the evidence is largest."""
+    square = spectrum.square
+    top = square.max()
+    if not (top > 0 and bool((spectrum.part.sum(0) + spectrum.outside > 0).all())):
+        raise ValueError("expected features and targets that are not all zero")
+    ratio = (top / n).expand(spectrum.part.shape[1])
+    for _ in range(10_000):
+        m2, rest = _fit(spectrum, ratio)
+        gamma = (square / (ratio + square)).sum(0)
+        new = gamma * rest / ((n - gamma) * m2).clamp(min=1e-300)
+        old, ratio = ratio, new.clamp(1e-10 * top, 1e10 * top)
+        if (ratio / old).log().abs().max() < tolerance:
+            break
+    beta = n / (ratio * m2 + rest).clamp(min=1e-300)
+    return ratio * beta, beta
+
+
+def _evidence(spectrum: _Spectrum, n: int, alpha: Tensor, beta: Tensor) -> Tensor:
+    """`log_evidence` for each column (K,): log |A| − D log α = Σ_i log(1 + β s_i² / α)."""
+    m2, rest = _fit(spectrum, alpha / beta)
+    shrinkage = torch.log1p(beta / alpha * spectrum.square).sum(0)
+    return (n * (beta / (2 * math.pi)).log() - beta * rest - alpha * m2 - shrinkage) / 2
 
 
 def transrate(f: Tensor, y: Tensor, eps: float = 1e-4) -> float:

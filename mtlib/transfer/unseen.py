@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mtlib.bilevel import at, unrolled
 from mtlib.core import Batch, Draw, Episode, Loss, Params, Stream, apply, over, risk
 from mtlib.joint import risks
-from mtlib.learners.gradient import maml
+from mtlib.learners.gradient import at_least_zero, maml
 from mtlib.objective import Objective, add_gradient, leaves_of, over_tasks, whole
 
 GROUP = "group."  # prefix of `group_dro`'s own entries in φ
@@ -20,8 +20,9 @@ def irm(net: nn.Module, loss: Loss, strength: float) -> Objective:
 
     λ = `strength`; 0 is plain joint training. The paper starts with a small λ and raises it: `fit` takes a function of
     the step. The square is taken on the batch, which adds the variance of the slope to its expectation.
-    {cite}`arjovsky2019invariant`
+    Raises ValueError if λ < 0. {cite}`arjovsky2019invariant`
     """
+    at_least_zero(strength=strength)
     f = apply(net)
 
     def value(theta: Params, batch: Batch) -> Tensor:
@@ -46,8 +47,9 @@ def scale_slope(loss: Loss, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tens
 def vrex(net: nn.Module, loss: Loss, strength: float) -> Objective:
     """VREx: mean_t L_t(f_θ) + λ Var_t L_t(f_θ), the variance over the T training domains (divided by T).
 
-    λ = `strength`; 0 is plain joint training. {cite}`krueger2021rex`
+    λ = `strength`; 0 is plain joint training. Raises ValueError if λ < 0. {cite}`krueger2021rex`
     """
+    at_least_zero(strength=strength)
     terms = risks(net, loss)
 
     def value(theta: Params, batch: Batch) -> Tensor:
@@ -90,8 +92,9 @@ def mldg(net: nn.Module, loss: Loss, lr: float, strength: float) -> Objective:
     """MLDG: L^S(φ) + β L^Q(φ − α ∇L^S(φ)): a step on some domains should help on the one that is held out. {cite}`li2018mldg`
 
     α = `lr`, β = `strength`; the data are the episodes of `held_out`. It is MAML with one step plus the joint risk of
-    the support set; strength 0 is plain joint training on it.
+    the support set; strength 0 is plain joint training on it. Raises ValueError if α or β < 0.
     """
+    at_least_zero(lr=lr, strength=strength)
     learner = maml(net, loss, lr, steps=1)
     after = unrolled(learner, loss)
 
@@ -124,8 +127,7 @@ def mixup(stream: Stream, strength: float, seed: int) -> Stream:
     x̃_i = λ_i x_i + (1 − λ_i) x_π(i), ỹ_i likewise, λ_i ~ Beta(α, α) with α = `strength` and π a permutation of all T·B
     items, both drawn by (seed, step). Strength 0 is the stream itself; with T = 1 items of one domain mix.
     """
-    if strength < 0:
-        raise ValueError(f"expected a strength of at least 0, got {strength}")
+    at_least_zero(strength=strength)
     if strength == 0:
         return stream
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mtlib.core import Draw, Loss, Params
 from mtlib.joint import risks
+from mtlib.learners.gradient import at_least_zero
 from mtlib.objective import Objective, add_gradient, leaves_of, whole
 
 WEIGHT = "weight."  # prefix of these objectives' own entries in φ
@@ -48,9 +49,13 @@ def gradnorm(
     The gradient of θ is that of the sum with w constant. The gradient of ω is that of Σ_t |G_t − Ḡ r_t^α|, where
     G_t = w_t ‖∇_W L_t‖, Ḡ = mean(G), r_t = (L_t / L_t(0)) / mean(L / L(0)), α = `strength`, and Ḡ r_t^α is a constant.
     W is the entry named `layer`, by default the last of the body's weights with two axes or more. Start from
-    {**φ, **balances(L(0))}: L(0) is kept in φ and gets no gradient. Raises ValueError if there is no W.
+    {**φ, **balances(L(0))}: L(0) is kept in φ and gets no gradient. Where all risks are 0, r = 1. Raises ValueError if
+    there is no W, α < 0, or a risk is negative: its pace is not defined.
     """
+    at_least_zero(strength=strength)
     terms, name = risks(net, loss, columns), layer or _last_shared(net)
+    if name not in dict(net.named_parameters()):
+        raise ValueError(f"expected a layer of the network, got {name!r}: it has no such parameter")
 
     def value(phi: Params, batch: Draw) -> Tensor:
         values = terms(phi, batch)
@@ -64,12 +69,17 @@ def gradnorm(
             )
         with torch.enable_grad():
             values = terms(leaves, batch)  # (T,)
+            if bool((values < 0).any()):
+                raise ValueError(
+                    f"GradNorm expects risks of at least 0, got {values.tolist()}: give a loss with a lower bound of 0"
+                )
             w = _balance(leaves, values)
             norms = torch.stack(
                 [torch.autograd.grad(v, leaves[name], retain_graph=True)[0].norm() for v in values]
             )
-            pace = values.detach() / phi[f"{WEIGHT}initial"]
-            target = (w * norms).detach().mean() * (pace / pace.mean()) ** strength
+            pace = values.detach() / _entry(phi, "initial", len(values), "balances(initial)")
+            pace = torch.where(pace.mean() > 0, pace / pace.mean(), 1.0)
+            target = (w * norms).detach().mean() * pace**strength
             unrest = (w * norms - target).abs().sum()
             total = w.detach() @ values
         grads = add_gradient({}, total, leaves)
@@ -110,10 +120,12 @@ def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -
             torch.autograd.grad(v, list(moving.values()), retain_graph=True, allow_unused=True)
             for v in values
         ]
+        torch.clear_autocast_cache()  # else autocast keeps a cast of each of the leaves until it ends
         grads, shared = dict[str, Tensor](), dict[str, Tensor]()
         for k, parts in zip(moving, zip(*each, strict=True), strict=True):
-            if parts[0] is not None:
-                rows = torch.stack(parts)  # (T, *shape)
+            if any(g is not None for g in parts):
+                zero = torch.zeros_like(leaves[k])
+                rows = torch.stack([zero if g is None else g for g in parts])  # (T, *shape)
                 grads[k] = rows.mean(0)
                 if columns is None or not k.startswith("head."):
                     shared[k] = rows
@@ -128,13 +140,16 @@ def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -
 
 def without_conflict(g: Tensor) -> Tensor:
     """Each row of g (T, P), projected off the other rows whose product with it is negative, in random order."""
-    result = []
+    result, tiny = [], torch.finfo(g.dtype).tiny / torch.finfo(g.dtype).eps
+    small = (g * g).sum(1, keepdim=True) < tiny  # ‖g_j‖² would be lost; only its direction counts
+    size = g.abs().amax(1, keepdim=True)
+    others = torch.where(small & (size > 0), g / torch.where(size > 0, size, 1.0), g)
     for t in range(len(g)):
         row = g[t]
         for j in torch.randperm(len(g)).tolist():
-            product = row @ g[j]
+            product = row @ others[j]
             if j != t and product < 0:
-                row = row - product / (g[j] @ g[j]) * g[j]
+                row = row - product / (others[j] @ others[j]) * others[j]
         result.append(row)
     return torch.stack(result)
 
@@ -149,7 +164,7 @@ def best_alpha(target: int, source: int, distance: float, dimension: float) -> f
     m = m_S + m_T, β = m_T/m, A = `distance` between the domains and d = `dimension` of the hypotheses. With D² = d/A²:
     α* = 1 where m_T ≥ D², else min{1, β (1 + m_S / √(D² m − m_S m_T))}.
     """
-    if target < 1 or source < 0 or distance < 0 or dimension <= 0:
+    if not (target >= 1 and source >= 0 and distance >= 0 and dimension > 0):
         raise ValueError(
             "expected at least 1 target label, no negative number of source labels or distance, and a dimension "
             f"above 0; got {target=}, {source=}, {distance=}, {dimension=}"
@@ -166,7 +181,7 @@ def exact_alpha(target: int, source: int, gap: float, deviation: float) -> float
 
     α* = (δ² + σ²/n_S) / (δ² + σ²/n_S + σ²/n_T), δ = `gap` between the two means, σ = `deviation` of one observation.
     """
-    if target < 1 or source < 1 or deviation <= 0:
+    if not (target >= 1 and source >= 1 and deviation > 0) or gap != gap:
         raise ValueError(
             f"expected observations of both and a deviation above 0, got {target=}, {source=}, {deviation=}"
         )
