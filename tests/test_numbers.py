@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib.bilevel import bilevel, first_order, implicit, secant, unrolled
-from mtlib.core import Batch, Episode, descend, over, parameters
+from mtlib.core import Batch, Episode, over, parameters
 from mtlib.evaluate import evaluate
 from mtlib.joint import joint, toward
 from mtlib.learners.closed_form import ridge
@@ -29,7 +29,7 @@ from mtlib.learners.finetune import (
     linear_probe,
     spectral_sum,
 )
-from mtlib.learners.gradient import adam, anil, boil, constant, maml
+from mtlib.learners.gradient import adam, anil, boil, constant, descend, maml
 from mtlib.learners.hyper import distilled, reweighted, weight_decay
 from mtlib.learners.lora import lora
 from mtlib.learners.metric import PAIRS, protonet, simpleshot, squared_distances

