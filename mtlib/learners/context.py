@@ -19,7 +19,7 @@ from mtlib.core import (
     require,
 )
 from mtlib.learners.gradient import inner_loop
-from mtlib.learners.metric import above, body_of, class_means, linear_head
+from mtlib.learners.metric import above, among, body_of, defined, linear_head, prototypes
 
 
 def cavia(
@@ -56,14 +56,15 @@ def protomaml(
     """ProtoMAML: MAML whose head starts where a prototypical network's linear classifier stands.
 
     w_k = 2c_k, b_k = −‖c_k‖² with the class means c of z(φ, x) over the support set; then θ ← θ − α ∇L^S(θ),
-    body and head. The outer gradient also goes through c. {cite}`triantafillou2020meta`
+    body and head. The outer gradient also goes through c. A class without a support item has w_k = 0 and the lowest logit as
+    b_k, which cross-entropy does not move: it cannot be predicted. {cite}`triantafillou2020meta`
     """
     linear_head(net, bias=True)
     z = features(net)
 
     def begin(phi: Params, support: Batch) -> Params:
-        c = class_means(z(phi, support.x), support.y)  # (W, D)
+        known, c = defined(prototypes(z(phi, support.x), support.y))  # (W,), (W, D)
         body = {k: phi[k] for k, _ in net.named_parameters() if k.startswith("body.")}
-        return {**body, "head.weight": 2 * c, "head.bias": -(c**2).sum(1)}
+        return {**body, "head.weight": 2 * c, "head.bias": among(known, -(c**2).sum(1))}
 
     return inner_loop(lambda: body_of(net), begin, apply(net), loss, lr, steps, rule=rule)
