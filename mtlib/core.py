@@ -55,7 +55,8 @@ class Steps(NamedTuple):
     """An `adapt` that goes in steps: θ_0 = begin(φ, S), θ_{j+1} = step(φ, S, j, θ_j) for j < `steps`.
 
     Called like any other: steps(φ, S) -> θ_K. θ has φ's entries and those that moved; with `alone`, these only.
-    `given(φ, S)` is φ as all steps see it, computed once: with a fresh head, for one.
+    `given(φ, S)` is φ as all steps see it, computed once: with a fresh head, for one. `descent(φ, S)` gives the loss that
+    they go down, L(θ) for the entries that move, and the rate; it is None where they need not go down.
     """
 
     begin: Callable[[Params, Batch], Point]
@@ -63,6 +64,7 @@ class Steps(NamedTuple):
     steps: int
     given: Callable[[Params, Batch], Params] = lambda phi, support: phi
     alone: bool = False
+    descent: Callable[[Params, Batch], tuple[Callable[[Params], Tensor], Rate]] | None = None
 
     def __call__(self, phi: Params, support: Batch) -> Params:
         for theta in self.path(phi, support):
@@ -198,8 +200,7 @@ def require(theta: Params, names: Iterable[str]) -> None:
 
 def is_tied(net: nn.Module) -> bool:
     """Whether a parameter stands under two names; looking for such at every call would cost a tenth of a MAML step."""
-    names = net.named_parameters(remove_duplicate=False)
-    return len(list(names)) > len(list(net.parameters()))
+    return len(list(net.named_parameters(remove_duplicate=False))) > len(list(net.parameters()))
 
 
 def state_of(net: nn.Module, names: list[str], theta: Params) -> Params:
@@ -294,10 +295,7 @@ class Start(NamedTuple):
 
 
 def start(learner: Learner, trained: Params) -> Start:
-    """Carry trained parameters under another learner: what fits is copied, the rest is fresh, all reported.
-
-    Raises ValueError when nothing fits.
-    """
+    """Carry trained parameters under another learner: what fits is copied, the rest fresh. Raises ValueError if none fits."""
     phi = learner.init()
     copied = tuple(k for k in phi if k in trained and trained[k].shape == phi[k].shape)
     if not copied:

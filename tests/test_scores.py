@@ -122,7 +122,7 @@ def test_a_support_set_without_labels_is_no_score(made):
     wide, _, phi = made
     support, query = uneven(tasks=3)
     empty = Episode(Batch(support.x, 0 * support.y), query)
-    with pytest.raises(ValueError, match="no support item"):
+    with pytest.raises(ValueError, match="have no labels"):
         evaluate(wide, phi, lambda step: empty, 3)
 
 

@@ -173,7 +173,7 @@ def descending(
     def one(phi: Params, support: Batch, number: int, point: Point) -> Point:
         return step(value(phi, support), point, lr(phi), number, rule(phi))
 
-    return Steps(start, one, steps)
+    return Steps(start, one, steps, descent=lambda phi, support: (value(phi, support), lr(phi)))
 
 
 def proximal(strength: float) -> Pull:

@@ -37,7 +37,8 @@ def policy_gradient(
         return lambda theta: cost(predict(theta, support.x), support.y)
 
     adapt = descending(lambda phi, support: phi, value, lambda phi: lr, steps)
-    return Learner(lambda: parameters(net), adapt, predict)
+    rises = adapt._replace(descent=None)  # each step acts anew: its cost is a sample, and may rise
+    return Learner(lambda: parameters(net), rises, predict)
 
 
 def act(
