@@ -62,9 +62,9 @@ def auroc(prediction: Tensor, y: Tensor) -> Tensor:
     if (
         prediction.shape[-1] > 1
     ):  # log p_k / (1 − p_k): the order of the probabilities, where they round to 1, too
+        gaps = prediction[:, None] - prediction[..., None]  # (B, W, W), l_j − l_k
         own = torch.eye(prediction.shape[-1], dtype=torch.bool, device=prediction.device)
-        others = torch.where(own, -torch.inf, prediction[:, None])  # (B, W, W)
-        odds = prediction - others.sort(-1).values.logsumexp(-1)
+        odds = -torch.where(own, -torch.inf, gaps).sort(-1).values.logsumexp(-1)
     above = (odds[:, None] > odds[None]).to(odds.dtype) + 0.5 * (odds[:, None] == odds[None]).to(
         odds.dtype
     )
