@@ -55,8 +55,8 @@ class Steps(NamedTuple):
     """An `adapt` that goes in steps: θ_0 = begin(φ, S), θ_{j+1} = step(φ, S, j, θ_j) for j < `steps`.
 
     Called like any other: steps(φ, S) -> θ_K. θ has φ's entries and those that moved; with `alone`, these only.
-    `given(φ, S)` is φ as all steps see it, computed once: with a fresh head, for one. `descent(φ, S)` gives the loss that
-    they go down, L(θ) for the entries that move, and the rate; it is None where they need not go down.
+    `given(φ, S)` is φ as all steps see it, computed once: with a fresh head, for one. `descent(φ, S)` gives the loss
+    that they go down, L(θ) for the entries that move, and the rate; it is None where they need not go down.
     """
 
     begin: Callable[[Params, Batch], Point]
@@ -295,7 +295,7 @@ class Start(NamedTuple):
 
 
 def start(learner: Learner, trained: Params) -> Start:
-    """Carry trained parameters under another learner: what fits is copied, the rest fresh. Raises ValueError if none fits."""
+    """Carry trained parameters under another learner: what fits is copied, the rest fresh; ValueError if none."""
     phi = learner.init()
     copied = tuple(k for k in phi if k in trained and trained[k].shape == phi[k].shape)
     if not copied:

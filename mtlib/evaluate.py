@@ -39,8 +39,8 @@ def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
 def macro_f1(prediction: Tensor, y: Tensor) -> Tensor:
     """Mean over classes of F₁ = 2TP / (2TP + FP + FN); (B, W) and one-hot (B, W) -> scalar.
 
-    Each row counts for its largest output. A class that is neither labelled nor predicted is left out of the mean, as in
-    scikit-learn. Raises ValueError for one column.
+    Each row counts for its largest output. A class that is neither labelled nor predicted is left out of the mean, as
+    in scikit-learn. Raises ValueError for one column.
     """
     _two_classes(prediction, y)
     classes = torch.arange(prediction.shape[-1], device=y.device)
@@ -52,11 +52,11 @@ def macro_f1(prediction: Tensor, y: Tensor) -> Tensor:
 
 
 def auroc(prediction: Tensor, y: Tensor) -> Tensor:
-    """Area under the ROC curve: how often an item of a class gets more of that class than another item does, ties one half.
+    """Area under the ROC curve: how often an item of a class gets more of that class than another item, ties one half.
 
-    logits (B, W) and one-hot (B, W) -> scalar, the mean over classes, each against the rest by its softmax probability. With
-    two classes this is the binary AUROC; so it is with one logit (B, 1) and y of 0 and 1. NaN where a class has no query
-    item, or all of them: the curve is not defined. Compares every pair of items: B²W numbers.
+    logits (B, W) and one-hot (B, W) -> scalar, the mean over classes, each against the rest by its softmax probability.
+    With two classes this is the binary AUROC; so it is with one logit (B, 1) and y of 0 and 1. NaN where a class has no
+    query item, or all of them: the curve is not defined. Compares every pair of items: B²W numbers.
     """
     odds = prediction
     if (
@@ -98,9 +98,9 @@ class LossRose(UserWarning):
 class Score(NamedTuple):
     """A `mean` and half the width of its 95 % `interval`, over episodes or over seeds.
 
-    `values` (E,) has one number for each of them. `draw` identifies the episodes, so that scores can be paired: two scores
-    with one `draw` are of the same tasks in the same order. `ends` are there where the interval is not alike to both sides;
-    `interval` is then the longer arm.
+    `values` (E,) has one number for each of them. `draw` identifies the episodes, so that scores can be paired: two
+    scores with one `draw` are of the same tasks in the same order. `ends` are there where the interval is not alike to
+    both sides; `interval` is then the longer arm.
     """
 
     mean: float
@@ -163,15 +163,14 @@ def evaluate(
 
     ```
 
-    The interval is one over episodes *of these classes*, given these parameters. What other classes would give is
-    `over_classes`' business: with ten classes the interval over 600 episodes holds the mean over new classes in one case of
-    five. What another training run would give is `over_seeds`' business. Like `interval` it is exact near 0 and 1, also where
-    nearly all episodes score 0 or 1.
+    The interval is one over episodes *of these classes*, given these parameters: of ten classes it holds the mean over
+    new ones in a case of five. `over_classes` tells what other classes would give, `over_seeds` another training run.
+    Like `interval`'s it is exact near 0 and 1, also where nearly all episodes score 0 or 1.
 
-    Draws stream(0), stream(1), … until `episodes` are scored; memory does not grow with their number. Runs where `params`
-    are. Raises ValueError where the stream gives its tasks again: the interval would shrink with each repetition. A task that
-    comes twice by chance may. Raises `NotFinite` where a prediction or a score is. Warns (`LossRose`) where the inner loss
-    (the pull included), a mean over the first draw, ends above where it began: the steps diverged.
+    Draws stream(0), stream(1), … until `episodes` are scored; memory does not grow with their number. Runs where
+    `params` are. Raises ValueError where the stream gives its tasks again (one that comes twice by chance may),
+    `NotFinite` where a prediction or score is NaN. Warns (`LossRose`) where the inner loss, with its pull, ends above
+    where it began, as a mean over the first draw: the steps diverged.
     """
     device = _device(learner, params)
     _check(stream, episodes, chunk)
@@ -180,8 +179,7 @@ def evaluate(
     parts = list[Tensor]()
     with torch.no_grad(), bar(episodes, "evaluate", progress) as shown:
         while sum(map(len, parts)) < episodes:
-            data = tasks.draw(len(parts), metric)
-            data = move(data, device)
+            data = move(tasks.draw(len(parts), metric), device)
 
             def scores(part: slice, data: Episode = data) -> Tensor:
                 return run(params, take(data, part))
@@ -205,7 +203,8 @@ class _Scored:
         if not self.looks:
             return self.score(self.learner.adapt(phi, episode.support), episode)
         theta, ends = self.descend(phi, episode)
-        return torch.stack([self.score(theta, episode), *ends])
+        score = self.score(theta, episode)
+        return torch.stack([score, *(loss.to(score.dtype) for loss in ends)])
 
     def score(self, theta: Params, episode: Episode) -> Tensor:
         prediction, y = self.learner.predict(theta, episode.query.x), episode.query.y
@@ -245,8 +244,8 @@ class _Scored:
             rate = _told(adapt.descent(adapt.given(params, support), support)[1])
             warnings.warn(
                 f"the inner steps end above where they began: a mean support loss of {before.mean():.4g} became "
-                f"{after.mean():.4g}, and rose in {int((after > before).sum())} of {len(found)} tasks. The inner rate is "
-                f"{rate}: try a smaller one.",
+                f"{after.mean():.4g}, and rose in {int((after > before).sum())} of {len(found)} tasks. The inner "
+                f"rate is {rate}: try a smaller one.",
                 LossRose,
                 stacklevel=3,
             )
@@ -281,8 +280,8 @@ class _Tasks:
         one_column = data.query.y.shape[-1] == 1 and metric is not auroc  # which they refuse
         if metric in OF_CLASSES and not one_column and not _one_hot(data.query.y):
             raise ValueError(
-                "expected one-hot rows in the query's y for accuracy, macro_f1 and auroc: one 1 in each row, 0 elsewhere. "
-                "For several labels per item, or real targets, give another metric."
+                "expected one-hot rows in the query's y for accuracy, macro_f1 and auroc: one 1 in each row, 0 "
+                "elsewhere. For several labels per item, or real targets, give another metric."
             )
         self.see(step, digests(data))
         return data
@@ -296,9 +295,9 @@ class _Tasks:
             kinds = len(self.where)
             if self.again >= max(2, len(found)) or 2 * kinds <= len(self.order):
                 raise ValueError(
-                    f"expected a stream of new tasks; stream({step}) gives as its task {i} what stream({first[0]}) gave as "
-                    f"task {first[1]}, and only {kinds} of {len(self.order)} tasks so far are different. Ask for no more "
-                    f"than there are, episodes={kinds}, or draw from more classes or items: repeated tasks make the "
+                    f"expected a stream of new tasks; stream({step}) gives as its task {i} what stream({first[0]}) gave "
+                    f"as task {first[1]}, and only {kinds} of {len(self.order)} tasks so far are different. Ask for no "
+                    f"more than there are, episodes={kinds}, or draw from more classes or items: repeated tasks make the "
                     "interval too short."
                 )
 
@@ -398,9 +397,9 @@ def interval(values: Tensor, draw: str | None = None) -> Score:
 
     ```
 
-    Where all values are 0 or 1, and fewer than ten are the rarer of the two, their spread says little of what the next would
-    be: there the interval is the exact one of a share, from the quantiles of beta distributions. It is not alike to both
-    sides. Differences are no shares: `compare` takes them. {cite}`clopper1934use`
+    Where all values are 0 or 1, and fewer than ten are the rarer of the two, their spread says little of what the next
+    would be: there the interval is the exact one of a share, from the quantiles of beta distributions. It is not alike
+    to both sides. Differences are no shares: `compare` takes them. {cite}`clopper1934use`
     """
     return _score(values, draw)
 
@@ -443,10 +442,11 @@ def _at_the_edge(values: Tensor, shares: bool) -> bool:
 
 
 def exact(share: float, n: int) -> tuple[float, float]:
-    """Ends of the 95 % interval of a share that n independent cases gave: the quantiles of Beta(k, n − k + 1), Beta(k + 1, n − k).
+    """Ends of the 95 % interval of a share that n independent cases gave.
 
-    k = n · share. For whole k this is the exact interval of Clopper and Pearson; for the mean of numbers in [0, 1], none of
-    which varies more than 0 and 1 do, it is wider than needed. {cite}`clopper1934use`
+    Quantiles of Beta(k, n − k + 1) and Beta(k + 1, n − k), k = n · share. For whole k this is the exact interval of
+    Clopper and Pearson; for the mean of numbers in [0, 1], none of which varies more than 0 and 1 do, it is wider than
+    needed. {cite}`clopper1934use`
     """
     k = n * share
     low = 0.0 if k <= 0 else float(stats.beta.ppf(0.025, k, n - k + 1))
@@ -483,7 +483,8 @@ def compare(a: Score, b: Score) -> Score:
 def over_seeds(measure: Callable[[int], float | Score], seeds: Iterable[int]) -> Score:
     """Run a whole experiment for each seed: mean and 95 % interval over training runs.
 
-    `measure(seed)` trains and returns a number, or a Score whose mean counts. Raises ValueError where a seed comes twice.
+    `measure(seed)` trains and returns a number, or a Score whose mean counts. Raises ValueError where a seed comes
+    twice.
 
     ```pycon
     >>> print(over_seeds(lambda seed: 0.9 + 0.01 * seed, range(3)).percent())
@@ -501,14 +502,14 @@ def over_classes(measure: Callable[[ClassSet], float | Score], data: ClassSet) -
     """How the score would differ with other classes: mean and 95 % interval over classes, by leaving out one at a time.
 
     θ = measure(data), θ_c = measure(data without class c):  s² = (C−1)/C Σ_c (θ_c − θ̄)²,  θ ± t₀.₉₇₅ · s with C − 1
-    degrees of freedom, Tukey's jackknife {cite}`efron1981jackknife`. `measure` scores on episodes of the classes that it is
-    given, with the same parameters and seed each time; it runs C + 1 times:
+    degrees of freedom, Tukey's jackknife {cite}`efron1981jackknife`. `measure` scores on episodes of the classes that
+    it is given, with the same parameters and seed each time; it runs C + 1 times:
 
         over_classes(lambda some: evaluate(learner, phi, episodes(some, 5, 1, 15, 50, seed=1)), test)
 
-    `evaluate`'s own interval is over episodes of these classes, and with few classes much shorter. The number of episodes
-    adds to s, too: with few of them it is too long. `values` are the C pseudo-values Cθ − (C−1)θ_c, up to a constant that
-    makes θ their mean. Raises ValueError for fewer than three classes.
+    `evaluate`'s own interval is over episodes of these classes, and with few classes much shorter. The number of
+    episodes adds to s, too: with few of them it is too long. `values` are the C pseudo-values Cθ − (C−1)θ_c, up to a
+    constant that makes θ their mean. Raises ValueError for fewer than three classes.
     """
     classes, _ = check_classes(data)
     if classes < 3:

@@ -1,4 +1,4 @@
-"""A score is a score: classes without support, intervals that cover, draws that do not come twice, steps that go down."""
+"""A score is a score: classes without support, intervals that cover, draws that come once, steps that go down."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ def protomaml(
 ) -> Learner:
     """ProtoMAML: MAML whose head starts where a prototypical network's linear classifier stands.
 
-    w_k = 2c_k, b_k = −‖c_k‖² with the class means c of z(φ, x) over the support set; then θ ← θ − α ∇L^S(θ),
-    body and head. The outer gradient also goes through c. A class without a support item has w_k = 0 and the lowest logit as
+    w_k = 2c_k, b_k = −‖c_k‖² with the class means c of z(φ, x) over the support set; then θ ← θ − α ∇L^S(θ), body and
+    head. The outer gradient also goes through c. A class without a support item has w_k = 0 and the lowest logit as
     b_k, which cross-entropy does not move: it cannot be predicted. {cite}`triantafillou2020meta`
     """
     linear_head(net, bias=True)

@@ -212,7 +212,7 @@ def linear_head(net: nn.Module, bias: bool = False) -> nn.Linear:
 
 
 def class_means(z: Tensor, y: Tensor) -> Tensor:
-    """(N, D) features and one-hot (N, W) labels -> the W class means (W, D); NaN, without a slope, where a class has no item."""
+    """(N, D) features and one-hot (N, W) labels -> the W class means (W, D); NaN where a class has no item."""
     n = y.sum(0)[:, None]
     return torch.where(n != 0, (y.mT @ z) / torch.where(n != 0, n, 1.0), torch.nan)
 
@@ -223,7 +223,7 @@ def prototypes(z: Tensor, y: Tensor) -> Params:
 
 
 def defined(theta: Params) -> tuple[Tensor, Tensor]:
-    """Which classes have a mean (W,), and the means (W, D), 0 where there is none, so that no NaN meets a derivative."""
+    """Which classes have a mean (W,), and the means (W, D), 0 where there is none: no NaN may meet a derivative."""
     known = theta["support.seen"] != 0
     return known, torch.where(known[:, None], theta["prototypes"], 0.0)
 
@@ -248,8 +248,9 @@ def among(known: Tensor, logits: Tensor) -> Tensor:
 def lowest(dtype: torch.dtype) -> float:
     """The logit of what cannot be predicted: finite, so that its softmax is 0 and no derivative is NaN.
 
-    −∞ makes torch's cross-entropy of one-hot rows 0 · ∞ = NaN. The smallest number itself overflows as soon as the losses of
-    two items are added; 2⁻¹⁶ of it leaves room for the items of an episode. float16 has no such room: there it is the smallest.
+    −∞ makes torch's cross-entropy of one-hot rows 0 · ∞ = NaN. The smallest number itself overflows as soon as the
+    losses of two items are added; 2⁻¹⁶ of it leaves room for the items of an episode. float16 has no such room: there
+    it is the smallest.
     """
     info = torch.finfo(dtype)
     return info.min / 2**16 if info.max > 2**32 else info.min

@@ -2,8 +2,8 @@
 
 The protocol differs from every other learner's: all query items of a task come at once, without their labels, and each
 prediction may use them all. Report their scores apart from those of learners that see one item at a time. They adapt to
-the query in `predict`, which gets the whole query batch; θ carries what they need from the support set. A class without a
-support item cannot be predicted, as in `mtlib.learners.metric`.
+the query in `predict`, which gets the whole query batch; θ carries what they need from the support set. A class without
+a support item cannot be predicted, as in `mtlib.learners.metric`.
 """
 
 from __future__ import annotations
