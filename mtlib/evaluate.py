@@ -33,7 +33,7 @@ def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
     Raises ValueError for one column: one output is always the largest.
     """
     _two_classes(prediction, y)
-    return (prediction.argmax(-1) == y.argmax(-1)).to(prediction.dtype).mean()
+    return (prediction.argmax(-1) == y.argmax(-1)).to(_wide(prediction.dtype)).mean()
 
 
 def macro_f1(prediction: Tensor, y: Tensor) -> Tensor:
@@ -44,8 +44,9 @@ def macro_f1(prediction: Tensor, y: Tensor) -> Tensor:
     """
     _two_classes(prediction, y)
     classes = torch.arange(prediction.shape[-1], device=y.device)
-    said = (prediction.argmax(-1)[:, None] == classes).to(prediction.dtype)  # (B, W)
-    true = (y.argmax(-1)[:, None] == classes).to(prediction.dtype)
+    counts = _wide(prediction.dtype)
+    said = (prediction.argmax(-1)[:, None] == classes).to(counts)  # (B, W)
+    true = (y.argmax(-1)[:, None] == classes).to(counts)
     occurs = said.sum(0) + true.sum(0)  # 2TP + FP + FN
     f1 = 2 * (said * true).sum(0) / occurs.clamp(min=1)
     return f1.sum() / (occurs > 0).sum()
@@ -58,18 +59,20 @@ def auroc(prediction: Tensor, y: Tensor) -> Tensor:
     With two classes this is the binary AUROC; so it is with one logit (B, 1) and y of 0 and 1. NaN where a class has no
     query item, or all of them: the curve is not defined. Compares every pair of items: B²W numbers.
     """
-    odds = prediction
-    if (
-        prediction.shape[-1] > 1
-    ):  # log p_k / (1 − p_k): the order of the probabilities, where they round to 1, too
+    odds, y = prediction, y.to(_wide(prediction.dtype))
+    if prediction.shape[-1] > 1:
+        # log p_k / (1 − p_k), which has the order of p_k, also where it rounds to 1
         gaps = prediction[:, None] - prediction[..., None]  # (B, W, W), l_j − l_k
         own = torch.eye(prediction.shape[-1], dtype=torch.bool, device=prediction.device)
         odds = -torch.where(own, -torch.inf, gaps).sort(-1).values.logsumexp(-1)
-    above = (odds[:, None] > odds[None]).to(odds.dtype) + 0.5 * (odds[:, None] == odds[None]).to(
-        odds.dtype
-    )
-    pairs = y[:, None] * (1 - y[None])  # an item of the class, and one of the rest: (B, B, W)
-    return ((above * pairs).sum((0, 1)) / pairs.sum((0, 1))).mean()
+    larger, equal = ((odds[:, None] > odds).to(y), (odds[:, None] == odds).to(y))
+    pairs = y[:, None] * (1 - y)  # an item of the class, and one of the rest: (B, B, W)
+    return (((larger + 0.5 * equal) * pairs).sum((0, 1)) / pairs.sum((0, 1))).mean()
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Where counts are exact: float32, or the dtype if it is wider."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 OF_CLASSES: tuple[Metric, ...] = (accuracy, macro_f1, auroc)

@@ -537,6 +537,17 @@ def test_auroc_tells_probabilities_apart_that_round_to_one():
     assert auroc(prediction, torch.tensor([[0.0, 1], [1, 0], [1, 0]])) == 1
 
 
+def test_metrics_count_a_thousand_items_in_half_precision():
+    y = one_hot(torch.arange(1000) % 2, 2)
+    y[:300] = y[0]  # 650 of one class
+    prediction = one_hot(torch.arange(1000) % 4 // 2, 2)
+    for metric in (accuracy, macro_f1, auroc):
+        half = metric(prediction.bfloat16(), y.bfloat16())
+        assert half.item() == pytest.approx(
+            metric(prediction.double(), y.double()).item(), abs=1e-6
+        )
+
+
 @pytest.mark.parametrize("metric", [macro_f1, auroc])
 def test_metrics_of_classes_run_under_vmap(metric):
     learner = protonet(seeded(network))
