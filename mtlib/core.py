@@ -49,7 +49,8 @@ class Steps(NamedTuple):
     """An `adapt` that goes in steps: θ_0 = begin(φ, S), θ_{j+1} = step(φ, S, j, θ_j) for j < `steps`.
 
     Called like any other: steps(φ, S) -> θ_K. θ has φ's entries and those that moved; with `alone`, these only.
-    `given(φ, S)` is φ as all steps see it, computed once: with a fresh head, for one.
+    `given(φ, S)` is φ as all steps see it, computed once: with a fresh head, for one. `descent(φ, S)` gives the loss
+    that they go down, L(θ) for the entries that move, and the rate; it is None where they need not go down.
     """
 
     begin: Callable[[Params, Batch], Point]
@@ -57,6 +58,7 @@ class Steps(NamedTuple):
     steps: int
     given: Callable[[Params, Batch], Params] = lambda phi, support: phi
     alone: bool = False
+    descent: Callable[[Params, Batch], tuple[Callable[[Params], Tensor], Any]] | None = None
 
     def __call__(self, phi: Params, support: Batch) -> Params:
         for theta in self.path(phi, support):

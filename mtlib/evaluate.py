@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-from mtlib.core import Episode, Learner, Params, Stream, fits, move, take
+from mtlib.core import Episode, Learner, Params, Steps, Stream, fits, move, over, take
 from mtlib.objective import Batched, in_chunks
 from mtlib.run.copies import evaluating
 from mtlib.run.progress import bar
-from mtlib.tasks import check_draw
+from mtlib.tasks import ClassSet, check_classes, check_draw, positive
 from mtlib.train import Diverged
 
 _Setting = TypeVar("_Setting")
@@ -24,40 +25,100 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 """`metric(prediction, y)` -> one number per episode."""
 
 
+# Metrics of classes --------------------------------------------------------------------------
+
+
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
     """Share of rows whose largest output is the labelled class; (B, W) and one-hot (B, W) -> scalar.
 
     Raises ValueError for one column: one output is always the largest.
     """
+    _two_classes(prediction, y)
+    return (prediction.argmax(-1) == y.argmax(-1)).to(_wide(prediction.dtype)).mean()
+
+
+def macro_f1(prediction: Tensor, y: Tensor) -> Tensor:
+    """Mean over classes of F₁ = 2TP / (2TP + FP + FN); (B, W) and one-hot (B, W) -> scalar.
+
+    Each row counts for its largest output. A class that is neither labelled nor predicted is left out of the mean, as
+    in scikit-learn. Raises ValueError for one column.
+    """
+    _two_classes(prediction, y)
+    classes = torch.arange(prediction.shape[-1], device=y.device)
+    counts = _wide(prediction.dtype)
+    said = (prediction.argmax(-1)[:, None] == classes).to(counts)  # (B, W)
+    true = (y.argmax(-1)[:, None] == classes).to(counts)
+    occurs = said.sum(0) + true.sum(0)  # 2TP + FP + FN
+    f1 = 2 * (said * true).sum(0) / occurs.clamp(min=1)
+    return f1.sum() / (occurs > 0).sum()
+
+
+def auroc(prediction: Tensor, y: Tensor) -> Tensor:
+    """Area under the ROC curve: how often an item of a class gets more of that class than another item, ties one half.
+
+    logits (B, W) and one-hot (B, W) -> scalar, the mean over classes, each against the rest by its softmax probability.
+    With two classes this is the binary AUROC; so it is with one logit (B, 1) and y of 0 and 1. NaN where a class has no
+    query item, or all of them: the curve is not defined. Compares every pair of items: B²W numbers.
+    """
+    odds, y = prediction, y.to(_wide(prediction.dtype))
+    if prediction.shape[-1] > 1:
+        # log p_k / (1 − p_k), which has the order of p_k, also where it rounds to 1
+        gaps = prediction[:, None] - prediction[..., None]  # (B, W, W), l_j − l_k
+        own = torch.eye(prediction.shape[-1], dtype=torch.bool, device=prediction.device)
+        odds = -torch.where(own, -torch.inf, gaps).sort(-1).values.logsumexp(-1)
+    larger, equal = ((odds[:, None] > odds).to(y), (odds[:, None] == odds).to(y))
+    pairs = y[:, None] * (1 - y)  # an item of the class, and one of the rest: (B, B, W)
+    return (((larger + 0.5 * equal) * pairs).sum((0, 1)) / pairs.sum((0, 1))).mean()
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Where counts are exact: float32, or the dtype if it is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+OF_CLASSES: tuple[Metric, ...] = (accuracy, macro_f1, auroc)
+
+
+def _two_classes(prediction: Tensor, y: Tensor) -> None:
     if prediction.shape[-1] < 2 or y.shape[-1] < 2:
         raise ValueError(
             f"expected at least two classes, y one-hot (B, W), got predictions {tuple(prediction.shape)} and y "
             f"{tuple(y.shape)}. For regression give a metric, e.g. evaluate(..., metric=mse_loss); for one logit "
             "a metric of your own."
         )
-    return (prediction.argmax(-1) == y.argmax(-1)).to(prediction.dtype).mean()
+
+
+# Scores --------------------------------------------------------------------------------------
 
 
 class NotFinite(ValueError):
     """Some of the numbers that should give a score are NaN or infinite."""
 
 
+class LossRose(UserWarning):
+    """The inner steps ended above where they began."""
+
+
 class Score(NamedTuple):
     """A `mean` and half the width of its 95 % `interval`, over episodes or over seeds.
 
-    `values` (E,) has one number for each of them. `draw` identifies the episodes, so that scores can be paired.
+    `values` (E,) has one number for each of them. `draw` identifies the episodes, so that scores can be paired: two
+    scores with one `draw` are of the same tasks in the same order. `ends` are there where the interval is not alike to
+    both sides; `interval` is then the longer arm.
     """
 
     mean: float
     interval: float
     values: Tensor
-    draw: float | None = None
+    draw: str | None = None
+    ends: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.interval:.3f}"
 
     def __neg__(self) -> Score:
-        return Score(-self.mean, self.interval, -self.values, self.draw)
+        ends = (-self.high, -self.low) if self.ends else None
+        return Score(-self.mean, self.interval, -self.values, self.draw, ends)
 
     def percent(self) -> str:
         """As a percentage with one decimal: '94.6 ± 0.4'."""
@@ -70,12 +131,12 @@ class Score(NamedTuple):
     @property
     def low(self) -> float:
         """The lower end of the interval."""
-        return self.mean - self.interval
+        return self.ends[0] if self.ends else self.mean - self.interval
 
     @property
     def high(self) -> float:
         """The upper end of the interval."""
-        return self.mean + self.interval
+        return self.ends[1] if self.ends else self.mean + self.interval
 
     def minus(self, other: Score) -> Score:
         """This score less another on the same episodes, paired: `compare(self, other)`."""
@@ -106,57 +167,196 @@ def evaluate(
 
     ```
 
-    The interval is one over episodes, given these parameters; what another training run would give is
-    `over_seeds`' business. Draws stream(0), stream(1), … until `episodes` are scored; memory does not grow
-    with their number. Runs where `params` are. Networks adapt and predict as in evaluation mode, whatever mode they are in:
-    without dropout, and with norms that read their running statistics if `params` has them (`mtlib.norm.calibrate`).
-    """
-    if episodes < 2:
-        raise ValueError(f"expected at least 2 episodes for an interval, got {episodes}")
-    device = next(iter(params.values())).device
+    The interval is one over episodes *of these classes*, given these parameters: of ten classes it holds the mean over
+    new ones in a case of five. `over_classes` tells what other classes would give, `over_seeds` another training run.
+    Like `interval`'s it is exact near 0 and 1, also where nearly all episodes score 0 or 1.
 
-    def score(phi: Params, episode: Episode) -> Tensor:
-        theta = learner.adapt(phi, episode.support)
-        prediction = learner.predict(theta, episode.query.x)
-        if not fits(metric, prediction, episode.query.y):
+    Draws stream(0), stream(1), … until `episodes` are scored; memory does not grow with their number. Runs where
+    `params` are. Networks adapt and predict in evaluation mode, whatever mode they are in: without dropout, and with
+    norms that read their running statistics if `params` has them (`mtlib.norm.calibrate`). Raises ValueError where the stream gives its tasks again (one that comes twice by chance may),
+    `NotFinite` where a prediction or score is NaN. Warns (`LossRose`) where the inner loss, with its pull, ends above
+    where it began, as a mean over the first draw: the steps diverged.
+    """
+    device = _device(learner, params)
+    _check(stream, episodes, chunk)
+    task, tasks = _Scored(learner, metric), _Tasks(stream)
+    run = Batched(task, learner.vmap)
+    parts = list[Tensor]()
+    with torch.no_grad(), evaluating(), bar(episodes, "evaluate", progress) as shown:
+        while sum(map(len, parts)) < episodes:
+            data = move(tasks.draw(len(parts), metric), device)
+
+            def scores(part: slice, data: Episode = data) -> Tensor:
+                return run(params, take(data, part))
+
+            parts.append(in_chunks(scores, _joined, params, data, chunk, run.share).cpu())
+            if task.looks:
+                parts[0] = task.look(parts[0], params, take(data.support, 0))
+            shown.update(len(parts[-1]))
+    return _score(torch.cat(parts)[:episodes], tasks.name(episodes), shares=True)
+
+
+class _Scored:
+    """One task's score; while it `looks`, the loss at both ends of its inner steps beside it: () or (3,)."""
+
+    def __init__(self, learner: Learner, metric: Metric):
+        self.learner, self.metric = learner, metric
+        adapt = learner.adapt
+        self.looks = isinstance(adapt, Steps) and adapt.steps > 0 and adapt.descent is not None
+
+    def __call__(self, phi: Params, episode: Episode) -> Tensor:
+        if not self.looks:
+            return self.score(self.learner.adapt(phi, episode.support), episode)
+        theta, ends = self.descend(phi, episode)
+        score = self.score(theta, episode)
+        return torch.stack([score, *(loss.to(score.dtype) for loss in ends)])
+
+    def score(self, theta: Params, episode: Episode) -> Tensor:
+        prediction, y = self.learner.predict(theta, episode.query.x), episode.query.y
+        if not fits(self.metric, prediction, y):
             raise ValueError(
-                f"expected predictions of the targets' shape {tuple(episode.query.y.shape)}, got "
-                f"{tuple(prediction.shape)}: the head has {prediction.shape[-1]} outputs. "
-                "`start(learner, trained)` gives a learner of the right width."
+                f"expected predictions of the targets' shape {tuple(y.shape)}, got {tuple(prediction.shape)}: the head "
+                f"has {prediction.shape[-1]} outputs. `start(learner, trained)` gives a learner of the right width."
+            )
+        value = self.metric(prediction, y)
+        if getattr(value, "shape", ()) != ():
+            raise ValueError(
+                f"expected a metric that gives one number for an episode, got shape {tuple(value.shape)}; "
+                "take its mean"
             )
         known = ~torch.isnan(prediction).any()  # argmax would make a class of NaN
-        return torch.where(known, metric(prediction, episode.query.y), torch.nan)
+        return torch.where(known, value, torch.nan)
 
-    def scores(part: slice) -> Tensor:
-        return run(params, take(data, part))
+    def descend(self, phi: Params, episode: Episode) -> tuple[Params, list[Tensor]]:
+        """θ_K, and the inner loss at θ_0 and θ_K."""
+        adapt, support = self.learner.adapt, episode.support
+        assert isinstance(adapt, Steps) and adapt.descent is not None
+        phi = adapt.given(phi, support)
+        loss, _ = adapt.descent(phi, support)
+        first = last = adapt.begin(phi, support)
+        for j in range(adapt.steps):
+            last = adapt.step(phi, support, j, last)
+        return adapt.theta(phi, last), [loss(first[0]), loss(last[0])]
 
-    run = Batched(score, learner.vmap)
-    values, step, draw = list[Tensor](), 0, 0.0
-    with torch.no_grad(), evaluating(), bar(episodes, "evaluate", progress) as shown:
-        while sum(map(len, values)) < episodes:
-            data = stream(step)
-            if not isinstance(data, Episode):
-                raise TypeError(
-                    f"evaluate expects episodes (support, query), got {type(data).__name__}; "
-                    "`mtlib.tasks.episodes` makes such a stream"
-                )
-            if step == 0:
-                check_draw(data)
-                draw = data.query.x.double().sum().item()
-            if metric is accuracy and data.query.y.shape[-1] > 1 and not _one_hot(data.query.y):
+    def look(self, found: Tensor, params: Params, support: Any) -> Tensor:
+        """The scores alone; warns where the mean loss rose by more than rounding. Looks no more."""
+        self.looks = False
+        values, before, after = found.unbind(1)
+        rise = (after - before).mean()
+        if bool(values.isfinite().all()) and not bool(rise <= 1e-3 * before.mean().abs() + 1e-6):
+            adapt = self.learner.adapt
+            assert isinstance(adapt, Steps) and adapt.descent is not None
+            rate = _told(adapt.descent(adapt.given(params, support), support)[1])
+            warnings.warn(
+                f"the inner steps end above where they began: a mean support loss of {before.mean():.4g} became "
+                f"{after.mean():.4g}, and rose in {int((after > before).sum())} of {len(found)} tasks. The inner "
+                f"rate is {rate}: try a smaller one.",
+                LossRose,
+                stacklevel=3,
+            )
+        return values
+
+
+def _told(rate: Any) -> str:
+    """A rate, or between which numbers its entries are; of a function of the step, the first."""
+    rate = rate(0) if callable(rate) else rate
+    parts = rate.values() if isinstance(rate, Mapping) else [rate]
+    numbers = torch.cat([torch.as_tensor(r).detach().double().cpu().flatten() for r in parts])
+    low, high = numbers.min().item(), numbers.max().item()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+class _Tasks:
+    """The tasks of a stream, each known by a hash of all its numbers, and whether they come again."""
+
+    def __init__(self, stream: Stream):
+        self.stream, self.order, self.again = stream, list[bytes](), 0
+        self.where = dict[bytes, tuple[int, int]]()
+
+    def draw(self, step: int, metric: Metric) -> Episode:
+        """stream(step), once it is known to be a draw of episodes that were not scored before."""
+        data = self.stream(step)
+        if not isinstance(data, Episode):
+            raise TypeError(
+                f"evaluate expects episodes (support, query), got {type(data).__name__} at step {step}; "
+                "`mtlib.tasks.episodes` makes such a stream"
+            )
+        check_draw(data)
+        one_column = data.query.y.shape[-1] == 1 and metric is not auroc  # which they refuse
+        if metric in OF_CLASSES and not one_column and not _one_hot(data.query.y):
+            raise ValueError(
+                "expected one-hot rows in the query's y for accuracy, macro_f1 and auroc: one 1 in each row, 0 "
+                "elsewhere. For several labels per item, or real targets, give another metric."
+            )
+        self.see(step, digests(data))
+        return data
+
+    def see(self, step: int, found: list[bytes]) -> None:
+        """Raise where as many tasks in a row as the draw has came before, two at least, or half of all did."""
+        for i, digest in enumerate(found):
+            self.order.append(digest)
+            first = self.where.setdefault(digest, (step, i))
+            self.again = self.again + 1 if first != (step, i) else 0
+            kinds = len(self.where)
+            if self.again >= max(2, len(found)) or 2 * kinds <= len(self.order):
                 raise ValueError(
-                    "expected one-hot rows in the query's y for accuracy: one 1 in each row, 0 elsewhere. For several "
-                    "labels per item, or real targets, give another metric."
+                    f"expected a stream of new tasks; stream({step}) gives as its task {i} what stream({first[0]}) gave "
+                    f"as task {first[1]}, and only {kinds} of {len(self.order)} tasks so far are different. Ask for no "
+                    f"more than there are, episodes={kinds}, or draw from more classes or items: repeated tasks make the "
+                    "interval too short."
                 )
-            data = move(data, device)
-            values.append(in_chunks(scores, _joined, params, data, chunk, run.share).cpu())
-            shown.update(len(values[-1]))
-            step += 1
-    return interval(torch.cat(values)[:episodes], draw)
+
+    def name(self, episodes: int) -> str:
+        """The name of the first tasks, in their order."""
+        return blake2b(b"".join(self.order[:episodes]), digest_size=16).hexdigest()
+
+
+def digests(draw: Episode) -> list[bytes]:
+    """A hash of each task of a draw: BLAKE2 of the bytes of its x and y, support and query."""
+    rows = list[Any]()
+
+    def collect(d: Tensor) -> Tensor:
+        flat = d.detach().cpu().reshape(len(d), -1).contiguous()
+        rows.append(flat.view(torch.uint8).numpy())
+        return d
+
+    over(collect, draw)
+    found = list[bytes]()
+    for task in zip(*rows, strict=True):
+        digest = blake2b(digest_size=16)
+        for row in task:
+            digest.update(row)
+        found.append(digest.digest())
+    return found
+
+
+def _device(learner: Learner, params: Params) -> torch.device:
+    """Where the parameters are. Raises TypeError unless they are a dict of tensors."""
+    if not isinstance(learner, Learner):
+        raise TypeError(f"expected a Learner, e.g. protonet(net), got {type(learner).__name__}")
+    if not isinstance(params, Mapping) or not all(isinstance(v, Tensor) for v in params.values()):
+        raise TypeError(
+            "expected parameters, a dict of tensors such as `learner.init()` or `fit(...).params`, got "
+            f"{type(params).__name__}"
+        )
+    return next((v.device for v in params.values()), torch.device("cpu"))
+
+
+def _check(stream: Stream, episodes: int, chunk: int | None) -> None:
+    if not callable(stream):
+        raise TypeError(
+            f"expected a stream, a function of the step such as `episodes(...)`, got {type(stream).__name__}"
+        )
+    positive(episodes=episodes)
+    if chunk is not None:
+        positive(chunk=chunk)
+    if episodes < 2:
+        raise ValueError(f"expected at least 2 episodes for an interval, got {episodes}")
 
 
 def _one_hot(y: Tensor) -> bool:
-    return bool(((y == 0) | (y == 1)).all() and (y.sum(-1) == 1).all())
+    """Whether each row has one 1 and 0 elsewhere; a single column (refused by accuracy, one logit for auroc) 0 or 1."""
+    return bool(((y == 0) | (y == 1)).all() and (y.shape[-1] == 1 or (y.sum(-1) == 1).all()))
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor:
@@ -169,7 +369,11 @@ def answers(learner: Learner, params: Params, draw: Episode) -> Tensor:
     predict(adapt(φ, S_t), x_t) for each task t, without gradients and in evaluation mode; the labels of the queries are not
     looked at.
     """
-    draw = move(draw, next(iter(params.values())).device)
+    device = _device(learner, params)
+    if not isinstance(draw, Episode):
+        raise TypeError(f"expected a draw of episodes, `stream(0)`, got {type(draw).__name__}")
+    check_draw(draw)
+    draw = move(draw, device)
 
     def task(phi: Params, episode: Episode) -> Tensor:
         return learner.predict(learner.adapt(phi, episode.support), episode.query.x)
@@ -182,33 +386,86 @@ def answers(learner: Learner, params: Params, draw: Episode) -> Tensor:
         return in_chunks(part, _joined, params, draw, None, run.share)
 
 
-def interval(values: Tensor, draw: float | None = None) -> Score:
+# Intervals -----------------------------------------------------------------------------------
+
+FEW = 10  # values away from 0 or 1, up to which their spread says too little of the interval
+
+
+def interval(values: Tensor, draw: str | None = None) -> Score:
     """Mean and 95 % interval of independent numbers: ± t₀.₉₇₅ · s/√n, Student's t with n − 1 degrees of freedom.
 
     ```pycon
     >>> print(interval(torch.tensor([0.90, 0.92, 0.94, 0.96])))
     0.930 ± 0.041
+    >>> score = interval(torch.ones(30))
+    >>> print(score, f"{score.low:.3f} to {score.high:.3f}")
+    1.000 ± 0.116 0.884 to 1.000
 
     ```
+
+    Where all values are 0 or 1, and fewer than ten are the rarer of the two, their spread says little of what the next
+    would be: there the interval is the exact one of a share, from the quantiles of beta distributions. It is not alike
+    to both sides. Differences are no shares: `compare` takes them. {cite}`clopper1934use`
     """
+    return _score(values, draw)
+
+
+def _score(
+    values: Tensor, draw: str | None, shares: bool = False, difference: bool = False
+) -> Score:
+    """Student's interval, or where it would be too short the exact one; `shares` are means of items, in [0, 1]."""
+    values = _row(values)
+    mean = values.mean().item()
+    if not difference and _at_the_edge(values, shares):
+        low, high = exact(mean, len(values))
+        return Score(mean, max(mean - low, high - mean), values, draw, (low, high))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * values.std().item() / math.sqrt(len(values))
+    return Score(mean, half, values, draw)
+
+
+def _row(values: Tensor) -> Tensor:
+    """The values as float64. Raises unless they are two or more finite numbers in a row."""
+    if not isinstance(values, Tensor) or values.is_complex():
+        raise TypeError(f"expected a tensor of real numbers, got {type(values).__name__}")
     values = values.double()
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"expected at least 2 numbers in one row, got shape {tuple(values.shape)}")
-    if not bool(torch.isfinite(values).all()):
+    bad = (~torch.isfinite(values)).nonzero().flatten()
+    if len(bad):
         raise NotFinite(
-            f"expected finite scores; {int((~torch.isfinite(values)).sum())} of {len(values)} are not. Did the inner "
-            "steps diverge, or does a class have no support item?"
+            f"expected finite scores; {len(bad)} of {len(values)} are not, the first is number {int(bad[0])}. Did the "
+            "inner steps diverge, does a support set have no labels, or for auroc a class no query item?"
         )
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * values.std().item() / math.sqrt(len(values))
-    return Score(values.mean().item(), half, values, draw)
+    return values
+
+
+def _at_the_edge(values: Tensor, shares: bool) -> bool:
+    """Whether the values are 0 and 1 (with `shares`: in [0, 1]), and few of them are not the commoner of 0 and 1."""
+    away = min(int((values != 0).sum()), int((values != 1).sum()))
+    whole = bool(((values == 0) | (values == 1)).all())
+    inside = bool(((values >= 0) & (values <= 1)).all())
+    return (whole or (shares and inside)) and away < FEW and 2 * away <= len(values)
+
+
+def exact(share: float, n: int) -> tuple[float, float]:
+    """Ends of the 95 % interval of a share that n independent cases gave.
+
+    Quantiles of Beta(k, n − k + 1) and Beta(k + 1, n − k), k = n · share. For whole k this is the exact interval of
+    Clopper and Pearson; for the mean of numbers in [0, 1], none of which varies more than 0 and 1 do, it is wider than
+    needed. {cite}`clopper1934use`
+    """
+    k = n * share
+    low = 0.0 if k <= 0 else float(stats.beta.ppf(0.025, k, n - k + 1))
+    high = 1.0 if k >= n else float(stats.beta.ppf(0.975, k + 1, n - k))
+    return low, high
 
 
 def compare(a: Score, b: Score) -> Score:
     """a − b, paired: the same episodes, so what makes an episode easy cancels.
 
     ```pycon
-    >>> one = interval(torch.tensor([0.70, 0.90, 0.80]), draw=1.0)
-    >>> other = interval(torch.tensor([0.60, 0.80, 0.71]), draw=1.0)
+    >>> one = interval(torch.tensor([0.70, 0.90, 0.80]), draw="three tasks")
+    >>> other = interval(torch.tensor([0.60, 0.80, 0.71]), draw="three tasks")
     >>> compare(one, other).points()
     '+9.7 ± 1.4'
 
@@ -216,18 +473,24 @@ def compare(a: Score, b: Score) -> Score:
 
     Raises ValueError if the two were not scored on the same episodes.
     """
+    for s in (a, b):
+        if not isinstance(s, Score):
+            raise TypeError(
+                f"expected two Scores, as `evaluate` gives them, got {type(s).__name__}"
+            )
     if len(a.values) != len(b.values) or a.draw is None or a.draw != b.draw:
         raise ValueError(
             f"expected two scores on the same episodes; got {len(a.values)} and {len(b.values)} values from draws "
             f"{a.draw} and {b.draw}. Evaluate both with one stream."
         )
-    return interval(a.values - b.values, a.draw)
+    return _score(a.values - b.values, a.draw, difference=True)
 
 
 def over_seeds(measure: Callable[[int], float | Score], seeds: Iterable[int]) -> Score:
     """Run a whole experiment for each seed: mean and 95 % interval over training runs.
 
-    `measure(seed)` trains and returns a number, or a Score whose mean counts.
+    `measure(seed)` trains and returns a number, or a Score whose mean counts. Raises ValueError where a seed comes
+    twice.
 
     ```pycon
     >>> print(over_seeds(lambda seed: 0.9 + 0.01 * seed, range(3)).percent())
@@ -235,8 +498,42 @@ def over_seeds(measure: Callable[[int], float | Score], seeds: Iterable[int]) ->
 
     ```
     """
-    results = [measure(seed) for seed in seeds]
-    return interval(torch.tensor([r.mean if isinstance(r, Score) else float(r) for r in results]))
+    seeds = list(seeds)
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"expected at least 2 seeds, each once, got {seeds}")
+    return interval(torch.tensor([_number(measure(seed)) for seed in seeds]))
+
+
+def over_classes(measure: Callable[[ClassSet], float | Score], data: ClassSet) -> Score:
+    """How the score would differ with other classes: mean and 95 % interval over classes, by leaving out one at a time.
+
+    θ = measure(data), θ_c = measure(data without class c):  s² = (C−1)/C Σ_c (θ_c − θ̄)²,  θ ± t₀.₉₇₅ · s with C − 1
+    degrees of freedom, Tukey's jackknife {cite}`efron1981jackknife`. `measure` scores on episodes of the classes that
+    it is given, with the same parameters and seed each time; it runs C + 1 times:
+
+        over_classes(lambda some: evaluate(learner, phi, episodes(some, 5, 1, 15, 50, seed=1)), test)
+
+    `evaluate`'s own interval is over episodes of these classes, and with few classes much shorter. The number of
+    episodes adds to s, too: with few of them it is too long. `values` are the C pseudo-values Cθ − (C−1)θ_c, up to a
+    constant that makes θ their mean. Raises ValueError for fewer than three classes.
+    """
+    classes, _ = check_classes(data)
+    if classes < 3:
+        raise ValueError(f"expected at least 3 classes to leave one out, got {classes}")
+    whole = _number(measure(data))
+    kept = [[k for k in range(classes) if k != c] for c in range(classes)]
+    less = torch.tensor([_number(measure(data.select(k))) for k in kept], dtype=torch.float64)
+    return _score(whole + (classes - 1) * (less.mean() - less), None, difference=True)
+
+
+def _number(found: float | Score) -> float:
+    """A score's mean, or the number itself."""
+    if isinstance(found, Score):
+        return found.mean
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"expected one number or a Score, got {type(found).__name__}") from error
 
 
 # Choosing a setting on validation data --------------------------------------------------------
@@ -272,7 +569,12 @@ def best_of(
     edges; an axis with one value, or of other things than numbers, has none. Raises ValueError if there is no
     setting, `NotFinite` where all of them diverged.
     """
-    named = dict(settings) if isinstance(settings, Mapping) else {s: s for s in settings}
+    try:
+        named = dict(settings) if isinstance(settings, Mapping) else {s: s for s in settings}
+    except TypeError as error:
+        raise TypeError(
+            f"expected settings that are numbers, strings or tuples, or a dict of names and settings: {error}"
+        ) from error
     if not named:
         raise ValueError("expected at least one setting to choose from, got none")
     table = {name: _or_worst(quality, setting) for name, setting in named.items()}
@@ -292,12 +594,19 @@ def best_of(
 
 def _or_worst(quality: Callable[[_Setting], float | Score], setting: _Setting) -> float | Score:
     """The quality of a setting, −∞ where its run diverged."""
-    try:
-        found = quality(setting)
-    except (Diverged, NotFinite):
-        return -math.inf
-    found = found if isinstance(found, Score) else float(found)
-    return -math.inf if math.isnan(found.mean if isinstance(found, Score) else found) else found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LossRose)  # a rate that is too high shows in its quality
+        try:
+            found = quality(setting)
+        except (Diverged, NotFinite):
+            return -math.inf
+    return (
+        -math.inf
+        if math.isnan(_number(found))
+        else found
+        if isinstance(found, Score)
+        else float(found)
+    )
 
 
 def _at_edge(best: Any, names: list[Any]) -> bool:

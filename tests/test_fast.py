@@ -118,9 +118,9 @@ def test_stacked_tasks_equal_the_plain_reference(make, monkeypatch):
 def test_threads_and_one_thread_evaluate_alike(monkeypatch):
     net = convolutional(width=6)
     learner = maml(net, cross_entropy, 0.1, 3)
-    on_two = evaluate(learner, parameters(net), lambda step: images(), 10)
+    on_two = evaluate(learner, parameters(net), lambda step: images(10), 10)
     torch.set_num_threads(1)
-    on_one = evaluate(learner, parameters(net), lambda step: images(), 10)
+    on_one = evaluate(learner, parameters(net), lambda step: images(10), 10)
     torch.set_num_threads(2)
     assert torch.equal(on_two.values, on_one.values)
 

@@ -17,7 +17,7 @@ from mtlib.core import (
     require,
 )
 from mtlib.learners.gradient import Rate, Rule, inner_loop, moving
-from mtlib.learners.metric import above, body_of, class_means, linear_head
+from mtlib.learners.metric import above, among, body_of, defined, linear_head, prototypes
 
 
 def cavia(
@@ -53,14 +53,16 @@ def protomaml(
 ) -> Learner:
     """ProtoMAML: MAML whose head starts where a prototypical network's linear classifier stands.
 
-    w_k = 2c_k, b_k = −‖c_k‖² with the class means c of z(φ, x) over the support set; then θ ← θ − α ∇L^S(θ),
-    body and head. The outer gradient also goes through c. {cite}`triantafillou2020meta`
+    w_k = 2c_k, b_k = −‖c_k‖² with the class means c of z(φ, x) over the support set; then θ ← θ − α ∇L^S(θ), body and
+    head. The outer gradient also goes through c. A class without a support item has w_k = 0 and the lowest logit as
+    b_k, which cross-entropy does not move: it cannot be predicted. {cite}`triantafillou2020meta`
     """
     linear_head(net, bias=True)
     z, body = features(net), moving(net, "body.")
 
     def begin(phi: Params, support: Batch) -> Params:
-        c = class_means(z(phi, support.x), support.y)  # (W, D)
-        return {**body(phi, support), "head.weight": 2 * c, "head.bias": -(c**2).sum(1)}
+        known, c = defined(prototypes(z(phi, support.x), support.y))  # (W,), (W, D)
+        head = {"head.weight": 2 * c, "head.bias": among(known, -(c**2).sum(1))}
+        return {**body(phi, support), **head}
 
     return inner_loop(lambda: body_of(net), begin, apply(net), loss, lr, steps, rule=rule, net=net)

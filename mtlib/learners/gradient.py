@@ -199,7 +199,7 @@ def descending(
             )
         return step(value(phi, support), point, a, number, rule(phi))
 
-    return Steps(start, one, steps)
+    return Steps(start, one, steps, descent=lambda phi, support: (value(phi, support), lr(phi)))
 
 
 def descend(

@@ -1,4 +1,8 @@
-"""Learners that compare a query with the support set in feature space."""
+"""Learners that compare a query with the support set in feature space.
+
+A class of which the support set has no item cannot be predicted: its logit is `lowest`, and the others are those of the
+same episode without that class. Query items of such a class count as wrong.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +38,10 @@ def protonet(net: nn.Module) -> Learner:
         return body_of(net)
 
     def adapt(phi: Params, support: Batch) -> Params:
-        return {**phi, "prototypes": class_means(z(phi, support.x), support.y)}
+        return {**phi, **prototypes(z(phi, support.x), support.y)}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
-        return -squared_distances(z(theta, x), theta["prototypes"])
+        return nearness(theta, z(theta, x))
 
     return Learner(init, adapt, predict, net=net)
 
@@ -57,7 +61,8 @@ def matching(net: nn.Module, scale: float = 1.0) -> Learner:
 
     def predict(theta: Params, x: Tensor) -> Tensor:
         log_a = (scale * cosines(z(theta, x), theta["support.z"])).log_softmax(1)  # (B, N)
-        return (log_a[:, :, None] + theta["support.y"].log()).logsumexp(1)  # (B, W)
+        votes, known = log_a[:, :, None] + theta["support.y"].log(), seen(theta["support.y"])
+        return among(known, torch.where(known, votes, 0.0).logsumexp(1))  # (B, W)
 
     return Learner(lambda: body_of(net), adapt, predict, net=net)
 
@@ -79,11 +84,12 @@ def relation(net: nn.Module, hidden: int = 64) -> Learner:
         return {**body_of(net), **above("relation.", parameters(g))}
 
     def adapt(phi: Params, support: Batch) -> Params:
-        return {**phi, "prototypes": class_means(z(phi, support.x), support.y)}
+        return {**phi, **prototypes(z(phi, support.x), support.y)}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
-        pairs = every_pair(theta["prototypes"], z(theta, x))  # (B, W, 2D)
-        return score(below("relation.", theta), pairs)[..., 0]
+        known, c = defined(theta)
+        pairs = every_pair(c, z(theta, x))  # (B, W, 2D)
+        return among(known, score(below("relation.", theta), pairs)[..., 0])
 
     return Learner(init, adapt, predict, net=net)
 
@@ -135,10 +141,10 @@ def simpleshot(net: nn.Module) -> Learner:
 
     def adapt(phi: Params, support: Batch) -> Params:
         require(phi, ("centre.mean",))
-        return {**phi, "prototypes": class_means(u(phi, support.x), support.y)}
+        return {**phi, **prototypes(u(phi, support.x), support.y)}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
-        return -squared_distances(u(theta, x), theta["prototypes"])
+        return nearness(theta, u(theta, x))
 
     return Learner(init, adapt, predict, net=net)
 
@@ -166,12 +172,14 @@ def feat(net: nn.Module) -> Learner:
         return {**body_of(net), **above("attention.", parameters(attention))}
 
     def adapt(phi: Params, support: Batch) -> Params:
-        c = class_means(z(phi, support.x), support.y)  # (W, D)
+        own = prototypes(z(phi, support.x), support.y)
+        known, c = defined(own)  # (W,), (W, D)
         q, k, v, o = (phi[f"attention.{name}.weight"].mT for name in names)
-        return {**phi, "prototypes": c + attend(c @ q, c @ k, c @ v) @ o}
+        moved = c + attend(c @ q, c @ k, c @ v, known) @ o
+        return {**phi, **own, "prototypes": torch.where(known[:, None], moved, torch.nan)}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
-        return -squared_distances(z(theta, x), theta["prototypes"])
+        return nearness(theta, z(theta, x))
 
     return Learner(init, adapt, predict, net=net)
 
@@ -204,8 +212,48 @@ def linear_head(net: nn.Module, bias: bool = False) -> nn.Linear:
 
 
 def class_means(z: Tensor, y: Tensor) -> Tensor:
-    """(N, D) features and one-hot (N, W) labels -> the W class means (W, D)."""
-    return (y.mT @ z) / y.sum(0)[:, None]
+    """(N, D) features and one-hot (N, W) labels -> the W class means (W, D); NaN where a class has no item."""
+    n = y.sum(0)[:, None]
+    return torch.where(n != 0, (y.mT @ z) / torch.where(n != 0, n, 1.0), torch.nan)
+
+
+def prototypes(z: Tensor, y: Tensor) -> Params:
+    """What θ carries of the class means: `prototypes` (W, D), and which are defined, `support.seen` (W,), 1 or 0."""
+    return {"prototypes": class_means(z, y), "support.seen": seen(y).to(z.dtype)}
+
+
+def defined(theta: Params) -> tuple[Tensor, Tensor]:
+    """Which classes have a mean (W,), and the means (W, D), 0 where there is none: no NaN may meet a derivative."""
+    known = theta["support.seen"] != 0
+    return known, torch.where(known[:, None], theta["prototypes"], 0.0)
+
+
+def nearness(theta: Params, z: Tensor) -> Tensor:
+    """−‖z − c_k‖² to each class mean that there is: (B, D) -> (B, W)."""
+    known, c = defined(theta)
+    return among(known, -squared_distances(z, c))
+
+
+def seen(y: Tensor) -> Tensor:
+    """Which classes have a support item: (N, W) -> (W,)."""
+    return y.sum(0) != 0
+
+
+def among(known: Tensor, logits: Tensor) -> Tensor:
+    """The logits (B, W) of the known classes (W,), and `lowest` for the others; NaN if there is no known class."""
+    none = logits.new_full((), lowest(logits.dtype))
+    return torch.where(known, logits, torch.where(known.any(), none, torch.nan))
+
+
+def lowest(dtype: torch.dtype) -> float:
+    """The logit of what cannot be predicted: finite, so that its softmax is 0 and no derivative is NaN.
+
+    −∞ makes torch's cross-entropy of one-hot rows 0 · ∞ = NaN. The smallest number itself overflows as soon as the
+    losses of two items are added; 2⁻¹⁶ of it leaves room for the items of an episode. float16 has no such room: there
+    it is the smallest.
+    """
+    info = torch.finfo(dtype)
+    return info.min / 2**16 if info.max > 2**32 else info.min
 
 
 PAIRS = (
@@ -244,7 +292,13 @@ def every_pair(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a.expand(*shape, -1), b[:, None].expand(*shape, -1)], -1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √D) v: (B, D), (N, D), (N, E) -> (B, E), written out because torch's own has no second derivative on a CPU."""
+def attend(q: Tensor, k: Tensor, v: Tensor, known: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √D) v: (B, D), (N, D), (N, E) -> (B, E), written out because torch's own has no second derivative on a CPU.
+
+    With `known` (N,), over those rows of k and v alone.
+    """
     scale: float = k.shape[-1] ** 0.5
-    return (q @ k.mT / scale).softmax(-1) @ v
+    scores = q @ k.mT / scale
+    if known is not None:
+        scores = torch.where(known, scores, -torch.inf)
+    return scores.softmax(-1) @ v

@@ -41,7 +41,8 @@ def policy_gradient(
         return lambda theta: cost(predict({**phi, **theta}, support.x), support.y)
 
     adapt = descending(moving(net), value, lambda phi: lr, steps)
-    return Learner(lambda: parameters(net), adapt, predict, net=net)
+    rises = adapt._replace(descent=None)  # each step acts anew: its cost is a sample, and may rise
+    return Learner(lambda: parameters(net), rises, predict, net=net)
 
 
 def act(

@@ -112,12 +112,18 @@ def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
     def step(phi: Params, support: Batch, number: int, point: Point) -> Point:
         return steps(phi).step(phi, support, number, point)
 
+    def descent(phi: Params, support: Batch) -> tuple[Callable[[Params], Tensor], Rate]:
+        found = steps(phi).descent
+        assert found is not None
+        return found(phi, support)
+
     seen = Steps(
         lambda phi, support: steps(phi).begin(phi, support),
         step,
         base.adapt.steps,
         lambda phi, support: steps(phi).given(phi, support),
         base.adapt.alone,
+        descent=descent if base.adapt.descent else None,
     )
     return Learner(init, seen, base.predict, base.vmap, base.net, tuple(own))
 

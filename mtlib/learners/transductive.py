@@ -2,7 +2,8 @@
 
 The protocol differs from every other learner's: all query items of a task come at once, without their labels, and each
 prediction may use them all. Report their scores apart from those of learners that see one item at a time. They adapt to
-the query in `predict`, which gets the whole query batch; θ carries what they need from the support set.
+the query in `predict`, which gets the whole query batch; θ carries what they need from the support set. A class without
+a support item cannot be predicted, as in `mtlib.learners.metric`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Loss, Params, apply, features, fixed, risk
 from mtlib.learners.gradient import Rate, descend
-from mtlib.learners.metric import body_of, class_means, cosines, squared_distances, unit, width
+from mtlib.learners.metric import (
+    among,
+    body_of,
+    cosines,
+    defined,
+    nearness,
+    prototypes,
+    squared_distances,
+    unit,
+    width,
+)
 
 
 def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learner:
@@ -26,8 +37,10 @@ def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learne
     z, f = features(net), apply(net)
 
     def adapt(phi: Params, support: Batch) -> Params:
-        w = unit(class_means(unit(z(phi, support.x)), support.y))
-        head = {"head.weight": w, "head.bias": w.new_zeros(len(w))}
+        known, c = defined(prototypes(unit(z(phi, support.x)), support.y))
+        w = unit(c)
+        bias = among(known, w.new_zeros(len(w)))  # the lowest logit has no gradient: it stays
+        head = {"head.weight": w, "head.bias": bias}
         return {**phi, **head, "support.x": support.x, "support.y": support.y}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
@@ -59,12 +72,12 @@ def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
 
     def predict(theta: Params, x: Tensor) -> Tensor:
         zs, ys, zq = theta["support.z"], theta["support.y"], z(theta, x)
-        c = class_means(zs, ys)  # (W, D)
+        known, c = defined(prototypes(zs, ys))  # (W,), (W, D)
         zq = zq + zs.mean(0) - zq.mean(0)
-        guess = hardened(cosines(zq, c))  # (B, W)
+        guess = hardened(among(known, cosines(zq, c)))  # (B, W)
         every, y = torch.cat([zs, zq]), torch.cat([ys, guess])  # (N+B, D), (N+B, W)
-        w = (scale * cosines(every, c) + y.log()).softmax(0)
-        return scale * cosines(zq, w.mT @ every)
+        w = torch.where(known, scale * cosines(every, c) + y.log(), 0.0).softmax(0)
+        return among(known, scale * cosines(zq, w.mT @ every))
 
     return Learner(lambda: body_of(net), adapt, predict, net=net)
 
@@ -81,12 +94,12 @@ def laplacian_shot(
     z = features(net)
 
     def adapt(phi: Params, support: Batch) -> Params:
-        return {**phi, "prototypes": class_means(z(phi, support.x), support.y)}
+        return {**phi, **prototypes(z(phi, support.x), support.y)}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
         zq = z(theta, x)
         w = nearest(zq, neighbours)  # (B, B)
-        alone = -squared_distances(zq, theta["prototypes"])
+        alone = nearness(theta, zq)
         logit = alone
         for _ in range(steps):
             logit = alone + strength * w @ logit.softmax(1)
