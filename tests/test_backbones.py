@@ -101,5 +101,5 @@ def test_torchvision_is_asked_for_the_model(monkeypatch):
 def test_what_cannot_be_split_is_said():
     with pytest.raises(ValueError, match="linear layer"):
         split(nn.Sequential(nn.Conv2d(1, 2, 3)), ways=3)
-    with pytest.raises(ValueError, match="at least 1 way"):
+    with pytest.raises(ValueError, match="ways to be a whole number of at least 1"):
         split(classifier(), ways=0)

@@ -67,6 +67,15 @@ def vmapping() -> bool:
     return any(level.key() == VMAP for level in levels or ())
 
 
+def as_stored(x: Tensor) -> Tensor | None:
+    """x as a constant whose numbers can be looked at: under `vmap` that of all tasks; None where there are none to see."""
+    if torch.compiler.is_compiling() or (transforming() and not (IS_BATCHED and UNWRAPPED)):
+        return None
+    while IS_BATCHED and IS_BATCHED(x):
+        x = UNWRAPPED(x)
+    return x.detach()
+
+
 def watched() -> bool:
     """Whether this thread has a mode of torch's on, such as a watch or autocast, that other threads would not have."""
     if not (FUNCTION_MODES and DISPATCH_MODES):

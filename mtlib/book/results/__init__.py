@@ -78,16 +78,25 @@ def row(
 ) -> Entry:
     """A method's row from its numbers over training seeds: their mean unless given, and their 95 % interval.
 
-    `cases` is the interval over episodes (users, genes, patients), or the Score that has it.
+    `cases` is the interval over episodes (users, genes, patients), or the Score that has it. Raises ValueError for an
+    unknown kind, no run, or numbers that are not finite.
     """
     numbers = torch.as_tensor(runs, dtype=torch.float64).flatten()
+    if not len(numbers):
+        raise ValueError(f"expected at least one run of {method!r}, got none")
     half = cases.interval if isinstance(cases, Score) else float(cases)
     seeds = interval(numbers).interval if len(numbers) > 1 else None
-    return Entry(method, kind, numbers.mean().item() if mean is None else mean, half, seeds)
+    entry = Entry(method, kind, numbers.mean().item() if mean is None else mean, half, seeds)
+    _check_entry(entry)
+    return entry
 
 
 def paired(ours: str, baseline: str, gain: Score) -> Paired:
     """The row that says what `ours` gains on `baseline`, from their paired difference."""
+    if not isinstance(gain, Score):
+        raise TypeError(f"expected the gain to be a Score, of `compare`, got {type(gain).__name__}")
+    if ours == baseline:
+        raise ValueError(f"expected the gain of two methods, got {ours!r} twice")
     return Paired(ours, baseline, gain.mean, gain.low, gain.high)
 
 
@@ -106,6 +115,10 @@ def agrees(here: float, runs: Sequence[float] | Tensor, cases: float = 0.0) -> b
     On the same processor it is that run; on another, rounding makes it another run, and these lie h = half the 95 %
     interval of their mean apart. `cases` is the interval over episodes.
     """
+    if not len(runs):
+        raise ValueError("expected at least one recorded run, got none")
+    if not math.isfinite(here):
+        raise ValueError(f"expected a finite number to compare with the record, got {here}")
     spread = interval(torch.as_tensor(runs)).interval if len(runs) > 1 else 0.0
     return abs(here - float(runs[0])) <= max(cases, 2 * spread, 1e-3)
 
@@ -189,6 +202,8 @@ def _commit() -> str:
 
 
 def _read(page: str) -> dict[str, Any]:
+    if not isinstance(page, str) or not page.isidentifier():
+        raise ValueError(f"expected a page's name, such as 'metric', got {page!r}")
     path = FOLDER / f"{page}.json"
     if not path.exists():
         raise FileNotFoundError(
@@ -208,19 +223,25 @@ def _plain(result: Result) -> dict[str, Any]:
 
 
 def _check(result: Result) -> None:
+    if not isinstance(result, Result):
+        raise TypeError(f"expected a Result, got {type(result).__name__}")
     names = [e.method for e in result.entries]
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"expected one entry per method, got {names}")
     for e in result.entries:
-        if e.kind not in KINDS:
-            raise ValueError(
-                f"expected the kind of {e.method!r} to be one of {KINDS}, got {e.kind!r}"
-            )
-        if not all(math.isfinite(n) for n in (e.mean, e.cases, e.seeds or 0.0)):
-            raise ValueError(f"expected finite numbers for {e.method!r}, got {tuple(e)}")
+        _check_entry(e)
     for name in (result.gain.ours, result.gain.baseline):
         if name not in names:
             raise ValueError(f"expected the gain between two entries of {names}, got {name!r}")
+
+
+def _check_entry(e: Entry) -> None:
+    if e.kind not in KINDS:
+        raise ValueError(f"expected the kind of {e.method!r} to be one of {KINDS}, got {e.kind!r}")
+    if not all(math.isfinite(n) for n in (e.mean, e.cases, e.seeds or 0.0)) or e.cases < 0:
+        raise ValueError(
+            f"expected finite numbers for {e.method!r}, and cases of at least 0, got {tuple(e)}"
+        )
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
