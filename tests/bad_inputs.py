@@ -2030,7 +2030,7 @@ _OPEN: dict[str, str] = {
         digest_of: names alone
     """,
     "data/glyphs.py": """
-        glyphs: a negative seed
+        glyphs: half a pixel; a negative seed
     """,
     "data/heart.py": """
         encode: columns missing; one patient without an axis
@@ -2074,8 +2074,8 @@ _OPEN: dict[str, str] = {
         interval: a list
         compare: means for scores; a score and its values
         accuracy: class numbers; multi-hot; predictions of NaN
-        over_seeds: the same seed; one number for the seeds
-        best_of: a number
+        over_seeds: the same seed; one number for the seeds; nothing returned
+        best_of: a number; nothing returned
     """,
     "joint.py": """
         joint: φ for the network; a learner for the network; no loss; a negative weight; a weight of NaN; weights that are all 0; no weights; one number for the weights; one penalty, not a list; a chunk of 2.5; columns that overlap; columns out of range; empty columns; widths for columns; φ of another network; one task without its axis; words for weights; a penalty not yet made
@@ -2177,7 +2177,7 @@ _OPEN: dict[str, str] = {
         processes: an unknown backend
     """,
     "train.py": """
-        fit: a data loader for the stream; a draw for the stream; a class set for the stream; φ with NaN; the learner for the objective; the loss for the objective; an optimizer instance; an optimizer by name; a schedule instance; half a step; no seed; a rate of NaN; one prefix, not a list; rates that are no dict; a stream that ends; an iterator for the stream; double data; the network for φ; net.parameters() for φ; the network for the objective; objective and φ exchanged; an optimizer that is none; L-BFGS; an unknown device; a loss that gives a float; a loss that is a vector; parameters of another width; True steps; a seed with a fraction; a negative rate; everything frozen; a loss that ignores its input; a loss behind a detach; an impure stream
+        fit: a data loader for the stream; a draw for the stream; a class set for the stream; φ with NaN; the learner for the objective; the loss for the objective; an optimizer instance; an optimizer by name; a schedule instance; a schedule that wants the loss; half a step; no seed; a rate of NaN; one prefix, not a list; rates that are no dict; a stream that ends; an iterator for the stream; double data; the network for φ; net.parameters() for φ; the network for the objective; objective and φ exchanged; an optimizer that is none; L-BFGS; an unknown device; a loss that gives a float; a loss that is a vector; parameters of another width; True steps; a seed with a fraction; a negative rate; everything frozen; a loss that ignores its input; a loss behind a detach; an impure stream
         groups: a list for φ
         cosine_adam: a negative rate; no steps; a rate of NaN
     """,
