@@ -124,8 +124,8 @@ class ReadImages(nn.Module):
         low, high = (float(v) for v in stored.aminmax())
         if not (low >= -0.25 and high <= 1.25):
             raise ValueError(
-                f"expected images in [0, 1], got numbers from {low:.3g} to {high:.3g}. Divide bytes by 255; images that "
-                "are normalised already need the mean and std that made them taken off: the body normalises by itself."
+                f"expected images in [0, 1], got numbers from {low:.3g} to {high:.3g}. Divide bytes by 255, and give images that "
+                "are not normalised yet: the body does that."
             )
         self.seen = True
 
