@@ -22,7 +22,7 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from mtlib.evaluate import Score
-from mtlib.tasks import within
+from mtlib.tasks import positive, within
 from mtlib.train import Run
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
@@ -53,6 +53,7 @@ def losses(
     axes: Axes, runs: Mapping[str, Run], window: int = 100, ylabel: str = "objective"
 ) -> None:
     """The objective over the steps of each run, averaged over `window` steps."""
+    positive(window=window)
     _named(runs, Run)
     for name, run in runs.items():
         if not run.losses:
@@ -139,6 +140,12 @@ def _half(x: Any, mean: Any, half: Any) -> Any:
 
 def player(animation: FuncAnimation, alt: str, mode: str = "once") -> HTML:
     """A frame player that needs no server and no network, with a text alternative and a named slider."""
+    if not isinstance(alt, str) or not alt.strip():
+        raise ValueError(f"expected alt to be a text that says what is shown, got {alt!r}")
+    if not isinstance(animation, FuncAnimation):
+        raise TypeError(
+            f"expected a FuncAnimation, an animation of matplotlib, got {type(animation).__name__}"
+        )
     text = html.escape(alt, quote=True)
     page = animation.to_jshtml(default_mode=mode)
     plt.close(animation._fig)  # type: ignore[attr-defined]

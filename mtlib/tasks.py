@@ -293,6 +293,8 @@ def check_draw(data: object) -> None:
 
 def finite(x: Tensor, what: str) -> None:
     """Raise if x holds NaN or infinity, saying how many and where the first is."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected {what} to be a tensor, got {_kind(x)}")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).nonzero()
         raise ValueError(

@@ -10,6 +10,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,19 @@ from mtlib.bilevel import (
     unrolled,
 )
 from mtlib.book.page import claim, glue, scale, source, table
-from mtlib.book.results import Entry, Paired, Result, agrees, paired, record, recorded, row
+from mtlib.book.results import (
+    Entry,
+    Paired,
+    Result,
+    agrees,
+    kept,
+    made,
+    paired,
+    record,
+    recorded,
+    row,
+)
+from mtlib.book.results import write as write_result
 from mtlib.core import (
     Batch,
     Episode,
@@ -40,17 +53,31 @@ from mtlib.core import (
     classify,
     descend,
     features,
+    half,
+    is_tied,
     load,
     move,
     net_state,
     over,
     parameters,
     proximity,
+    require,
     risk,
     start,
+    step,
     take,
 )
-from mtlib.data import bccd, characters, clinc, digits, heart, motifs, movietweetings, omniglot
+from mtlib.data import (
+    bccd,
+    characters,
+    clinc,
+    digits,
+    heart,
+    motifs,
+    movietweetings,
+    omniglot,
+    tf_binding,
+)
 from mtlib.data.download import Remote, digest_of, fetch, members
 from mtlib.data.glyphs import glyphs
 from mtlib.data.linear import exact_stream, linear_tasks, samples
@@ -59,6 +86,7 @@ from mtlib.data.planted import planted
 from mtlib.data.scenes import scenes
 from mtlib.data.sentiment import drawn as drawn_site
 from mtlib.data.sentiment import draws
+from mtlib.data.sentiment import read as read_site
 from mtlib.data.sinusoids import noisy_sinusoids, risk_of, sinusoids, varied_sinusoids
 from mtlib.evaluate import (
     accuracy,
@@ -72,7 +100,14 @@ from mtlib.evaluate import (
 from mtlib.joint import joint, own_columns, risks, toward
 from mtlib.learners import hyper
 from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, point
-from mtlib.learners.closed_form import bayesian, metaoptnet, ridge
+from mtlib.learners.closed_form import (
+    bayesian,
+    crammer_singer,
+    head_matrix,
+    metaoptnet,
+    ridge,
+    ridge_solution,
+)
 from mtlib.learners.context import cavia, protomaml
 from mtlib.learners.finetune import (
     as_is,
@@ -83,25 +118,43 @@ from mtlib.learners.finetune import (
     fresh_head,
     gradual,
     l2_sp,
+    layers,
     linear_probe,
     lp_ft,
 )
-from mtlib.learners.gradient import adam, anil, boil, descent, maml, momentum, proximal
+from mtlib.learners.gradient import (
+    adam,
+    anil,
+    boil,
+    descending,
+    descent,
+    inner_loop,
+    maml,
+    momentum,
+    moving,
+    proximal,
+)
 from mtlib.learners.lora import lora, merged
 from mtlib.learners.metric import (
+    above,
     baseline_plus_plus,
+    body_of,
     centred,
     class_means,
     cosine_head,
+    cosines,
     feat,
+    linear_head,
     matching,
     protonet,
     relation,
     simpleshot,
+    squared_distances,
+    width,
 )
-from mtlib.learners.policy import policy_gradient
-from mtlib.learners.preconditioned import learned, meta_curvature, meta_sgd, per_step_rates
-from mtlib.learners.transductive import bd_cspn, entropy_finetune, laplacian_shot
+from mtlib.learners.policy import log_normal, policy_gradient
+from mtlib.learners.preconditioned import along, learned, meta_curvature, meta_sgd, per_step_rates
+from mtlib.learners.transductive import bd_cspn, entropy_finetune, laplacian_shot, nearest
 from mtlib.models.backbones import ReadImages, pretrained, split
 from mtlib.models.detection import (
     Detections,
@@ -118,8 +171,9 @@ from mtlib.models.encoders import minilm
 from mtlib.nets import conv2, conv4, mlp, seeded, two_halves
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
-from mtlib.plots import against, band, bars, figure, losses, scores
+from mtlib.plots import against, band, bars, figure, losses, player, scores
 from mtlib.run.checkpoint import load_params, read, save_params
+from mtlib.run.checkpoint import write as write_checkpoint
 from mtlib.run.cost import peak_memory
 from mtlib.run.processes import part, processes
 from mtlib.run.progress import bar
@@ -127,15 +181,22 @@ from mtlib.run.replay import replay
 from mtlib.run.threads import on_threads
 from mtlib.tasks import (
     ClassSet,
+    check_classes,
     check_draw,
+    check_rows,
+    check_seed,
     episodes,
+    finite,
     mixture,
     one_hot,
     pool,
+    positive,
     quiz,
+    within,
 )
-from mtlib.train import cosine_adam, fit, groups
+from mtlib.train import Run, cosine_adam, fit, groups
 from mtlib.transfer import align, critics, selection, transferability, unseen, weights
+from mtlib.transfer.unseen import scale_slope
 
 NAN, INF = float("nan"), float("inf")
 DATA = planted(8, 6, seed=0)
@@ -160,6 +221,10 @@ NUMBERS = SUPPORT._replace(y=SUPPORT.y.argmax(1))
 NO_BIAS = two_halves(NET.body, nn.Linear(8, 5, bias=False))
 DEEP = two_halves(NET.body, nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 5)))
 CRITIC = nn.Linear(8, 2)
+RESULT = Result(
+    "a", "A", "x", True, "l", "p", "d", (Entry("a", "meta", 0.1, 0.1),), Paired("a", "a", 0, 0, 0)
+)
+RUN = Run({}, [0.3, 0.2, 0.1], 1.0)
 
 
 def fitted(stream=STREAM, objective=OBJECTIVE, phi=PHI, steps=2, **options):
@@ -1890,6 +1955,220 @@ BAD |= {
     "recorded: a number": (lambda: recorded(3), "page"),
 }
 
+# the pieces that methods share -----------------------------------------------------------------------
+
+
+def written(name: str, text: str) -> Path:
+    """A file of the user's own, in the folder of the test."""
+    Path(name).write_text(text, "utf8")
+    return Path(name)
+
+
+BAD |= {
+    "half: φ for the network": (lambda: half(PHI, "body"), "two named halves|nn.Module"),
+    "half: a body that is no module": (
+        lambda: half(OrderedDict(body=3), "body"),
+        "two named halves|nn.Module",
+    ),
+    "require: a name missing": (lambda: require(PHI, ["neck.weight"]), "expected parameters named"),
+    "require: the network for φ": (lambda: require(NET, ["head.bias"]), "parameters"),
+    "step: a rate of NaN": (
+        lambda: step(lambda p: p["a"].sum(), ({"a": torch.ones(2)}, None), NAN, 0),
+        "rate|lr",
+    ),
+    "step: rates of other entries": (
+        lambda: step(
+            lambda p: p["a"].sum(), ({"a": torch.ones(2)}, None), {"b": torch.tensor(0.1)}, 0
+        ),
+        "rate",
+    ),
+    "is_tied: φ for the network": (lambda: is_tied(PHI), "nn.Module"),
+    "unrolled: a loss by name": (
+        lambda: unrolled(LEARNER, "mse")(PHI, take(DRAW, 0)),
+        "loss",
+    ),
+    "secant: the network for the learner": (
+        lambda: bilevel(NET, cross_entropy, secant),
+        "learner",
+    ),
+    "linear_head: no head": (lambda: linear_head(nn.Linear(3, 2)), "two named halves"),
+    "linear_head: no bias": (lambda: linear_head(NO_BIAS, bias=True), "with a bias"),
+    "width: a head of two layers": (lambda: width(DEEP), "one linear layer"),
+    "width: φ for the network": (lambda: width(PHI), "two named halves|nn.Module"),
+    "body_of: no body": (lambda: body_of(nn.Linear(3, 2)), "two named halves|body"),
+    "body_of: φ for the network": (lambda: body_of(PHI), "nn.Module"),
+    "above: a list for φ": (lambda: above("critic.", list(PHI)), "parameters"),
+    "layers: φ for the network": (lambda: layers(PHI), "nn.Module"),
+    "layers: a class": (lambda: layers(nn.Linear), "nn.Module"),
+    "moving: an unknown prefix": (lambda: moving(NET, "bodi."), r"parameters named bodi\.\*"),
+    "moving: φ for the network": (lambda: moving(PHI), "nn.Module"),
+    "inner_loop: negative steps": (
+        lambda: inner_loop(lambda: PHI, moving(NET), apply(NET), cross_entropy, 0.1, -1),
+        "steps",
+    ),
+    "inner_loop: the network for f": (
+        lambda: inner_loop(lambda: PHI, moving(NET), 3, cross_entropy, 0.1, 1),
+        "function",
+    ),
+    "descending: half a step": (
+        lambda: descending(moving(NET), lambda phi, support: None, lambda phi: 0.1, 2.5),
+        "steps",
+    ),
+    "descending: a rate for the function of φ": (
+        lambda: descending(moving(NET), lambda phi, support: None, 0.1, 1),
+        "lr|rate|function",
+    ),
+    "crammer_singer: a strength of 0": (
+        lambda: crammer_singer(Z @ Z.mT, one_hot(LABELS, 3, Z.dtype), 0.0),
+        "strength > 0",
+    ),
+    "crammer_singer: class numbers": (lambda: crammer_singer(Z @ Z.mT, LABELS, 1.0), "one-hot"),
+    "ridge_solution: other rows": (
+        lambda: ridge_solution(Z, Z[1:], torch.tensor(1.0)),
+        "rows",
+    ),
+    "ridge_solution: class numbers": (
+        lambda: ridge_solution(Z, LABELS.double(), torch.tensor(1.0)),
+        r"\(N, W\)|one-hot",
+    ),
+    "head_matrix: another learner's φ": (
+        lambda: head_matrix(protonet(NET).init()),
+        "expected parameters named",
+    ),
+    "nearest: no neighbours": (lambda: nearest(Z, 0), "neighbours"),
+    "nearest: half a neighbour": (lambda: nearest(Z, 1.5), "neighbours"),
+    "squared_distances: other widths": (
+        lambda: squared_distances(Z, Z[:, :2]),
+        "width|features",
+    ),
+    "cosines: other widths": (lambda: cosines(Z, Z[:, :2]), "width|features"),
+    "along: one matrix too many": (
+        lambda: along(torch.zeros(2), [torch.eye(2), torch.eye(2)]),
+        "axis|axes|matri",
+    ),
+    "log_normal: no spread": (lambda: log_normal(Z, Z, 0.0), "spread"),
+    "log_normal: negative spread": (lambda: log_normal(Z, Z, -1.0), "spread"),
+    "scale_slope: class numbers": (
+        lambda: scale_slope(cross_entropy, torch.zeros(4, 3), torch.zeros(4).long()),
+        "one-hot",
+    ),
+    "scale_slope: a loss that is a vector": (
+        lambda: scale_slope(
+            partial(cross_entropy, reduction="none"),
+            torch.zeros(4, 3),
+            torch.eye(3)[:1].expand(4, 3),
+        ),
+        "scalar",
+    ),
+    "rows: a list": (lambda: transferability.rows([[1.0]]), "tensor"),
+    "rows: no rows": (lambda: transferability.rows(torch.zeros(0, 3)), r"\(n, D\)"),
+    "evidence_maximum: other lengths": (
+        lambda: transferability.evidence_maximum(Z, Z[1:, 0]),
+        "one target per item",
+    ),
+    "check_classes: a list": (lambda: check_classes([1, 2]), "expected a ClassSet"),
+    "check_classes: boolean items": (
+        lambda: check_classes(with_items(lambda d: d > 0)),
+        "torch.bool",
+    ),
+    "check_rows: a tuple": (lambda: check_rows((ROWS.x, ROWS.y), "it"), r"to be a Batch\(x, y\)"),
+    "check_rows: complex items": (
+        lambda: check_rows(replaced(ROWS, x=lambda x: x + 1j), "it"),
+        "complex",
+    ),
+    "finite: infinity": (lambda: finite(torch.tensor([1.0, INF]), "it"), "finite numbers in it"),
+    "finite: an array": (lambda: finite(np.zeros(3), "it"), "tensor"),
+    "positive: a tensor": (lambda: positive(shots=torch.tensor(2.0)), "expected shots"),
+    "positive: a word": (lambda: positive(shots="5"), "expected shots"),
+    "within: NaN": (lambda: within(0, noise=NAN), "expected noise to be a finite number"),
+    "within: a word": (lambda: within(0, noise="a"), "expected noise to be a finite number"),
+    "within: True": (lambda: within(0, noise=True), "expected noise to be a finite number"),
+    "check_seed: a word": (lambda: check_seed("a"), "expected the seed"),
+    "check_seed: a pair": (lambda: check_seed((0, 1)), "expected the seed"),
+    "kept: a path": (lambda: kept("../page"), "page"),
+    "kept: a number": (lambda: kept(3), "page"),
+    "made: a path": (lambda: made("../page"), "page"),
+    "made: a number": (lambda: made(3), "page"),
+    "results.write: NaN": (lambda: write_result(Path("a.json"), {"mean": NAN}), "finite|NaN"),
+    "results.write: a tensor": (
+        lambda: write_result(Path("a.json"), {"mean": torch.zeros(2)}),
+        "JSON",
+    ),
+    "record: a kind that is none": (
+        lambda: record(RESULT._replace(entries=(Entry("a", "ours", 0.1, 0.1),))),
+        "to be one of",
+    ),
+    "record: a gain on nothing": (
+        lambda: record(RESULT._replace(gain=Paired("a", "c", 0.0, 0.0, 0.0))),
+        "between two entries",
+    ),
+    "record: a mean of NaN": (
+        lambda: record(RESULT._replace(entries=(Entry("a", "meta", NAN, 0.1),))),
+        "finite numbers",
+    ),
+    "record: tolerance below 0": (lambda: record(RESULT, tolerance=-1.0), "tolerance"),
+    "record: a page that is a path": (lambda: record(RESULT._replace(page="../a")), "page"),
+    "player: a figure": (lambda: player(SCORE, "a score"), "animation"),
+    "player: no text": (lambda: player(SCORE, ""), "alt|text"),
+    "losses: losses for a run": (
+        lambda: on_axes(lambda axes: losses(axes, {"a": [0.1, 0.2]})),
+        "a Run for 'a'",
+    ),
+    "losses: a window of 0": (
+        lambda: on_axes(lambda axes: losses(axes, {"a": RUN}, window=0)),
+        "window",
+    ),
+    "centred: images for rows": (lambda: centred(NET, PHI, torch.zeros(2, 3)), "cannot read"),
+    "heart.read: a text": (lambda: heart.read(written("a.data", "hello, world"), "A"), "a.data"),
+    "heart.read: columns missing": (lambda: heart.read(written("a.data", "1,2,3"), "A"), "a.data"),
+    "heart.read: an empty file": (lambda: heart.read(written("a.data", ""), "A"), "a.data"),
+    "sentiment.read: no labels": (lambda: read_site(written("a.txt", "good\n"), "A"), "a.txt"),
+    "sentiment.read: a label of 7": (
+        lambda: read_site(written("a.txt", "good\t7\n"), "A"),
+        "a.txt",
+    ),
+    "movietweetings.read: a text": (
+        lambda: movietweetings.read(written("a.dat", "hello"), written("b.dat", "1::A (2000)::X")),
+        "a.dat",
+    ),
+    "movietweetings.read: a rating of 99": (
+        lambda: movietweetings.read(
+            written("a.dat", "1::1::99::5"), written("b.dat", "1::A (2000)::X")
+        ),
+        "a.dat",
+    ),
+    "tf_binding.read: a text": (lambda: tf_binding.read(written("a.txt", "hello")), "a.txt"),
+    "tf_binding.read: two columns": (
+        lambda: tf_binding.read(
+            written("a.txt", "8-mer\t8-mer\tE-score\tMedian\tZ-score\nAAAAAAAA\tTTTTTTTT")
+        ),
+        "a.txt",
+    ),
+    "read_semeion: a text": (lambda: digits.read_semeion(written("a.data", "hello")), "a.data"),
+    "read_semeion: columns missing": (
+        lambda: digits.read_semeion(written("a.data", "0 1 0")),
+        "a.data",
+    ),
+    "members: a text": (lambda: members(written("a.zip", "hello")), "a.zip"),
+    "read_archive: a text": (lambda: tf_binding.read_archive(written("a.npz", "hello")), "a.npz"),
+    "checkpoint.read: a text": (lambda: read(written("a.safetensors", "hello")), "damaged"),
+    "checkpoint.write: a dict for the checkpoint": (
+        lambda: write_checkpoint("a.safetensors", PHI),
+        "Checkpoint",
+    ),
+    "load_params: a text": (lambda: load_params(written("a.safetensors", "hello")), "damaged"),
+    "known: a mask of another length": (
+        lambda: movietweetings.known(movietweetings.drawn(users=5), np.ones(3, bool), 1.0),
+        "training",
+    ),
+    "known: a negative shrinkage": (
+        lambda: (lambda r: movietweetings.known(r, np.ones(len(r.user), bool), -1.0))(
+            movietweetings.drawn(users=5)
+        ),
+        "shrink",
+    ),
+}
+
 # data -------------------------------------------------------------------------------------------------
 
 BAD |= {
@@ -1991,8 +2270,9 @@ _OPEN: dict[str, str] = {
         bilevel: the network for the learner; a learner not yet made; a loss class; a loss that is a vector; no loss; a loss by name; a chunk of True; a chunk of 2.5; φ of another network; a hypergradient by name; implicit without its strength
         checkpointed: the network for the learner
         at: the network for the learner
+        secant: the network for the learner
         first_order: learned rates
-        unrolled: the network for the learner
+        unrolled: the network for the learner; a loss by name
         implicit: a pull of NaN; half an iteration
         multi_step: a weight of NaN; one number
         annealed: no steps; progress below 0; progress of NaN
@@ -2012,6 +2292,8 @@ _OPEN: dict[str, str] = {
         risk: a loss class, not an instance; a loss that is a vector
         proximity: other entries; other shapes
         start: the network for the learner
+        step: rates of other entries; a rate of NaN
+        is_tied: φ for the network
     """,
     "data/bccd.py": """
         blood_cells: a size of one number
@@ -2021,6 +2303,7 @@ _OPEN: dict[str, str] = {
         intents: half a sentence
     """,
     "data/digits.py": """
+        read_semeion: a text; columns missing
         scanners: no pixels
         prepared: an image of bytes
     """,
@@ -2033,6 +2316,7 @@ _OPEN: dict[str, str] = {
         glyphs: half a pixel; a negative seed
     """,
     "data/heart.py": """
+        heart.read: a text; columns missing; an empty file
         encode: columns missing; one patient without an axis
         prepare: no patients
         labelled: labels of four kinds
@@ -2049,6 +2333,8 @@ _OPEN: dict[str, str] = {
         log_odds: shares
     """,
     "data/movietweetings.py": """
+        movietweetings.read: a text; a rating of 99
+        known: a negative shrinkage; a mask of another length
         movietweetings.drawn: no users
     """,
     "data/navigation.py": """
@@ -2061,12 +2347,17 @@ _OPEN: dict[str, str] = {
         planted: negative noise; half a class
     """,
     "data/sentiment.py": """
+        sentiment.read: no labels; a label of 7
         sentiment.drawn: an unknown site
     """,
     "data/sinusoids.py": """
         sinusoids: no seed
         noisy_sinusoids: noise of NaN
         risk_of: a network of another width; no points
+    """,
+    "data/tf_binding.py": """
+        tf_binding.read: two columns
+        read_archive: a text
     """,
     "evaluate.py": """
         evaluate: no φ; the network for φ; the network for the learner; an objective for the learner; φ of another network; a metric that gives a float; multi-hot support; a stream of one draw; a chunk of 0; a chunk of True; half an episode; a draw for the stream; a data loader; a metric by name; a metric that is a vector; a chunk of 2.5
@@ -2093,6 +2384,9 @@ _OPEN: dict[str, str] = {
         ridge: class numbers as labels
         bayesian: class numbers as labels
         metaoptnet: infinite strength; soft labels; class numbers as labels
+        ridge_solution: class numbers; other rows
+        crammer_singer: a strength of 0; class numbers
+        head_matrix: another learner's φ
     """,
     "learners/context.py": """
         protomaml: class numbers as labels; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
@@ -2105,6 +2399,7 @@ _OPEN: dict[str, str] = {
         lp_ft: class numbers as labels; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
         fresh_head: the network for the learner; no head
         discriminative: a factor of 0; φ for the network; a negative rate
+        layers: φ for the network; a class
         l2_sp: a negative strength; a head strength of NaN
         delta: a negative strength
         bss: no directions; a negative strength
@@ -2114,9 +2409,12 @@ _OPEN: dict[str, str] = {
         maml: φ for the network; an optimizer for the rule; numpy support; a tuple for the support set; an episode for the support set; rates of another network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss; a negative strength; no rows
         anil: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
         boil: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
+        moving: φ for the network
         proximal: a negative strength; a strength of NaN
         momentum: μ above 1; μ of NaN
         adam: a β of 1; a negative β; an ε below 0
+        inner_loop: the network for f
+        descending: half a step; a rate for the function of φ
         descent: a list of prefixes
     """,
     "learners/hyper.py": """
@@ -2137,23 +2435,30 @@ _OPEN: dict[str, str] = {
         feat: class numbers as labels
         centred: a batch with labels; NaN
         class_means: class numbers; other rows
+        body_of: φ for the network; no body
+        above: a list for φ
+        squared_distances: other widths
+        cosines: other widths
         matching: class numbers as labels; a scale of 0; a negative scale; a scale of NaN
         baseline_plus_plus: a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss; a scale of 0
         cosine_head: a negative scale
     """,
     "learners/policy.py": """
         policy_gradient: no spread; negative spread; no dimensions
+        log_normal: no spread; negative spread
     """,
     "learners/preconditioned.py": """
         meta_sgd: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
         per_step_rates: φ for the network; a negative rate; a rate of NaN; rate and steps exchanged; no loss; half a step
         meta_curvature: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
         learned: a network for the maker; a maker that makes none
+        along: one matrix too many
     """,
     "learners/transductive.py": """
         entropy_finetune: class numbers as labels; a negative rate; a rate of NaN; negative steps; half a step; rate and steps exchanged; no loss
         bd_cspn: class numbers as labels; a scale of 0; a scale of NaN
         laplacian_shot: class numbers as labels; no neighbours; a negative strength; half a round
+        nearest: no neighbours; half a neighbour
     """,
     "models/encoders.py": """
         minilm: one text
@@ -2171,6 +2476,7 @@ _OPEN: dict[str, str] = {
         read: a folder
         load_params: a folder
         save_params: the network; facts that are no JSON
+        checkpoint.write: a dict for the checkpoint
     """,
     "run/processes.py": """
         part: no tasks; half a task
@@ -2211,6 +2517,7 @@ _OPEN: dict[str, str] = {
     "transfer/transferability.py": """
         h_score: numpy
         a_distance: a strength of 0
+        rows: a list
         leep: probabilities of half precision
     """,
     "transfer/unseen.py": """
@@ -2220,6 +2527,7 @@ _OPEN: dict[str, str] = {
         mldg: a negative rate; batches
         held_out: no seed
         mixup: a strength of NaN; integer tokens
+        scale_slope: a loss that is a vector
     """,
     "transfer/weights.py": """
         uncertainty: columns that overlap

@@ -32,7 +32,7 @@ def test_bad_input_is_named_by_our_own_code(name):
         return
     with pytest.raises((ValueError, TypeError, Warning, Diverged), match=expected) as caught:
         call()
-    assert re.search("expect|cannot read|NaN or infinite", str(caught.value)), "Python's words"
+    assert re.search("expect|cannot read|damaged|NaN or infinite", str(caught.value)), "Python's words"
     last = traceback.extract_tb(caught.value.__traceback__)[-1].filename
     assert "mtlib" in last and "site-packages" not in last
 

@@ -105,6 +105,7 @@ def kept(page: str, real: bool = True) -> dict[str, Any]:
 
     That is at the full scale, on `real` data, where there is a record and none is being made.
     """
+    _check_page(page)
     usable = is_full() and real and not recording() and page in recorded_pages()
     return recorded(page).details if usable else {}
 
@@ -136,6 +137,8 @@ def record(result: Result, tolerance: float = 1.0) -> str:
     ValueError: the page, or the file, is out of date.
     """
     _check(result)
+    if not tolerance > 0:
+        raise ValueError(f"expected a tolerance above 0, got {tolerance}")
     if not is_full():
         return "not recorded at the small scale"
     path = FOLDER / f"{result.page}.json"
@@ -201,9 +204,13 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _read(page: str) -> dict[str, Any]:
+def _check_page(page: str) -> None:
     if not isinstance(page, str) or not page.isidentifier():
         raise ValueError(f"expected a page's name, such as 'metric', got {page!r}")
+
+
+def _read(page: str) -> dict[str, Any]:
+    _check_page(page)
     path = FOLDER / f"{page}.json"
     if not path.exists():
         raise FileNotFoundError(
@@ -225,6 +232,7 @@ def _plain(result: Result) -> dict[str, Any]:
 def _check(result: Result) -> None:
     if not isinstance(result, Result):
         raise TypeError(f"expected a Result, got {type(result).__name__}")
+    _check_page(result.page)
     names = [e.method for e in result.entries]
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"expected one entry per method, got {names}")
@@ -246,5 +254,10 @@ def _check_entry(e: Entry) -> None:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all, and strict JSON: NaN raises ValueError."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected plain JSON and finite numbers for {path.name}: {error}; convert tensors with .tolist()"
+        ) from error
     replace(path, f"{text}\n".encode())
