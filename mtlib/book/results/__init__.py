@@ -205,7 +205,7 @@ def _commit() -> str:
 
 
 def _check_page(page: str) -> None:
-    if not isinstance(page, str) or not page.isidentifier():
+    if not isinstance(page, str) or not page or Path(page).name != page:
         raise ValueError(f"expected a page's name, such as 'metric', got {page!r}")
 
 
