@@ -54,7 +54,7 @@ def split(
     them, (x − `mean`) / `std`, and stays in evaluation mode: its norms use the statistics stored with the weights.
     `mean` and `std` of the three channels are by default those of the model's own `pretrained_cfg` (timm's), where it
     has one, and otherwise ImageNet's, as for torchvision's weights.
-    The model itself is changed. Raises ValueError if it has no linear layer, and the body does for images outside [0, 1].
+    The model itself is changed. Raises ValueError if it has no linear layer; the body raises it for images outside [0, 1].
     """
     positive(ways=ways, size=size)
     if not isinstance(model, nn.Module):
@@ -63,13 +63,14 @@ def split(
         )
     mean = _configured(model, "mean", MEAN) if mean is None else mean
     std = _configured(model, "std", STD) if std is None else std
+    read = ReadImages(size, mean, std)
     linear = [(n, m) for n, m in model.named_modules() if n and isinstance(m, nn.Linear)]
     if not linear:
         raise ValueError(f"expected a model with a linear layer, {type(model).__name__} has none")
     name, last = linear[-1]
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
-    body = _Evaluated(OrderedDict(read=ReadImages(size, mean, std), model=model)).eval()
+    body = _Evaluated(OrderedDict(read=read, model=model)).eval()
     return nn.Sequential(
         OrderedDict[str, nn.Module](body=body, head=nn.Linear(last.in_features, ways))
     )
@@ -124,8 +125,8 @@ class ReadImages(nn.Module):
         low, high = (float(v) for v in stored.aminmax())
         if not (low >= -0.25 and high <= 1.25):
             raise ValueError(
-                f"expected images in [0, 1], got numbers from {low:.3g} to {high:.3g}. Divide bytes by 255, and give images that "
-                "are not normalised yet: the body does that."
+                f"expected images in [0, 1], got numbers from {low:.3g} to {high:.3g}. Divide bytes by 255, and "
+                "give images that are not normalised yet: the body does that."
             )
         self.seen = True
 

@@ -116,8 +116,8 @@ def centre_loss(classes: int, size_weight: float = 0.1) -> Loss:
         channels = {d.shape[1] for d in (prediction, y) if d.ndim > 2}
         if prediction.shape != y.shape or channels - {classes + 4} or y[0].numel() % (classes + 4):
             raise ValueError(
-                f"expected maps (B, C + 4, h, w) of {classes} + 4 channels, or their rows, got {tuple(prediction.shape)} "
-                f"and {tuple(y.shape)}"
+                f"expected maps (B, C + 4, h, w) of {classes} + 4 channels, or their rows, got "
+                f"{tuple(prediction.shape)} and {tuple(y.shape)}"
             )
         prediction, y = (a.reshape(len(a), classes + 4, -1) for a in (prediction, y))
         logit, heat = prediction[:, :classes], y[:, :classes]

@@ -69,7 +69,7 @@ def vmapping() -> bool:
 
 
 def as_stored(x: Tensor) -> Tensor | None:
-    """x as a constant whose numbers can be looked at: under `vmap` that of all tasks; None where there are none to see."""
+    """x as a constant whose numbers can be looked at, under `vmap` all tasks'; None where there are none to see."""
     if torch.compiler.is_compiling() or IS_WRAPPED is None or UNWRAPPED is None:
         return None
     while IS_WRAPPED(x):
