@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -17,10 +18,14 @@ from torch.autograd import Function
 
 from mtlib.norm import Norm, Statistics
 from mtlib.run.fast import plain
+from mtlib.tasks import positive
 
 
 def two_halves(body: nn.Module, head: nn.Module) -> nn.Sequential:
     """A network of two named halves, head(body(x)): what every learner here takes."""
+    for name, part in (("body", body), ("head", head)):
+        if not isinstance(part, nn.Module):
+            raise TypeError(f"expected the {name} to be an nn.Module, an instance, got {part!r}")
     return nn.Sequential(OrderedDict(body=body, head=head))
 
 
@@ -30,6 +35,8 @@ def seeded(seed: int | None) -> Iterator[None]:
 
     The weights are those after `torch.manual_seed(seed)`.
     """
+    if not (seed is None or isinstance(seed, Integral)):
+        raise ValueError(f"expected the seed to be a whole number or None, got {seed!r}")
     if seed is None:
         yield
         return
@@ -50,7 +57,10 @@ def mlp(inputs: int, hidden: Iterable[int], outputs: int, seed: int | None = Non
 
     ```
     """
+    if not isinstance(hidden, Iterable) or isinstance(hidden, str):
+        raise TypeError(f"expected hidden to be the layers' sizes, such as (8,), got {hidden!r}")
     sizes = [inputs, *hidden]
+    positive(inputs=inputs, outputs=outputs, **{f"hidden[{i}]": n for i, n in enumerate(sizes[1:])})
     with seeded(seed):
         layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         return two_halves(nn.Sequential(*layers), nn.Linear(sizes[-1], outputs))
@@ -76,6 +86,7 @@ def conv4(
 
     ```
     """
+    positive(ways=ways, channels=channels, width=width, size=size)
     if size < 16:
         raise ValueError(
             f"expected images of at least 16 pixels for four 2×2 pools, got size={size}"
@@ -105,6 +116,7 @@ def conv2(
     Without `norm` the convolutions have a bias in its place. `seed` as in `mlp`. Raises ValueError if two pools
     leave nothing of an image.
     """
+    positive(ways=ways, channels=channels, width=width, size=size)
     if size < 4:
         raise ValueError(f"expected images of at least 4 pixels for two 2×2 pools, got size={size}")
 
@@ -128,6 +140,10 @@ class ChannelsLast(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            raise ValueError(
+                f"expected images (B, channels, h, w), got x of shape {tuple(x.shape)}"
+            )
         return x if plain() else _Relaid.apply(x)
 
 

@@ -22,6 +22,7 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from mtlib.evaluate import Score
+from mtlib.tasks import positive, within
 from mtlib.train import Run
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
@@ -31,6 +32,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 @contextmanager
 def figure(width: float = 6.4, height: float = 3.2, **subplots: Any) -> Iterator[tuple[Any, Any]]:
     """`with figure() as (fig, axes):` one figure in the book's style, laid out and closed at the end."""
+    within(0.1, width=width, height=height)
     style: dict[str, Any] = {
         "axes.prop_cycle": cycler(color=COLOURS),
         "axes.spines.top": False,
@@ -51,6 +53,11 @@ def losses(
     axes: Axes, runs: Mapping[str, Run], window: int = 100, ylabel: str = "objective"
 ) -> None:
     """The objective over the steps of each run, averaged over `window` steps."""
+    positive(window=window)
+    _named(runs, Run)
+    for name, run in runs.items():
+        if not run.losses:
+            raise ValueError(f"expected runs of at least 1 of their steps, {name!r} has none")
     for name, run in runs.items():
         w = max(1, min(window, len(run.losses) // 5))
         smooth = np.convolve(run.losses, np.ones(w) / w, mode="valid")
@@ -61,6 +68,7 @@ def losses(
 
 def scores(axes: Axes, results: Mapping[str, Score], xlabel: str, percent: bool = True) -> None:
     """One row per method: the mean and its 95 % interval, the best at the top."""
+    _named(results, Score)
     ranked = sorted(results.items(), key=lambda item: item[1].mean)
     unit = 100 if percent else 1
     for row, (_, s) in enumerate(ranked):
@@ -76,6 +84,7 @@ def against(
 ) -> None:
     """Scores against a number (steps, shots): one line per method, its 95 % interval as a band."""
     for name, row in results.items():
+        _named({f"{name} {i}": s for i, s in enumerate(row)}, Score)
         mean, half = (np.array([getattr(s, k) for s in row]) for k in ("mean", "interval"))
         band(axes, x, mean, half, name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -86,7 +95,7 @@ def band(
     axes: Axes, x: Any, mean: Any, half: Any, label: str | None = None, color: str | None = None
 ) -> None:
     """A line, and its interval mean ± half as a band."""
-    mean, half = np.asarray(mean, float), np.nan_to_num(np.asarray(half, float))
+    mean, half = np.asarray(mean, float), _half(x, mean, half)
     (line,) = axes.plot(x, mean, marker="o", markersize=3, label=label, color=color)
     axes.fill_between(x, mean - half, mean + half, alpha=0.2, color=line.get_color(), linewidth=0)
 
@@ -102,11 +111,41 @@ def bars(
 ) -> None:
     """Points with error bars mean ± half above `x`; `style` is matplotlib's."""
     options = {"fmt": "o", "capsize": 3, **style}
-    axes.errorbar(x, mean, yerr=np.nan_to_num(half), label=label, color=color, **options)
+    axes.errorbar(x, mean, yerr=_half(x, mean, half), label=label, color=color, **options)
+
+
+def _named(found: Any, kind: type) -> None:
+    """Raise unless `found` is a dict of name -> `kind`, at least one."""
+    if not isinstance(found, Mapping) or not found:
+        raise TypeError(
+            f"expected a dict of name -> {kind.__name__}, at least one, got {type(found).__name__}"
+        )
+    for name, value in found.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"expected a {kind.__name__} for {name!r}, got {type(value).__name__}")
+
+
+def _half(x: Any, mean: Any, half: Any) -> Any:
+    """The half-widths of intervals as numbers, 0 where there is none; ValueError unless they go with x and mean."""
+    half = np.nan_to_num(np.asarray(half, float))
+    n = np.shape(mean)
+    if np.shape(x) != n or half.shape not in ((), n, (2, *n)):
+        raise ValueError(
+            f"expected as many x, means and half-widths, got {np.shape(x)}, {n} and {half.shape}"
+        )
+    if (half < 0).any():
+        raise ValueError(f"expected half-widths of at least 0, got {half.min():g}")
+    return half
 
 
 def player(animation: FuncAnimation, alt: str, mode: str = "once") -> HTML:
     """A frame player that needs no server and no network, with a text alternative and a named slider."""
+    if not isinstance(alt, str) or not alt.strip():
+        raise ValueError(f"expected alt to be a text that says what is shown, got {alt!r}")
+    if not isinstance(animation, FuncAnimation):
+        raise TypeError(
+            f"expected a FuncAnimation, an animation of matplotlib, got {type(animation).__name__}"
+        )
     text = html.escape(alt, quote=True)
     page = animation.to_jshtml(default_mode=mode)
     plt.close(animation._fig)  # type: ignore[attr-defined]

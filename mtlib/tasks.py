@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import NamedTuple
+import math
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtlib.core import Batch, Episode, Stream
+from mtlib.core import Batch, Episode, Stream, over
 
 
 class ClassSet(NamedTuple):
@@ -20,8 +21,25 @@ class ClassSet(NamedTuple):
     source: str  # one line that says what this data is
 
     def select(self, keep: list[int] | Tensor) -> ClassSet:
-        """The classes with these indices."""
-        index = torch.as_tensor(keep)
+        """The classes with these indices, or where a mask (C,) is true."""
+        classes = len(self.names)
+        try:
+            index = torch.as_tensor(keep)
+        except (TypeError, ValueError):  # words, for one
+            index = torch.empty(0, 0)
+        if index.dtype == torch.bool and index.shape == (classes,):
+            index = index.nonzero()[:, 0]
+        index = index.long() if index.numel() == 0 and index.ndim == 1 else index
+        if (
+            index.ndim != 1
+            or index.dtype == torch.bool
+            or index.is_floating_point()
+            or not bool(((index >= -classes) & (index < classes)).all())
+        ):
+            raise ValueError(
+                f"expected indices of classes from 0 to {classes - 1}, or a mask of {classes}, got {keep}"
+            )
+        index = index.long()
         return ClassSet(self.items[index], [self.names[i] for i in index.tolist()], self.source)
 
 
@@ -37,8 +55,9 @@ def episodes(
 
     Each task draws `ways` classes and, from each, `shots` support items and `queries` other query
     items, all without replacement. Support x: (T, ways·shots, *item), y: (T, ways·shots, ways) one-hot; rows are
-    sorted by class. A draw is where the data are: `move(data, "cuda")` keeps both there. Raises ValueError if the data
-    is too small for such a task.
+    sorted by class. A draw is where the data are: `move(data, "cuda")` keeps both there. Items keep their dtype, so that
+    images may stay uint8, and tokens int64, for a network that reads them; y is then of torch's default dtype. Raises
+    ValueError if the data is too small for such a task.
 
     ```pycon
     >>> data = ClassSet(torch.rand(20, 15, 8), [str(c) for c in range(20)], "random rows")
@@ -49,6 +68,7 @@ def episodes(
     ```
     """
     positive(ways=ways, shots=shots, queries=queries, tasks=tasks)
+    check_seed(seed)
     classes, items = check_classes(data)
     if ways > classes:
         raise ValueError(
@@ -87,6 +107,7 @@ def mixture(*datasets: Batch, batch: int, seed: int) -> Stream:
     ```
     """
     positive(batch=batch)
+    check_seed(seed)
     if not datasets:
         raise ValueError("expected at least one data set, got none")
     for i, d in enumerate(datasets):
@@ -96,12 +117,19 @@ def mixture(*datasets: Batch, batch: int, seed: int) -> Stream:
                 f"expected items of the same shape; data set 0 has {tuple(datasets[0].x.shape[1:])}, "
                 f"data set {i} has {tuple(d.x.shape[1:])}"
             )
+        if d.x.dtype != datasets[0].x.dtype:
+            raise ValueError(
+                f"expected items of the same dtype; data set 0 has {datasets[0].x.dtype}, data set {i} {d.x.dtype}"
+            )
     numbered = [d.y.ndim == 1 for d in datasets]
     if any(numbered) and not all(numbered):
         raise ValueError(
             "expected y to be class numbers (n,) in every data set, or targets (n, W) in every one; got both"
         )
     ways = max(int(d.y.max()) + 1 for d in datasets) if all(numbered) else 0
+    widths = {tuple(d.y.shape[1:]) for d in datasets}
+    if len(widths) > 1:
+        raise ValueError(f"expected targets of the same width in every data set, got {widths}")
 
     def stream(step: int) -> Batch:
         rng = np.random.default_rng([seed, step])
@@ -112,7 +140,7 @@ def mixture(*datasets: Batch, batch: int, seed: int) -> Stream:
         y = torch.stack(
             [d.y[r] for d, r in zip(datasets, rows, strict=True)]
         )  # (T, B) or (T, B, W)
-        return Batch(x, one_hot(y, ways, x.dtype) if ways else y)
+        return Batch(x, one_hot(y, ways, _real(x)) if ways else y)
 
     return stream
 
@@ -125,7 +153,7 @@ def pool(data: ClassSet) -> Batch:
 
 
 def one_hot(y: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Class numbers (...,) -> one-hot rows (..., ways).
+    """Class numbers (...,) -> one-hot rows (..., ways). Raises ValueError for other numbers than 0 to ways − 1.
 
     ```pycon
     >>> one_hot(torch.tensor([1, 0]), ways=2)
@@ -134,11 +162,25 @@ def one_hot(y: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
     ```
     """
-    return torch.nn.functional.one_hot(y, ways).to(dtype)
+    positive(ways=ways)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"expected class numbers in a tensor, got {type(y).__name__}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"expected class numbers, integers, got {y.dtype}; convert with .long()")
+    try:
+        return torch.nn.functional.one_hot(y.long(), ways).to(dtype)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected class numbers from 0 to {ways - 1}, got {int(y.min())} to {int(y.max())}"
+        ) from error
 
 
 def quiz(stream: Stream) -> Stream:
     """The query sets of a stream of episodes, as batches: what joint training on the same tasks sees."""
+    if not callable(stream):
+        raise TypeError(
+            f"expected a stream, a function of the step that gives a draw, got {type(stream).__name__}"
+        )
 
     def queries(step: int) -> Batch:
         draw = stream(step)
@@ -154,22 +196,45 @@ def quiz(stream: Stream) -> Stream:
 
 def check_classes(data: ClassSet) -> tuple[int, int]:
     """(C, n) of a ClassSet, or an error that says what is wrong with it."""
+    if not isinstance(data, ClassSet):
+        raise TypeError(
+            f"expected a ClassSet(items, names, source), items sorted by class, got {type(data).__name__}"
+        )
     items = data.items
-    if not isinstance(items, Tensor) or items.ndim < 3:
-        shape = tuple(items.shape) if isinstance(items, Tensor) else type(items).__name__
-        raise ValueError(f"expected items of shape (classes, items per class, ...), got {shape}")
-    if not items.is_floating_point():
-        raise ValueError(f"expected floating-point items, got {items.dtype}; convert with .float()")
+    if not isinstance(items, Tensor):
+        raise TypeError(f"expected items in a tensor, got {_kind(items)}")
+    if items.ndim < 3 or 0 in items.shape:
+        raise ValueError(
+            f"expected items of shape (classes, items per class, ...), at least one class of one item, got "
+            f"{tuple(items.shape)}"
+        )
+    _readable(items, f"items of {data.source!r}")
     if len(data.names) != len(items):
         raise ValueError(
             f"expected one name per class: {len(items)} classes, {len(data.names)} names"
         )
+    if len(set(data.names)) != len(data.names):
+        twice = next(name for name in data.names if data.names.count(name) > 1)
+        raise ValueError(f"expected classes of different names; {twice!r} stands there twice")
     finite(items, f"items of {data.source!r}")
     return items.shape[0], items.shape[1]
 
 
 def check_rows(data: Batch, what: str) -> None:
     """Raise unless x: (n, *item) and y: (n, W) or class numbers (n,) fit together and are finite."""
+    if not isinstance(data, Batch):
+        raise TypeError(
+            f"expected {what} to be a Batch(x, y) of two tensors, got {type(data).__name__}"
+        )
+    for name, part in (("x", data.x), ("y", data.y)):
+        if not isinstance(part, Tensor):
+            raise TypeError(f"expected {name} of {what} to be a tensor, got {_kind(part)}")
+    if data.x.ndim < 2 or data.y.ndim < 1:
+        raise ValueError(
+            f"expected x (n, *item) and y (n,) or (n, W) in {what}, got {tuple(data.x.shape)} and "
+            f"{tuple(data.y.shape)}. An item of one number needs its axis: x[:, None]."
+        )
+    _readable(data.x, f"x of {what}")
     if len(data.x) != len(data.y) or len(data.x) == 0:
         raise ValueError(
             f"expected as many labels as items in {what}, got {len(data.x)} items, {len(data.y)} labels"
@@ -181,6 +246,8 @@ def check_rows(data: Batch, what: str) -> None:
         )
     if data.y.ndim > 2:
         raise ValueError(f"expected y of {what} with one or two axes, got {tuple(data.y.shape)}")
+    if data.y.ndim == 2:
+        _real_targets(data.y, what)
     finite(data.x, f"x of {what}")
     finite(data.y, f"y of {what}")
 
@@ -196,32 +263,38 @@ def check_draw(data: object) -> None:
             f"expected a stream that gives an Episode or a Batch, got {type(data).__name__}"
         )
     for what, part in parts.items():
-        if not (
-            isinstance(part, Batch) and isinstance(part.x, Tensor) and isinstance(part.y, Tensor)
-        ):
+        if not isinstance(part, Batch):
             raise TypeError(
                 f"expected {what} to be a Batch of two tensors, got {type(part).__name__}"
             )
-        if (
-            part.x.ndim < 3
-            or part.y.ndim != 3
-            or part.x.shape[:2] != part.y.shape[:2]
-            or 0 in part.x.shape
-        ):
-            raise ValueError(
-                f"expected x (T, rows, *item) and y (T, rows, W) in {what}, got {tuple(part.x.shape)} and "
-                f"{tuple(part.y.shape)}. Labels are one-hot rows, regression targets need an axis W = 1."
-            )
-        if not part.y.is_floating_point():
-            raise ValueError(
-                f"expected floating-point y in {what}, got {part.y.dtype}: one-hot, not class numbers"
-            )
-        finite(part.x, f"x of {what}")
+        leaves = _leaves(part.x, f"x of {what}")
+        if not isinstance(part.y, Tensor):
+            raise TypeError(f"expected y of {what} to be a tensor, got {_kind(part.y)}")
+        least = 3 if isinstance(part.x, Tensor) else 2
+        for x in leaves:
+            if (
+                x.ndim < least
+                or part.y.ndim != 3
+                or x.shape[:2] != part.y.shape[:2]
+                or 0 in x.shape
+            ):
+                raise ValueError(
+                    f"expected x (T, rows, *item) and y (T, rows, W) in {what}, got {tuple(x.shape)} and "
+                    f"{tuple(part.y.shape)}. Labels are one-hot rows, regression targets need an axis W = 1."
+                )
+        _real_targets(part.y, what)
+        for x in leaves:
+            _readable(x, f"x of {what}", masks=not isinstance(part.x, Tensor))
         finite(part.y, f"y of {what}")
+    tasks = [len(part.y) for part in parts.values()]
+    if len(set(tasks)) > 1:
+        raise ValueError(f"expected as many tasks in support and query, got {tasks}")
 
 
 def finite(x: Tensor, what: str) -> None:
     """Raise if x holds NaN or infinity, saying how many and where the first is."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected {what} to be a tensor, got {_kind(x)}")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).nonzero()
         raise ValueError(
@@ -237,6 +310,68 @@ def positive(**sizes: int) -> None:
             raise ValueError(f"expected {name} to be a whole number of at least 1, got {n!r}")
 
 
+def within(low: float, high: float = math.inf, **numbers: float) -> None:
+    """Raise unless each is a finite number from `low` to `high`."""
+    for name, n in numbers.items():
+        real = isinstance(n, Real) and not isinstance(n, bool)
+        if not (real and math.isfinite(n) and low <= n <= high):
+            limits = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ValueError(f"expected {name} to be a finite number {limits}, got {n!r}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise unless the seed is a whole number of at least 0: without one, no draw could come again."""
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"expected the seed to be a whole number of at least 0, got {seed!r}")
+
+
+def _kind(found: Any) -> str:
+    advice = "; convert with torch.from_numpy" if isinstance(found, np.ndarray) else ""
+    return f"{type(found).__name__}{advice}"
+
+
+def _leaves(x: Any, what: str) -> list[Tensor]:
+    """The tensors of x: one, or those of a nest of dicts and tuples."""
+    found: list[Tensor] = []
+
+    def leaf(d: Tensor) -> Tensor:
+        found.append(d)
+        return d
+
+    try:
+        over(leaf, x)
+    except TypeError as error:
+        raise TypeError(
+            f"expected {what} to be a tensor, or a nest of tensors, got {_kind(x)}"
+        ) from error
+    if not found:
+        raise ValueError(f"expected at least one tensor in {what}, got none")
+    return found
+
+
+def _readable(x: Tensor, what: str, masks: bool = False) -> None:
+    """Raise unless x holds finite real numbers, or integers: tokens for an embedding, images as bytes."""
+    if x.is_complex() or (x.dtype == torch.bool and not masks):
+        raise ValueError(
+            f"expected real numbers or integers in {what}, got {x.dtype}; convert with "
+            + ("torch.view_as_real" if x.is_complex() else ".float()")
+        )
+    finite(x, what)
+
+
+def _real_targets(y: Tensor, what: str) -> None:
+    if not y.is_floating_point():
+        raise ValueError(
+            f"expected floating-point y in {what}, got {y.dtype}: one-hot rows or targets, not class numbers; "
+            "convert with .float()"
+        )
+
+
+def _real(x: Tensor) -> torch.dtype:
+    """The dtype of the targets that go with items x: theirs, or torch's default where they are integers."""
+    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
+
+
 def _without_replacement(
     rng: np.random.Generator, shape: tuple[int, ...], n: int, k: int
 ) -> np.ndarray:
@@ -247,4 +382,4 @@ def _without_replacement(
 def _labelled(flat: Tensor, rows: Tensor, ways: int) -> Batch:
     tasks, _, k = rows.shape  # (T, W, k)
     y = torch.arange(ways, device=rows.device).repeat_interleave(k).expand(tasks, -1)
-    return Batch(flat[rows.flatten(1)], one_hot(y, ways, flat.dtype))
+    return Batch(flat[rows.flatten(1)], one_hot(y, ways, _real(flat)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 from collections import OrderedDict
@@ -9,6 +10,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from mtlib.bilevel import bilevel
@@ -78,6 +80,67 @@ def test_grey_images_of_any_size_are_read():
         net(torch.rand(2, 4, 28, 28))
 
 
+def as_seen(model, x, mean, std):
+    """What the model's features are of images normalised by hand."""
+    shown = (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return copy.deepcopy(model).eval().classifier[:-1](model.eval().features(shown))
+
+
+@pytest.mark.parametrize("name", ["pretrained_cfg", "default_cfg"])
+@pytest.mark.parametrize("kind", [dict, lambda **held: types.SimpleNamespace(**held)])
+def test_the_models_own_mean_and_deviation_are_taken(name, kind):
+    """timm's vision transformers, for one, were trained with 0.5 and 0.5."""
+    model, x = classifier(), torch.rand(4, 3, 32, 32)
+    setattr(model, name, kind(mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7)))
+    expected = as_seen(model, x, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
+    assert torch.allclose(split(model, ways=3, size=32).body(x), expected, atol=1e-6)
+
+
+def test_the_mean_and_deviation_can_be_given():
+    model, x = classifier(), torch.rand(4, 3, 32, 32)
+    model.pretrained_cfg = {"mean": (0.0, 0.0, 0.0), "std": None}
+    expected = as_seen(model, x, (0.1, 0.2, 0.3), STD)
+    net = split(model, ways=3, size=32, mean=(0.1, 0.2, 0.3))
+    assert torch.allclose(net.body(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda x: 255 * x,
+        lambda x: 2 * x - 1,
+        lambda x: (x - 0.45) / 0.22,
+        lambda x: x * float("nan"),
+        lambda x: x.byte(),
+    ],
+)
+def test_images_outside_0_1_are_refused_wherever_they_come(spoil):
+    net, x = split(classifier(), ways=3, size=32), torch.rand(2, 4, 3, 32, 32)
+    params = dict(net.named_parameters())
+
+    def loss(params, x):
+        return functional_call(net, params, (x,)).sum()
+
+    ways = (
+        lambda x: net(x[0]),
+        torch.vmap(net),
+        lambda x: torch.vmap(net, in_dims=1)(x.transpose(0, 1)),
+        torch.vmap(torch.func.grad(loss), in_dims=(None, 0)).__get__(params),
+    )
+    for way in ways:
+        way(1.2 * x - 0.1)  # what a resize may overshoot
+        with pytest.raises(ValueError, match=r"expected images in \[0, 1\]"):
+            way(spoil(x))
+
+
+def test_vmap_export_and_compilation_give_the_same():
+    net, x = split(classifier(), ways=3, size=32).eval(), torch.rand(2, 4, 3, 32, 32)
+    expected = torch.stack([net(v) for v in x])
+    assert torch.allclose(torch.vmap(net)(x), expected, atol=1e-6)
+    program = torch.export.export(net, (x[0],)).module()
+    assert torch.allclose(program(x[0]), expected[0], atol=1e-6)
+
+
 def test_torchvision_is_asked_for_the_model(monkeypatch):
     asked = []
 
@@ -101,5 +164,5 @@ def test_torchvision_is_asked_for_the_model(monkeypatch):
 def test_what_cannot_be_split_is_said():
     with pytest.raises(ValueError, match="linear layer"):
         split(nn.Sequential(nn.Conv2d(1, 2, 3)), ways=3)
-    with pytest.raises(ValueError, match="at least 1 way"):
+    with pytest.raises(ValueError, match="ways to be a whole number of at least 1"):
         split(classifier(), ways=0)

@@ -30,15 +30,15 @@ STAR = {
     "bilevel": {"core", "objective", "run"},
     "joint": {"core", "objective"},
     "norm": {"core", "run"},
-    "nets": {"core", "norm", "run"},
+    "nets": {"core", "norm", "run", "tasks"},
     "tasks": {"core"},
     "learners": {"core", "norm", "learners"},
     "transfer": {"core", "objective", "joint", "bilevel", "learners", "tasks", "transfer"},
     "data": {"core", "tasks", "run", "data"},
-    "models": {"core", "data", "run"},
+    "models": {"core", "data", "run", "tasks"},
     "train": {"core", "objective", "tasks", "run"},
     "evaluate": {"core", "objective", "tasks", "run", "train"},
-    "plots": {"train", "evaluate"},
+    "plots": {"train", "evaluate", "tasks"},
     "book": {"evaluate", "run", "book"},
 }
 ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pages`

@@ -7,12 +7,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 
-from mtlib.core import Batch, Episode, over
+from mtlib.bilevel import bilevel
+from mtlib.core import Batch, Episode, over, parameters
 from mtlib.data.linear import exact_stream, linear_tasks, samples
 from mtlib.data.planted import planted
 from mtlib.data.sinusoids import joint_optimum, risk_of, sinusoids
-from mtlib.tasks import ClassSet, episodes, mixture, one_hot, pool, quiz
+from mtlib.evaluate import evaluate
+from mtlib.joint import joint
+from mtlib.learners.gradient import maml
+from mtlib.nets import two_halves
+from mtlib.tasks import ClassSet, check_draw, episodes, mixture, one_hot, pool, quiz
+from mtlib.train import fit
 
 
 def numbered(classes=7, items=6):
@@ -158,3 +166,86 @@ def test_a_draw_is_where_the_data_are():
     assert isinstance(draws[0], Episode) and isinstance(draws[1], Batch)
     assert {d.device for part in (*draws[0], draws[1]) for d in part} == {torch.device("cpu")}
     assert one_hot(torch.tensor([1]), 3, torch.float64).dtype == torch.float64
+
+
+# Integer items -----------------------------------------------------------------------------------
+
+
+class Words(nn.Module):
+    """The mean of the embeddings of a text's tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 8)
+
+    def forward(self, x):
+        return self.table(x).mean(1)
+
+
+class Bytes(nn.Module):
+    def forward(self, x):
+        return x.float().flatten(1) / 255
+
+
+def test_tokens_go_to_an_embedding():
+    g = torch.Generator().manual_seed(0)
+    data = ClassSet(torch.randint(50, (6, 9, 7), generator=g), list("abcdef"), "texts")
+    net = two_halves(Words(), nn.Linear(8, 3))
+    stream = episodes(data, 3, 2, 2, tasks=2, seed=0)
+    draw, phi = stream(0), parameters(net)
+    assert draw.support.x.dtype == torch.int64 and draw.support.y.dtype == torch.float32
+    plain = torch.stack([cross_entropy(net(x), y) for x, y in zip(*draw.query, strict=True)])
+    assert torch.allclose(joint(net, cross_entropy)(phi, draw.query), plain.mean())
+    learner = maml(net, cross_entropy, 0.5, 2)
+    run = fit(bilevel(learner, cross_entropy), phi, stream, 3, progress=False)
+    assert all(not torch.equal(run.params[k], phi[k]) for k in phi)
+    assert evaluate(learner, phi, stream, 4, progress=False).values.shape == (4,)
+
+
+def test_images_may_stay_bytes():
+    g = torch.Generator().manual_seed(0)
+    held = torch.randint(256, (5, 4, 1, 6, 6), generator=g, dtype=torch.uint8)
+    data = ClassSet(held, list("abcde"), "images")
+    net = two_halves(Bytes(), nn.Linear(36, 3))
+    draw = episodes(data, 3, 1, 2, tasks=2, seed=0)(3)
+    real = episodes(data._replace(items=held.float()), 3, 1, 2, tasks=2, seed=0)(3)
+    assert draw.query.x.dtype == torch.uint8 and torch.equal(draw.query.x.float(), real.query.x)
+    assert torch.equal(draw.support.y, real.support.y)
+    plain = torch.stack(
+        [cross_entropy(net.head(x.flatten(1) / 255), y) for x, y in zip(*real.query, strict=True)]
+    )
+    assert torch.allclose(joint(net, cross_entropy)(parameters(net), draw.query), plain.mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64, torch.float16])
+def test_a_mixture_makes_rows_that_a_loss_takes(dtype):
+    x, y = torch.arange(12).view(6, 2).to(dtype), torch.arange(6) % 3
+    draw = mixture(Batch(x, y), batch=20, seed=0)(0)
+    assert draw.x.dtype == dtype
+    assert draw.y.dtype == (dtype if dtype.is_floating_point else torch.float32)
+    assert torch.equal(draw.y.argmax(-1), (draw.x[..., 0].long() // 2) % 3)
+    assert torch.equal(draw.y.sum(-1), torch.ones(1, 20, dtype=draw.y.dtype))
+
+
+def test_a_draw_may_hold_a_nest():
+    x, y = (
+        {"tokens": torch.ones(2, 3, 4).long(), "length": torch.ones(2, 3).long()},
+        torch.ones(2, 3, 1),
+    )
+    check_draw(Batch(x, y))
+    check_draw(Batch((x, torch.ones(2, 3, 4, dtype=torch.bool)), y))
+    with pytest.raises(ValueError, match=r"expected x \(T, rows"):
+        check_draw(Batch({**x, "length": torch.ones(2)}, y))
+    with pytest.raises(TypeError, match=r"convert with torch\.from_numpy"):
+        check_draw(Batch(x["tokens"].numpy(), y))
+
+
+def test_classes_are_selected_by_number_or_mask():
+    data = numbered()
+    mask = torch.zeros(len(data.names), dtype=torch.bool)
+    mask[[1, 4]] = True
+    for keep in ([1, 4], torch.tensor([1, 4]), np.array([1, 4]), mask):
+        kept = data.select(keep)
+        assert kept.names == [data.names[1], data.names[4]]
+        assert torch.equal(kept.items, data.items[[1, 4]])
+    assert data.select([]).names == [] and data.select([-1]).names == data.names[-1:]

@@ -39,6 +39,16 @@ def device() -> torch.device:
 
 def claim(text: str, holds: bool) -> None:
     """State a claim; at the full scale a claim that does not hold stops the page."""
+    if not isinstance(text, str) or isinstance(holds, str):
+        raise TypeError(f"expected a text and whether it holds, got {text!r} and {holds!r}")
+    if str(getattr(holds, "dtype", type(holds).__name__)).removeprefix("torch.") != "bool":
+        raise TypeError(
+            f"expected one truth value for the claim {text!r}, a bool, got {type(holds).__name__}"
+        )
+    if getattr(holds, "ndim", 0) != 0:
+        raise ValueError(
+            f"expected one truth value for the claim {text!r}, got {holds}; reduce them by .all()"
+        )
     if not is_full():
         print(f"not judged at the small scale: {text}")
         return
@@ -52,7 +62,9 @@ def glue(name: str, value: Any, form: str = "") -> None:
 
     What `myst_nb.glue` writes, through IPython alone, so that pages also run where MyST-NB is absent.
     """
-    text = format(value, form)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"expected a name for the value, a text, got {name!r}")
+    text = _formatted(value, form)
     meta = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
     display({"application/papermill.record/text/plain": text}, metadata=meta, raw=True)
 
@@ -69,6 +81,8 @@ def table(
     Real numbers are written in the `form`, a Score as it prints; an absent cell stays empty. `corner` stands above the
     names. Raises ValueError if a row has another number of cells than there are columns.
     """
+    if not isinstance(rows, Mapping | Sequence) or isinstance(rows, str) or not rows:
+        raise TypeError(f"expected rows, name -> cells, at least one row, got {rows!r}")
     listed = [("", r) for r in rows] if not isinstance(rows, Mapping) else list(rows.items())
     held = [(name, r if isinstance(r, Mapping) else _named(name, r, columns)) for name, r in listed]
     heads = list(columns) or list(dict.fromkeys(k for _, r in held for k in r))
@@ -93,11 +107,21 @@ def _named(name: str, cells: Any, columns: Sequence[str]) -> dict[str, Any]:
 def _cell(value: Any, form: str) -> str:
     scalar = hasattr(value, "item") and getattr(value, "ndim", 0) == 0  # numpy's and torch's
     value = value.item() if scalar else value
-    text = format(value, form) if isinstance(value, float) else str(value)
+    text = _formatted(value, form) if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _formatted(value: Any, form: str) -> str:
+    try:
+        return format(value, form)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"expected a form that fits {value!r}, got {form!r}: {error}") from error
 
 
 def source(*functions: Callable[..., Any]) -> None:
     """Show functions as they stand in the package, so that no page retypes them."""
+    for f in functions:
+        if not (inspect.isfunction(f) or inspect.isclass(f)):
+            raise TypeError(f"expected functions and classes written in Python, got {f!r}")
     text = "\n\n\n".join(inspect.getsource(f).rstrip() for f in functions)
     display(Markdown(f"```python\n{text}\n```"))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Loss
+from mtlib.tasks import positive, within
 
 STRIDE = 4
 SPREAD = 0.12  # the standard deviation of a target's bump, in widths and heights of its box
@@ -44,7 +45,11 @@ def detector(classes: int, width: int = 32) -> nn.Sequential:
     """A compact network: (B, 3, H, W) -> (B, C + 4, H/4, W/4). Its `head` is two layers, its `body` the rest.
 
     Group norm sees one photograph at a time, so that no prediction depends on its neighbours in the batch.
+    Raises ValueError unless `width` is a multiple of 8.
     """
+    positive(classes=classes, width=width)
+    if width % 8:
+        raise ValueError(f"expected a width that is a multiple of 8, for groups of 4, got {width}")
 
     def block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
         conv = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
@@ -67,12 +72,13 @@ def targets(boxes: Tensor, labels: Tensor, classes: int, height: int, width: int
 
     Each box is a bump exp(−dx²/2σ_x² − dy²/2σ_y²) around its centre's cell, σ = `SPREAD` · width and height, no less
     than `LEAST` cells; where bumps of one class overlap the larger value counts. Raises ValueError for a box with no
-    area or its centre outside.
+    area or its centre outside, and for a label that is no class number.
     """
+    _check_boxes([boxes], [labels], classes)
     size = boxes[:, 2:] - boxes[:, :2]
-    if len(boxes) and float(size.min()) <= 0:
+    if len(boxes) and not float(size.min()) > 0:
         raise ValueError(
-            f"expected boxes with an area, got {boxes[(size <= 0).any(1)].tolist()}; drop them"
+            f"expected boxes with an area, got {boxes[~(size > 0).all(1)].tolist()}; drop them"
         )
     h, w = height // STRIDE, width // STRIDE
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 / STRIDE
@@ -103,7 +109,16 @@ def centre_loss(classes: int, size_weight: float = 0.1) -> Loss:
     Maps may also come as rows, (B, (C + 4)·h·w): no term looks at a neighbour.
     """
 
+    positive(classes=classes)
+    within(0, size_weight=size_weight)
+
     def loss(prediction: Tensor, y: Tensor) -> Tensor:
+        channels = {d.shape[1] for d in (prediction, y) if d.ndim > 2}
+        if prediction.shape != y.shape or channels - {classes + 4} or y[0].numel() % (classes + 4):
+            raise ValueError(
+                f"expected maps (B, C + 4, h, w) of {classes} + 4 channels, or their rows, got "
+                f"{tuple(prediction.shape)} and {tuple(y.shape)}"
+            )
         prediction, y = (a.reshape(len(a), classes + 4, -1) for a in (prediction, y))
         logit, heat = prediction[:, :classes], y[:, :classes]
         p = torch.sigmoid(logit)
@@ -126,6 +141,11 @@ def decode(prediction: Tensor, classes: int, most: int = 100) -> list[Detections
 
     A cell is a peak where none of its eight neighbours is higher; this replaces non-maximum suppression.
     """
+    positive(classes=classes, most=most)
+    if prediction.ndim != 4 or prediction.shape[1] != classes + 4:
+        raise ValueError(
+            f"expected maps (B, C + 4, h, w) with {classes} + 4 channels, got {tuple(prediction.shape)}"
+        )
     heat = torch.sigmoid(prediction[:, :classes])
     peaks = heat * (nn.functional.max_pool2d(heat, 3, 1, 1) == heat)
     _, _, h, w = peaks.shape
@@ -148,6 +168,8 @@ def flipped(x: Tensor, y: Tensor, classes: int, axis: int) -> tuple[Tensor, Tens
 
     A centre at offset o in its cell moves to 1 − o. H and W are whole numbers of cells.
     """
+    if axis not in (2, 3):
+        raise ValueError(f"expected axis 2 (the rows) or 3 (the columns), got {axis!r}")
     x, y = x.flip(axis), y.flip(axis)
     offset = classes + (3 if axis == 2 else 2)
     y[:, offset] = torch.where(y[:, classes] > 0, 1 - y[:, offset], 0)
@@ -166,6 +188,7 @@ def average_precision(
     `found`, `boxes` and `labels` have one entry per photograph. A box counts as found once; at most 100 detections
     per photograph count.
     """
+    _check_photographs(found, boxes, labels, classes, iou)
     judge = _evaluated(found, boxes, labels, classes, iou)
     if judge is None:
         counts = torch.bincount(torch.cat(labels), minlength=classes)
@@ -184,6 +207,7 @@ def judge(
     iou: float = 0.5,
 ) -> list[Judged]:
     """Which detections pycocotools counts as hits, class by class: what `resampled` needs of the photographs."""
+    _check_photographs(found, boxes, labels, classes, iou)
     truths = torch.stack([torch.bincount(k, minlength=classes) for k in labels])  # (n, C)
     held = _evaluated(found, boxes, labels, classes, iou)
     judged = []
@@ -204,6 +228,10 @@ def resampled(judged: Judged, counts: Tensor) -> Tensor:
     With counts of 1 it is `average_precision`; with those of a bootstrap, its distribution over photographs. As
     there, the precision at each of 101 recalls is the best at that recall or a higher one.
     """
+    if counts.ndim != 2 or counts.shape[1] != len(judged.truths):
+        raise ValueError(
+            f"expected counts (R, n) of n = {len(judged.truths)} photographs, got {tuple(counts.shape)}"
+        )
     weight = counts.double()[:, judged.photographs]  # (R, K)
     hits, all_ = (weight * judged.hits).cumsum(1), weight.cumsum(1)
     truths = counts.double() @ judged.truths.double()  # (R,)
@@ -227,8 +255,6 @@ def _evaluated(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    if len(found) != len(boxes):
-        raise ValueError(f"expected one entry per photograph, got {len(found)} and {len(boxes)}")
     truth = [
         {"image_id": i, "category_id": int(k), "bbox": _xywh(b), "area": _area(b), "iscrowd": 0}
         for i, pair in enumerate(zip(boxes, labels, strict=True))
@@ -255,6 +281,36 @@ def _evaluated(
         held.params.areaRng, held.params.areaRngLbl = held.params.areaRng[:1], ["all"]
         held.evaluate()
     return held
+
+
+def _check_photographs(
+    found: list[Detections],
+    boxes: list[Tensor],
+    labels: list[Tensor],
+    classes: int,
+    iou: float,
+) -> None:
+    within(1e-6, 1, iou=iou)
+    if not len(found) == len(boxes) == len(labels) or not boxes:
+        raise ValueError(
+            f"expected one entry per photograph, at least one, got {len(found)} of found, {len(boxes)} of boxes and "
+            f"{len(labels)} of labels"
+        )
+    _check_boxes(boxes, labels, classes)
+
+
+def _check_boxes(boxes: list[Tensor], labels: list[Tensor], classes: int) -> None:
+    """Raise unless each photograph has finite boxes (K, 4) and as many class numbers (K,)."""
+    positive(classes=classes)
+    for b, k in zip(boxes, labels, strict=True):
+        if b.ndim != 2 or b.shape[1] != 4 or k.shape != (len(b),):
+            raise ValueError(
+                f"expected boxes (K, 4) and one label per box (K,), got {tuple(b.shape)} and {tuple(k.shape)}"
+            )
+        if not bool(torch.isfinite(b).all()):
+            raise ValueError(f"expected boxes of finite numbers, got {b.tolist()}")
+        if k.is_floating_point() or not bool(((k >= 0) & (k < classes)).all()):
+            raise ValueError(f"expected class numbers from 0 to {classes - 1}, got {k.tolist()}")
 
 
 def _xywh(box: Tensor) -> list[float]:

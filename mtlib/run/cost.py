@@ -19,6 +19,11 @@ def peak_memory(f: Callable[..., Any], *args: Any) -> int:
     Counted storage by storage, so that a view costs nothing and a graph costs what it saves. Memory held
     before does not count, nor does an operation's own workspace.
     """
+    if not callable(f):
+        raise TypeError(
+            f"expected a function and its arguments, got the result {type(f).__name__}: peak_memory(f, x), not "
+            "peak_memory(f(x))"
+        )
     ledger = _Ledger()
     with ledger:
         f(*args)

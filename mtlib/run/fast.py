@@ -38,6 +38,7 @@ VMAP = private("torch._C", "_functorch.TransformType.Vmap")
 LEVEL = private("torch._C", "_functorch.CVmapInterpreterPtr")
 IS_BATCHED = private("torch._C", "_functorch.is_batchedtensor")
 UNWRAPPED = private("torch._C", "_functorch.get_unwrapped")
+IS_WRAPPED = private("torch._C", "_functorch.is_functorch_wrapped_tensor")
 BATCH_DIM = private("torch._C", "_functorch.maybe_get_bdim")
 ADD_BATCH_DIM = private("torch._C", "_functorch._add_batch_dim")
 IN_PLACE = private("torch._functorch.eager_transforms", "enable_inplace_requires_grad")
@@ -65,6 +66,15 @@ def vmapping() -> bool:
     """Whether `vmap` is among the transforms at work; False where torch cannot say."""
     levels = STACK() if STACK and VMAP else None
     return any(level.key() == VMAP for level in levels or ())
+
+
+def as_stored(x: Tensor) -> Tensor | None:
+    """x as a constant whose numbers can be looked at, under `vmap` all tasks'; None where there are none to see."""
+    if torch.compiler.is_compiling() or IS_WRAPPED is None or UNWRAPPED is None:
+        return None
+    while IS_WRAPPED(x):
+        x = UNWRAPPED(x)
+    return x.detach()
 
 
 def watched() -> bool:

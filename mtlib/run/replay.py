@@ -21,6 +21,8 @@ def replay(f: Callable[[Any], Any], at: Any) -> Any:
     raises. Under `vmap` it raises `NeedsLoop`; under functorch's other transforms f runs as it is, and everything is
     kept. {cite}`chen2016sublinear`
     """
+    if not callable(f):
+        raise TypeError(f"expected a function of `at`, got {type(f).__name__}")
     if vmapping():
         raise NeedsLoop("a step that is recomputed in the backward pass")
     if transforming():

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -53,6 +54,10 @@ def on_threads(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
 
     Gradients are as enabled there as in the thread that asks, and networks in its mode.
     """
+    if not isinstance(workers, Integral) or workers < 1:
+        raise ValueError(f"expected workers to be a whole number of at least 1, got {workers!r}")
+    if not all(map(callable, calls)):
+        raise TypeError("expected functions to call, without arguments, got something else")
     grad, evaluation = torch.is_grad_enabled(), is_evaluating()
 
     def run(call: Callable[[], Any]) -> Any:

@@ -78,16 +78,25 @@ def row(
 ) -> Entry:
     """A method's row from its numbers over training seeds: their mean unless given, and their 95 % interval.
 
-    `cases` is the interval over episodes (users, genes, patients), or the Score that has it.
+    `cases` is the interval over episodes (users, genes, patients), or the Score that has it. Raises ValueError for an
+    unknown kind, no run, or numbers that are not finite.
     """
     numbers = torch.as_tensor(runs, dtype=torch.float64).flatten()
+    if not len(numbers):
+        raise ValueError(f"expected at least one run of {method!r}, got none")
     half = cases.interval if isinstance(cases, Score) else float(cases)
     seeds = interval(numbers).interval if len(numbers) > 1 else None
-    return Entry(method, kind, numbers.mean().item() if mean is None else mean, half, seeds)
+    entry = Entry(method, kind, numbers.mean().item() if mean is None else mean, half, seeds)
+    _check_entry(entry)
+    return entry
 
 
 def paired(ours: str, baseline: str, gain: Score) -> Paired:
     """The row that says what `ours` gains on `baseline`, from their paired difference."""
+    if not isinstance(gain, Score):
+        raise TypeError(f"expected the gain to be a Score, of `compare`, got {type(gain).__name__}")
+    if ours == baseline:
+        raise ValueError(f"expected the gain of two methods, got {ours!r} twice")
     return Paired(ours, baseline, gain.mean, gain.low, gain.high)
 
 
@@ -96,6 +105,7 @@ def kept(page: str, real: bool = True) -> dict[str, Any]:
 
     That is at the full scale, on `real` data, where there is a record and none is being made.
     """
+    _check_page(page)
     usable = is_full() and real and not recording() and page in recorded_pages()
     return recorded(page).details if usable else {}
 
@@ -106,6 +116,10 @@ def agrees(here: float, runs: Sequence[float] | Tensor, cases: float = 0.0) -> b
     On the same processor it is that run; on another, rounding makes it another run, and these lie h = half the 95 %
     interval of their mean apart. `cases` is the interval over episodes.
     """
+    if not len(runs):
+        raise ValueError("expected at least one recorded run, got none")
+    if not math.isfinite(here):
+        raise ValueError(f"expected a finite number to compare with the record, got {here}")
     spread = interval(torch.as_tensor(runs)).interval if len(runs) > 1 else 0.0
     return abs(here - float(runs[0])) <= max(cases, 2 * spread, 1e-3)
 
@@ -123,6 +137,8 @@ def record(result: Result, tolerance: float = 1.0) -> str:
     ValueError: the page, or the file, is out of date.
     """
     _check(result)
+    if not tolerance > 0:
+        raise ValueError(f"expected a tolerance above 0, got {tolerance}")
     if not is_full():
         return "not recorded at the small scale"
     path = FOLDER / f"{result.page}.json"
@@ -188,7 +204,13 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def _check_page(page: str) -> None:
+    if not isinstance(page, str) or not page or Path(page).name != page:
+        raise ValueError(f"expected a page's name, such as 'metric', got {page!r}")
+
+
 def _read(page: str) -> dict[str, Any]:
+    _check_page(page)
     path = FOLDER / f"{page}.json"
     if not path.exists():
         raise FileNotFoundError(
@@ -208,22 +230,34 @@ def _plain(result: Result) -> dict[str, Any]:
 
 
 def _check(result: Result) -> None:
+    if not isinstance(result, Result):
+        raise TypeError(f"expected a Result, got {type(result).__name__}")
+    _check_page(result.page)
     names = [e.method for e in result.entries]
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"expected one entry per method, got {names}")
     for e in result.entries:
-        if e.kind not in KINDS:
-            raise ValueError(
-                f"expected the kind of {e.method!r} to be one of {KINDS}, got {e.kind!r}"
-            )
-        if not all(math.isfinite(n) for n in (e.mean, e.cases, e.seeds or 0.0)):
-            raise ValueError(f"expected finite numbers for {e.method!r}, got {tuple(e)}")
+        _check_entry(e)
     for name in (result.gain.ours, result.gain.baseline):
         if name not in names:
             raise ValueError(f"expected the gain between two entries of {names}, got {name!r}")
 
 
+def _check_entry(e: Entry) -> None:
+    if e.kind not in KINDS:
+        raise ValueError(f"expected the kind of {e.method!r} to be one of {KINDS}, got {e.kind!r}")
+    if not all(math.isfinite(n) for n in (e.mean, e.cases, e.seeds or 0.0)) or e.cases < 0:
+        raise ValueError(
+            f"expected finite numbers for {e.method!r}, and cases of at least 0, got {tuple(e)}"
+        )
+
+
 def write(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all, and strict JSON: NaN raises ValueError."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected plain JSON and finite numbers for {path.name}: {error}; convert tensors with .tolist()"
+        ) from error
     replace(path, f"{text}\n".encode())
