@@ -54,20 +54,16 @@ from mtlib.core import (
     apply,
     below,
     classify,
-    descend,
     features,
     half,
-    is_tied,
     load,
     move,
     net_state,
     over,
     parameters,
-    proximity,
     require,
     risk,
     start,
-    step,
     take,
 )
 from mtlib.data import (
@@ -129,6 +125,7 @@ from mtlib.learners.gradient import (
     adam,
     anil,
     boil,
+    descend,
     descending,
     descent,
     inner_loop,
@@ -136,6 +133,8 @@ from mtlib.learners.gradient import (
     momentum,
     moving,
     proximal,
+    proximity,
+    step,
 )
 from mtlib.learners.lora import lora, merged
 from mtlib.learners.metric import (
@@ -2006,7 +2005,6 @@ BAD |= {
         ),
         "rate",
     ),
-    "is_tied: φ for the network": (lambda: is_tied(PHI), "nn.Module"),
     "unrolled: a loss by name": (
         lambda: unrolled(LEARNER, "mse")(PHI, take(DRAW, 0)),
         "loss",
@@ -2317,7 +2315,6 @@ _OPEN: dict[str, str] = {
         proximity: other entries; other shapes
         start: the network for the learner
         step: rates of other entries; a rate of NaN
-        is_tied: φ for the network
     """,
     "data/bccd.py": """
         blood_cells: a size of one number
