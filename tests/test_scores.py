@@ -615,7 +615,7 @@ INPUTS = {
     "chunks of none": (on(chunk=0), ValueError, "chunk to be a whole number of at least 1"),
     "a metric of rows": (on(metric=lambda p, y: (p - y).mean(1)), ValueError, r"got shape \(8,\)"),
     "batches at step 2": (on(stream=mixed), TypeError, "got Batch at step 2"),
-    "arrays at step 2": (on(stream=array), TypeError, "Batch of"),
+    "arrays at step 2": (on(stream=array), TypeError, "convert with torch.from_numpy"),
     "query rows of zeros": (
         on(
             protonet(seeded(network)),
