@@ -185,8 +185,11 @@ def check_rows(data: Batch, what: str) -> None:
     finite(data.y, f"y of {what}")
 
 
-def check_draw(data: object) -> None:
-    """Raise unless a stream's draw is an Episode or Batch of (T, rows, ...) tensors that fit together."""
+def check_draw(data: object, numbers: bool = True) -> None:
+    """Raise unless a stream's draw is an Episode or Batch of (T, rows, ...) tensors that fit together.
+
+    With `numbers`, they must be finite, too.
+    """
     if isinstance(data, Episode):
         parts = {"the support set": data.support, "the query set": data.query}
     elif isinstance(data, Batch):
@@ -216,8 +219,9 @@ def check_draw(data: object) -> None:
             raise ValueError(
                 f"expected floating-point y in {what}, got {part.y.dtype}: one-hot, not class numbers"
             )
-        finite(part.x, f"x of {what}")
-        finite(part.y, f"y of {what}")
+        if numbers:
+            finite(part.x, f"x of {what}")
+            finite(part.y, f"y of {what}")
 
 
 def finite(x: Tensor, what: str) -> None:
