@@ -29,6 +29,7 @@ from mtlib.run.trainee import (
     check_rates,
     evidence,
     fingerprint,
+    settings,
     start_of,
     walk,
 )
@@ -184,6 +185,7 @@ def fit(
     keeper = Keeper(Path(checkpoint), every) if checkpoint is not None else None
     planned = _planned(make, first, steps) if keeper and schedule else None
     trainee = Trainee(phi, *make(), planned)
+    trainee.identity = settings(phi, trainee.rule, trainee.plan) if keeper else {}
     if trainee.plan:
         walk(trainee.plan, first)
     named = () if not isinstance(objective, Objective) else (*(rates or ()), *(moves or ()))
@@ -237,7 +239,7 @@ class _Job(NamedTuple):
                     "seed": int(self.seed),
                     "first step": int(self.first),
                     **fingerprint(self.draws.start),
-                    **t.settings,
+                    **t.identity,
                     "early stopping every": self.stop.every if self.stop else None,
                     **start_of(t.phi),
                 }

@@ -43,7 +43,6 @@ class Trainee:
         self, phi: Params, rule: Optimizer, plan: LRScheduler | None, rates: Tensor | None = None
     ):
         self.phi, self.rule, self.plan, self.rates = phi, rule, plan, rates
-        self.settings = settings(phi, rule, plan)
         self.identity: dict[str, Any] = {}
         self.evidence: dict[str, Any] | None = None
         self.losses: list[float] = []
@@ -136,10 +135,11 @@ class Trainee:
             raise ValueError(
                 damaged(path, "its optimizer has other groups or entries than this one")
             )
-        groups = [
-            {**g, **{k: v for k, v in saved.items() if k != "params"}}
-            for g, saved in zip(own, facts["groups"], strict=True)
-        ]
+        groups = list[dict[str, Any]]()
+        for g, saved in zip(own, facts["groups"], strict=True):
+            if odd := other_kind(g, saved, facts["torch"]):
+                raise ValueError(damaged(path, f"its optimizer's {odd}"))
+            groups.append({**g, **saved, "params": g["params"]})
         with torch.no_grad():
             for k, v in self.phi.items():
                 v.copy_(tensors[f"params/{k}"])
@@ -150,6 +150,7 @@ class Trainee:
                 if k != "params" and isinstance(v, Tensor) and isinstance(g[k], float):
                     g[k] = torch.full_like(v, g[k])
         self.rule.load_state_dict({"state": state, "param_groups": groups})
+        check_rates(self.rule, done)
         self.losses, self.evidence = tensors["losses"].tolist(), facts["evidence"]
         self.began = time.perf_counter() - facts["seconds"]
         if facts["best"]:
@@ -195,6 +196,7 @@ def shapes(tensors: Params) -> dict[str, list[Any]]:
 
 
 def damaged(path: Path, what: str) -> str:
+    """A message for a file that holds together, but no run."""
     return f"{path} is damaged or was changed by hand: {what}. Delete it to start afresh."
 
 
@@ -251,7 +253,8 @@ def settings(phi: Params, rule: Optimizer, plan: LRScheduler | None) -> dict[str
     """Class and settings of optimizer and schedule, and which entries each group has, before any step."""
     names = {id(p): k for k, p in phi.items()}
     groups = [
-        {**plain(g), "params": [names[id(p)] for p in g["params"]]} for g in rule.param_groups
+        {**plain({**g, "params": None}), "params": [names[id(p)] for p in g["params"]]}
+        for g in rule.param_groups
     ]
     return {
         "optimizer": type(rule).__name__,
@@ -259,6 +262,17 @@ def settings(phi: Params, rule: Optimizer, plan: LRScheduler | None) -> dict[str
         "optimizer's group": groups,
         "schedule's setting": plain(plan.state_dict()) if plan else None,
     }
+
+
+def other_kind(group: dict[str, Any], saved: dict[str, Any], version: str) -> str | None:
+    """The first number of an optimizer's group that the saved one has not, or not as a number."""
+    here, there = dict(flat(plain(group))), dict(flat(saved))
+    for k, v in here.items():
+        number = isinstance(v, int | float) and not k.startswith("params")
+        known = k in there or version != torch.__version__
+        if number and not (known and isinstance(there.get(k, v), int | float)):
+            return f"{k} is {there.get(k, 'absent')!r}, expected a number"
+    return None
 
 
 def plain(value: Any) -> Any:
@@ -325,6 +339,7 @@ def is_evidence(v: Any) -> bool:
     """Whether v has the form of `evidence`."""
     return (
         isinstance(v, dict)
+        and isinstance(v.get("device"), str)
         and isinstance(v.get("loss"), float)
         and isinstance(v.get("gradient"), dict)
         and all(
