@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -228,6 +230,7 @@ CHANGES = {
     "identity of a word": lambda t, f: f.update(identity="mine"),
     "empty identity": lambda t, f: f.update(identity={}),
     "no evidence": lambda t, f: f.pop("evidence"),
+    "evidence of nothing": lambda t, f: f.update(evidence=None),
     "evidence of another form": lambda t, f: f.update(evidence={"loss": 1.0, "gradient": [1]}),
     "evidence without a loss": lambda t, f: f["evidence"].pop("loss"),
     "evidence without a device": lambda t, f: f["evidence"].pop("device"),
@@ -519,6 +522,119 @@ def test_nan_is_never_best_and_a_score_is_a_quality():
     assert found.best.quality == error(found.params).mean
     with pytest.raises(TypeError, match="a number or a Score"):
         run(None, 8, stop=early_stopping(lambda phi: "good", every=4))
+
+
+# Several processes -------------------------------------------------------------------------------
+
+TWO = """
+import json, sys
+from datetime import timedelta
+from pathlib import Path
+from test_runs import *
+from mtlib.run.processes import processes, rank
+
+def caught(work):
+    try:
+        work()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+def fails(phi):
+    raise ZeroDivisionError("no validation data")
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+with processes():
+    wait = partial(run, stop=early_stopping(distance, every=4, patience=3))
+    wait(folder / "stopped", 9, every=timedelta(seconds=0.001))
+    one = wait(folder / "stopped", 60)
+    torch.manual_seed(0)
+    drop = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+    dropping = partial(fit, joint(drop, mse_loss), parameters(drop), quiz(STREAM))
+    dropping(3, checkpoint=folder / "drop")
+    hooked = []
+    run(folder / "alone", 6, hook=lambda *step: hooked.append(step[0]))
+    said = {
+        "best": one.best, "steps": len(one.losses), "hooked": hooked,
+        "other": caught(lambda: run(folder / "alone", 8, objective=goal(0.02))),
+        "missing": caught(lambda: run(folder / ("alone" if rank() else "none"), 8)),
+        "damaged": caught(lambda: run(folder / ("damaged" if rank() else "none"), 8)),
+        "quality": caught(lambda: run(None, 8, stop=early_stopping(fails, every=2))),
+        "first": caught(lambda: run(None, 8, first=rank())),
+        "again": len(run(folder / "alone", 8).losses),
+    }
+    (folder / f"said{rank()}").write_text(json.dumps(said))
+    save_params(folder / f"phi{rank()}", one.params)
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "damaged").write_bytes(b"nothing")
+    assert launch(TWO, folder).wait(timeout=240) == 0
+    return folder, [json.loads((folder / f"said{r}").read_text()) for r in (0, 1)]
+
+
+def launch(script, folder, **options):
+    (folder / "script.py").write_text(script, "utf8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    here = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": here}
+    command += [str(folder / "script.py"), str(folder)]
+    return subprocess.Popen(command, env={**os.environ, **settings}, text=True, **options)
+
+
+def close(a, b):
+    return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+def test_two_processes_stop_where_one_does_and_agree(two):
+    folder, said = two
+    one = run(None, 60, stop=early_stopping(distance, every=4, patience=3))
+    for r in (0, 1):
+        assert said[r]["best"] == pytest.approx(list(one.best), abs=1e-6)
+        assert said[r]["steps"] == len(one.losses)
+        assert close(load_params(folder / f"phi{r}"), one.params)
+    assert close(load_params(folder / "stopped"), one.params)
+    assert said[0]["hooked"] == [0, 1, 2, 3, 4, 5] and said[1]["hooked"] == []
+
+
+def test_two_processes_refuse_together(two):
+    _, (first, second) = two
+    assert "another run: the first step's loss" in first["other"]
+    for name in ("missing", "damaged", "other"):
+        assert all(s[name].startswith("ValueError") for s in (first, second)), (first, second)
+    assert "failed" in second["other"] and "failed" in first["damaged"]
+    assert "step lies between" in first["missing"] and "is damaged" in second["damaged"]
+    assert first["quality"] == "ZeroDivisionError: no validation data"
+    assert second["quality"].startswith("RuntimeError: quality")
+    assert "first step lies between" in first["first"]
+    assert first["again"] == second["again"] == 8
+
+
+def test_what_two_wrote_one_goes_on_with(two):
+    folder, _ = two
+    assert close(run(folder / "alone", 12).params, run(None, 12).params)
+    torch.manual_seed(0)
+    drop = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+    dropping = partial(fit, joint(drop, mse_loss), parameters(drop), quiz(STREAM))
+    assert len(dropping(5, checkpoint=folder / "drop").losses) == 5  # rank 0's seed, all tasks
+
+
+def test_sigterm_to_two_processes_loses_no_step(tmp_path):
+    script = TERMINATED.replace("sys.argv[1]", "sys.argv[1] + '/run'")
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with launch(script, tmp_path, **options) as process:
+        for _ in range(8):
+            process.stdout.readline()
+        process.terminate()  # torchrun passes it on
+        rest = process.stdout.read().split()
+    assert process.returncode != 0
+    done = read(tmp_path / "run").facts["step"]
+    assert done == (int(rest[-1]) + 1 if rest else 8)
+    assert close(load_params(tmp_path / "run"), run(None, done).params)
 
 
 # Each step ---------------------------------------------------------------------------------------

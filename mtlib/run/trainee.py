@@ -213,7 +213,7 @@ def check_form(path: Path, tensors: Params, facts: dict[str, Any]) -> None:
         "seconds": lambda v: isinstance(v, int | float) and v >= 0,
         "torch": lambda v: isinstance(v, str),
         "identity": lambda v: isinstance(v, dict),
-        "evidence": lambda v: v is None or is_evidence(v),
+        "evidence": lambda v: is_evidence(v) or (v is None and facts["step"] == 0),
         "groups": lambda v: isinstance(v, list) and all(isinstance(g, dict) for g in v),
         "numbers": lambda v: (
             isinstance(v, dict) and all(i.isdecimal() and isinstance(n, dict) for i, n in v.items())
@@ -282,7 +282,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): p for k, v in value.items() if (p := plain(v)) is not Ellipsis}
     if isinstance(value, list | tuple):
-        return [None if (p := plain(v)) is Ellipsis else p for v in value]
+        found = [plain(v) for v in value]
+        return Ellipsis if Ellipsis in found else found
     return value if value is None or isinstance(value, bool | int | float | str) else Ellipsis
 
 
