@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from inspect import Parameter, signature
+from inspect import signature
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from mtlib.core import Learner, Params, Stream, move, over, take
 from mtlib.objective import Objective, count
@@ -26,9 +26,10 @@ from mtlib.run.trainee import (
     Keeper,
     Termination,
     Trainee,
-    check_rates,
     evidence,
     fingerprint,
+    made,
+    planned,
     settings,
     start_of,
     walk,
@@ -93,6 +94,32 @@ class EarlyStopping(NamedTuple):
     quality: Callable[[Params], Any]
     every: int
     patience: int
+
+    def judge(self, t: Trainee) -> None:
+        """Ask for the quality where it is due, in the first process for all of them, and keep the best φ."""
+        done = len(t.losses)
+        if done % self.every:
+            return
+        failed: Exception | None = None
+        found: float | None = None
+        copy = {k: v.detach().clone() for k, v in t.phi.items()}
+        if rank() == 0:
+            try:
+                found = _number(self.quality({k: v.clone() for k, v in copy.items()}))
+            except Exception as error:
+                failed = error
+        found = first_says(found, next(iter(copy.values())).device)
+        if failed:
+            raise failed
+        if found is None:
+            raise RuntimeError("quality(φ) failed in the first process: see its message")
+        if not math.isnan(found) and (t.best is None or found > t.best.quality):
+            t.best, t.best_params = Best(done, found), copy
+
+    def ended(self, t: Trainee) -> bool:
+        """Whether `patience` looks in a row brought nothing better."""
+        best = t.best.step if t.best else 0
+        return len(t.losses) // self.every - best // self.every >= self.patience
 
 
 def early_stopping(
@@ -181,10 +208,10 @@ def fit(
     """
     _check_arguments(objective, steps, first, seed, every, stop)
     draws, phi = _Draws(stream, first), _placed(params, device)
-    make = partial(_made, phi, optimizer, schedule, rates, moves)
+    make = partial(made, phi, groups(phi, rates, moves), optimizer, schedule)
     keeper = Keeper(Path(checkpoint), every) if checkpoint is not None else None
-    planned = _planned(make, first, steps) if keeper and schedule else None
-    trainee = Trainee(phi, *make(), planned)
+    plan = planned(make, first, steps) if keeper and schedule else None
+    trainee = Trainee(phi, *make(), plan)
     trainee.identity = settings(phi, trainee.rule, trainee.plan) if keeper else {}
     if trainee.plan:
         walk(trainee.plan, first)
@@ -266,7 +293,7 @@ class _Job(NamedTuple):
         """The steps that are left, until the last one or the end that early stopping sets."""
         t = self.trainee
         for step in range(self.first + len(t.losses), self.last):
-            if self.ended():
+            if self.stop and self.stop.ended(t):
                 return
             draw = self.draws(step)
             now = now if step == self.first else follow(self.objective, step, now)
@@ -280,7 +307,8 @@ class _Job(NamedTuple):
                 self.look(now, value, grads)
             seen = {k: g.clone() for k, g in grads.items()} if self.hook else {}
             t.update(loss, grads)
-            self.judge()
+            if self.stop:
+                self.stop.judge(t)
             t.whole = True
             if self.hook and rank() == 0:
                 self.hook(step, {k: v.detach().clone() for k, v in t.phi.items()}, loss, seen)
@@ -311,38 +339,10 @@ class _Job(NamedTuple):
         elif self.keeper and rank() == 0:
             t.evidence = self.proof(objective)
 
-    def judge(self) -> None:
-        """Ask early stopping's quality where it is due, and keep the best φ."""
-        done, t = len(self.trainee.losses), self.trainee
-        if not self.stop or done % self.stop.every:
-            return
-        failed: Exception | None = None
-        found: float | None = None
-        copy = {k: v.detach().clone() for k, v in t.phi.items()}
-        if rank() == 0:
-            try:
-                found = _number(self.stop.quality({k: v.clone() for k, v in copy.items()}))
-            except Exception as error:
-                failed = error
-        found = first_says(found, next(iter(t.phi.values())).device)
-        if failed:
-            raise failed
-        if found is None:
-            raise RuntimeError("quality(φ) failed in the first process: see its message")
-        if not math.isnan(found) and (t.best is None or found > t.best.quality):
-            t.best, t.best_params = Best(done, found), copy
-
-    def ended(self) -> bool:
-        """Whether `patience` looks in a row brought nothing better."""
-        if not self.stop:
-            return False
-        looks = len(self.trainee.losses) // self.stop.every
-        best = self.trainee.best.step // self.stop.every if self.trainee.best else 0
-        return looks - best >= self.stop.patience
-
     def keep(self, step: int) -> None:
         """Save where it is due; raise where φ is not finite."""
-        done, last = len(self.trainee.losses), step + 1 == self.last or self.ended()
+        done, last = len(self.trainee.losses), step + 1 == self.last
+        last = last or (self.stop is not None and self.stop.ended(self.trainee))
         due = self.keeper is not None and self.keeper.due(done)
         if not (last or due):
             return
@@ -513,78 +513,6 @@ def _placed(params: Any, device: torch.device | str | None) -> Params:
         return {k: v.detach().to(device, copy=True) for k, v in params.items()}
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"expected a device that is here, got {device!r}: {error}") from error
-
-
-def _made(
-    phi: Params,
-    optimizer: Any,
-    schedule: Any,
-    rates: Mapping[str, float] | None,
-    moves: Sequence[str] | None,
-) -> tuple[Optimizer, LRScheduler | None]:
-    """The optimizer over φ's entries that move, and its schedule. Raises TypeError or ValueError for what is none."""
-    if isinstance(optimizer, type | Optimizer) or not callable(optimizer):
-        name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
-        raise TypeError(
-            f"expected optimizer= as a function of φ's entries that says the rate, `partial(torch.optim.SGD, lr=0.1)`; "
-            f"got {name} {'without a rate' if isinstance(optimizer, type) else 'itself'}"
-        )
-    try:
-        rule = optimizer(groups(phi, rates, moves))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"optimizer= gives no optimizer: {error}") from error
-    if not isinstance(rule, Optimizer):
-        raise TypeError(
-            f"expected optimizer= to give a torch Optimizer, got a {type(rule).__name__}"
-        )
-    closure = signature(rule.step).parameters.get("closure")
-    if closure and closure.default is Parameter.empty:
-        raise TypeError(
-            f"expected an optimizer whose step takes no closure, got {type(rule).__name__}: `fit` gives it one gradient a "
-            "step. Take SGD or Adam."
-        )
-    own = {id(p) for p in phi.values()}
-    if any(id(p) not in own for g in rule.param_groups for p in g["params"]):
-        raise ValueError(
-            "expected an optimizer over the entries that it is given, `lambda entries: SGD(entries, lr=0.1)`; got one "
-            "over other tensors, which `fit` does not train"
-        )
-    check_rates(rule, 0)
-    return rule, None if schedule is None else _plan(rule, schedule)
-
-
-def _planned(
-    make: Callable[[], tuple[Optimizer, LRScheduler | None]], first: int, steps: int
-) -> Tensor | None:
-    """The rates of all steps to come, from a schedule of its own."""
-    plan = make()[1]
-    return walk(plan, first + steps)[first:] if plan else None
-
-
-def _plan(rule: Optimizer, schedule: Any) -> LRScheduler:
-    """The schedule of an optimizer. Raises TypeError or ValueError for what is none."""
-    if isinstance(schedule, LRScheduler) or not callable(schedule):
-        raise TypeError(
-            "expected schedule= as a function of the optimizer, `lambda o: CosineAnnealingLR(o, steps)`; got a "
-            f"{type(schedule).__name__}, which belongs to another optimizer"
-        )
-    plan = schedule(rule)
-    if isinstance(plan, ReduceLROnPlateau):
-        raise TypeError(
-            "expected a schedule that is a function of the step; ReduceLROnPlateau waits for a metric, which `fit` has not. "
-            "Take CosineAnnealingLR, or stop=early_stopping(...)."
-        )
-    if not isinstance(plan, LRScheduler):
-        raise TypeError(
-            f"expected schedule= to give a torch LRScheduler, got a {type(plan).__name__}"
-        )
-    if plan.optimizer is not rule:
-        raise ValueError(
-            "expected a schedule of the optimizer that it is given, `lambda o: CosineAnnealingLR(o, steps)`; got one of "
-            "another optimizer"
-        )
-    check_rates(rule, 0)
-    return plan
 
 
 def _check_processes(job: _Job, failed: Exception | None) -> None:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from inspect import Parameter, signature
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mtlib.core import Params, over
 from mtlib.run.checkpoint import Checkpoint, read, sha256, write
@@ -395,7 +396,75 @@ def start_of(params: Params) -> dict[str, str]:
     }
 
 
-# Rates ---------------------------------------------------------------------------------------
+# Optimizer and schedule ----------------------------------------------------------------------
+
+
+def made(
+    phi: Params, entries: list[Any], optimizer: Any, schedule: Any
+) -> tuple[Optimizer, LRScheduler | None]:
+    """The optimizer over φ's entries that move, and its schedule. Raises TypeError or ValueError for what is none."""
+    if isinstance(optimizer, type | Optimizer) or not callable(optimizer):
+        name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+        raise TypeError(
+            f"expected optimizer= as a function of φ's entries that says the rate, `partial(torch.optim.SGD, lr=0.1)`; "
+            f"got {name} {'without a rate' if isinstance(optimizer, type) else 'itself'}"
+        )
+    try:
+        rule = optimizer(entries)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"optimizer= gives no optimizer: {error}") from error
+    if not isinstance(rule, Optimizer):
+        raise TypeError(
+            f"expected optimizer= to give a torch Optimizer, got a {type(rule).__name__}"
+        )
+    closure = signature(rule.step).parameters.get("closure")
+    if closure and closure.default is Parameter.empty:
+        raise TypeError(
+            f"expected an optimizer whose step takes no closure, got {type(rule).__name__}: `fit` gives it one gradient a "
+            "step. Take SGD or Adam."
+        )
+    own = {id(p) for p in phi.values()}
+    if any(id(p) not in own for g in rule.param_groups for p in g["params"]):
+        raise ValueError(
+            "expected an optimizer over the entries that it is given, `lambda entries: SGD(entries, lr=0.1)`; got one "
+            "over other tensors, which `fit` does not train"
+        )
+    check_rates(rule, 0)
+    return rule, None if schedule is None else plan_of(rule, schedule)
+
+
+def planned(
+    make: Callable[[], tuple[Optimizer, LRScheduler | None]], first: int, steps: int
+) -> Tensor | None:
+    """The rates of all steps to come, from a schedule of its own."""
+    plan = make()[1]
+    return walk(plan, first + steps)[first:] if plan else None
+
+
+def plan_of(rule: Optimizer, schedule: Any) -> LRScheduler:
+    """The schedule of an optimizer. Raises TypeError or ValueError for what is none."""
+    if isinstance(schedule, LRScheduler) or not callable(schedule):
+        raise TypeError(
+            "expected schedule= as a function of the optimizer, `lambda o: CosineAnnealingLR(o, steps)`; got a "
+            f"{type(schedule).__name__}, which belongs to another optimizer"
+        )
+    plan = schedule(rule)
+    if isinstance(plan, ReduceLROnPlateau):
+        raise TypeError(
+            "expected a schedule that is a function of the step; ReduceLROnPlateau waits for a metric, which `fit` has not. "
+            "Take CosineAnnealingLR, or stop=early_stopping(...)."
+        )
+    if not isinstance(plan, LRScheduler):
+        raise TypeError(
+            f"expected schedule= to give a torch LRScheduler, got a {type(plan).__name__}"
+        )
+    if plan.optimizer is not rule:
+        raise ValueError(
+            "expected a schedule of the optimizer that it is given, `lambda o: CosineAnnealingLR(o, steps)`; got one of "
+            "another optimizer"
+        )
+    check_rates(rule, 0)
+    return plan
 
 
 def check_rates(rule: Optimizer, step: int) -> None:
