@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mtlib.core import Learner, Params, Stream, move, over, take
+from mtlib.core import Batch, Episode, Learner, Params, Stream, move, over, take
 from mtlib.objective import Objective, count
 from mtlib.run.processes import average, first_says, meet, part, rank, size, spread
 from mtlib.run.progress import bar
@@ -391,6 +391,7 @@ class _Draws:
             )
         self.stream, self.first, self.start = stream, first, stream(first)
         check_draw(self.start)
+        self.kind = _kind(self.start)
 
     def __call__(self, step: int) -> Any:
         draw = self.stream(step)
@@ -398,10 +399,10 @@ class _Draws:
             check_draw(draw, numbers=step == self.first)
         except (TypeError, ValueError) as error:
             raise type(error)(f"stream({step}): {error}") from error
-        kind, expected = _kind(draw), _kind(self.start)
-        if kind != expected:
+        if _kind(draw) != self.kind:
             raise ValueError(
-                f"expected draws of one kind from the stream: stream({self.first}) gave {expected}, stream({step}) {kind}"
+                f"expected draws of one kind from the stream: stream({self.first}) gave {_said(self.start)}, "
+                f"stream({step}) {_said(draw)}"
             )
         if step == self.first and not all(map(torch.equal, _tensors(self.start), _tensors(draw))):
             raise ValueError(
@@ -437,8 +438,14 @@ def _tensors(draw: Any) -> list[Tensor]:
     return found
 
 
-def _kind(draw: Any) -> str:
-    """What all draws of a stream share: "Batch of float32 with 3 axes, …"."""
+def _kind(draw: Episode | Batch) -> tuple[Any, ...]:
+    """What all draws of a stream share: type, dtypes, numbers of axes."""
+    parts = draw if isinstance(draw, Episode) else (draw,)
+    return type(draw), *((p.x.dtype, p.x.ndim, p.y.dtype) for p in parts)
+
+
+def _said(draw: Any) -> str:
+    """The same in words: "Batch of float32 with 3 axes, …"."""
     each = (f"{str(d.dtype).removeprefix('torch.')} with {d.ndim} axes" for d in _tensors(draw))
     return f"{type(draw).__name__} of " + ", ".join(each)
 
