@@ -637,7 +637,12 @@ def _step(
 def _seeded(objective: Objective, phi: Params, data: Any, seed: int) -> tuple[Tensor, Params]:
     device = next(iter(phi.values())).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        if (
+            device.type == "cpu"
+        ):  # the same, without the stack that torch.manual_seed formats thrice
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         return objective.value_and_grad(phi, data)
 
 
