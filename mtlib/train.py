@@ -180,7 +180,8 @@ def fit(
     gives both. `rates` are rates for the entries of φ under a prefix, `{"critic.": 1e-3}`, the longest that fits; the
     others have the optimizer's. `moves` are prefixes of the entries that move, `("body.",)`; None moves all.
     `device` takes φ and every draw there, and the trained φ is there, too, so that `evaluate` runs where it was trained;
-    None stays where `params` are. Random draws inside the objective (dropout) follow (`seed`, step).
+    None stays where `params` are. These are copied, so that two entries that share memory train apart. Random draws
+    inside the objective (dropout) follow (`seed`, step).
 
     **In pieces.** Each call begins at step `first` of the stream, of an objective that is a function of the step, of the
     seeds and of the schedule, and goes `steps` on: `fit(…, phi, …, 20, first=40)` takes the steps 40 to 59. Without
