@@ -252,8 +252,11 @@ def check_rows(data: Batch, what: str) -> None:
     finite(data.y, f"y of {what}")
 
 
-def check_draw(data: object) -> None:
-    """Raise unless a stream's draw is an Episode or Batch of (T, rows, ...) tensors that fit together."""
+def check_draw(data: object, numbers: bool = True) -> None:
+    """Raise unless a stream's draw is an Episode or Batch of (T, rows, ...) tensors that fit together.
+
+    With `numbers`, they must be finite, too.
+    """
     if isinstance(data, Episode):
         parts = {"the support set": data.support, "the query set": data.query}
     elif isinstance(data, Batch):
@@ -284,8 +287,9 @@ def check_draw(data: object) -> None:
                 )
         _real_targets(part.y, what)
         for x in leaves:
-            _readable(x, f"x of {what}", masks=not isinstance(part.x, Tensor))
-        finite(part.y, f"y of {what}")
+            _readable(x, f"x of {what}", masks=not isinstance(part.x, Tensor), numbers=numbers)
+        if numbers:
+            finite(part.y, f"y of {what}")
     tasks = [len(part.y) for part in parts.values()]
     if len(set(tasks)) > 1:
         raise ValueError(f"expected as many tasks in support and query, got {tasks}")
@@ -349,14 +353,15 @@ def _leaves(x: Any, what: str) -> list[Tensor]:
     return found
 
 
-def _readable(x: Tensor, what: str, masks: bool = False) -> None:
+def _readable(x: Tensor, what: str, masks: bool = False, numbers: bool = True) -> None:
     """Raise unless x holds finite real numbers, or integers: tokens for an embedding, images as bytes."""
     if x.is_complex() or (x.dtype == torch.bool and not masks):
         raise ValueError(
             f"expected real numbers or integers in {what}, got {x.dtype}; convert with "
             + ("torch.view_as_real" if x.is_complex() else ".float()")
         )
-    finite(x, what)
+    if numbers:
+        finite(x, what)
 
 
 def _real_targets(y: Tensor, what: str) -> None:

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
+from inspect import signature
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from mtlib.core import Params, Stream, move, over, stale, take
+from mtlib.core import Batch, Episode, Learner, Params, Stream, move, over, stale, take
 from mtlib.objective import Objective, count
-from mtlib.run.checkpoint import Checkpoint, read, write
-from mtlib.run.processes import average, meet, part, rank, size, spread
+from mtlib.run.processes import average, first_says, meet, part, rank, size, spread
 from mtlib.run.progress import bar
-from mtlib.tasks import check_draw
+from mtlib.run.trainee import (
+    Best,
+    Keeper,
+    Termination,
+    Trainee,
+    evidence,
+    fingerprint,
+    made,
+    planned,
+    settings,
+    start_of,
+    walk,
+)
+from mtlib.tasks import check_draw, finite, positive
 
 MakeOptimizer = Callable[[list[Any]], Optimizer]
 """From φ's entries, or groups of them as torch's optimizers take them, to an optimizer."""
 
-MakeSchedule = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
+MakeSchedule = Callable[[Optimizer], LRScheduler]
 """From an optimizer to a schedule of its rates, which moves once per step."""
 
 ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
@@ -51,12 +66,14 @@ class Run(NamedTuple):
     """What `fit` returns.
 
     `params` is φ after the last step, `losses` are the objective at each step before its update, `seconds` is the time
-    spent in the loop over all resumptions.
+    spent in the loop over all resumptions. With early stopping, `params` is the best φ instead, and `best` says after how
+    many steps of this run it stood, and how good it was.
     """
 
     params: Params
     losses: list[float]
     seconds: float
+    best: Best | None = None
 
 
 class Diverged(RuntimeError):
@@ -65,6 +82,60 @@ class Diverged(RuntimeError):
     def __init__(self, message: str, run: Run):
         super().__init__(message)
         self.run = run
+
+
+Hook = Callable[[int, Params, float, Params], object]
+"""`hook(step, phi, value, gradient)`, after the update of that step: copies of φ and of the gradient that moved it."""
+
+
+class EarlyStopping(NamedTuple):
+    """What `early_stopping` makes."""
+
+    quality: Callable[[Params], Any]
+    every: int
+    patience: int
+
+    def judge(self, t: Trainee) -> None:
+        """Ask for the quality where it is due, in the first process for all of them, and keep the best φ."""
+        done = len(t.losses)
+        if done % self.every:
+            return
+        failed: Exception | None = None
+        found: float | None = None
+        copy = {k: v.detach().clone() for k, v in t.phi.items()}
+        if rank() == 0:
+            try:
+                found = _number(self.quality({k: v.clone() for k, v in copy.items()}))
+            except Exception as error:
+                failed = error
+        found = first_says(found, next(iter(copy.values())).device)
+        if failed:
+            raise failed
+        if found is None:
+            raise RuntimeError("quality(φ) failed in the first process: see its message")
+        if not math.isnan(found) and (t.best is None or found > t.best.quality):
+            t.best, t.best_params = Best(done, found), copy
+
+    def ended(self, t: Trainee) -> bool:
+        """Whether `patience` looks in a row brought nothing better."""
+        best = t.best.step if t.best else 0
+        return len(t.losses) // self.every - best // self.every >= self.patience
+
+
+def early_stopping(
+    quality: Callable[[Params], Any], every: int = 100, patience: int = 5
+) -> EarlyStopping:
+    """For `fit(..., stop=)`: end where `patience` looks in a row bring nothing better, and keep the best φ.
+
+    `quality(phi)` is a number or a Score on validation data, the higher the better: `lambda phi: evaluate(learner, phi,
+    validation, 100)`; of a loss, its negative. It is asked after every `every` steps, and only then: let `every` divide
+    `steps`. Of equals the first is best; NaN is worse than any number. Of several processes the first one alone asks,
+    for all of them. A checkpoint holds the best φ and goes on exactly; it cannot see another `quality`.
+    """
+    positive(every=every, patience=patience)
+    if not callable(quality):
+        raise TypeError(f"expected quality(phi) -> a number, got a {type(quality).__name__}")
+    return EarlyStopping(quality, every, patience)
 
 
 def fit(
@@ -77,11 +148,14 @@ def fit(
     seed: int = 0,
     device: torch.device | str | None = None,
     checkpoint: Path | str | None = None,
-    every: int = 100,
+    every: int | timedelta = 100,
     progress: bool = True,
     *,
     rates: Mapping[str, float] | None = None,
     moves: Sequence[str] | None = None,
+    first: int = 0,
+    stop: EarlyStopping | None = None,
+    hook: Hook | None = None,
 ) -> Run:
     """Minimise an objective over φ: one draw of the stream and one optimizer step, `steps` times.
 
@@ -106,12 +180,25 @@ def fit(
     gives both. `rates` are rates for the entries of φ under a prefix, `{"critic.": 1e-3}`, the longest that fits; the
     others have the optimizer's. `moves` are prefixes of the entries that move, `("body.",)`; None moves all.
     `device` takes φ and every draw there, and the trained φ is there, too, so that `evaluate` runs where it was trained;
-    None stays where `params` are. Random draws inside the objective (dropout) follow (`seed`, step).
+    None stays where `params` are. These are copied, so that two entries that share memory train apart. Random draws
+    inside the objective (dropout) follow (`seed`, step).
 
-    With `checkpoint`, the state is written there every `every` steps and at the end, atomically, and an
-    existing file is resumed: the result equals the uninterrupted run bit for bit. Raises ValueError if
-    the file belongs to another network, optimizer, stream or seed; `Diverged` where a number stops being finite,
-    naming step and tasks (the checkpoint then still holds the last state written).
+    **In pieces.** Each call begins at step `first` of the stream, of an objective that is a function of the step, of the
+    seeds and of the schedule, and goes `steps` on: `fit(…, phi, …, 20, first=40)` takes the steps 40 to 59. Without
+    `first` each piece sees the same draws again. With plain SGD the pieces equal one run bit for bit; an optimizer with a
+    state (momentum, Adam) starts it afresh in each. A checkpoint is the exact way.
+
+    **Checkpoint.** The state is written there every `every` steps (or after each `timedelta(minutes=10)`) and at the end,
+    atomically, and an existing file is resumed: the result equals the uninterrupted run bit for bit. A SIGTERM lets
+    the step end, saves, and then ends the process; "Stop" in Jupyter saves the last whole step. The file must be of the
+    same run: ValueError where the network, the starting φ, stream, seed, first step, the settings of optimizer or
+    schedule, or loss and gradient of the first step (computed anew) are others. `steps` may grow.
+
+    `stop` is an `early_stopping`. `hook(step, phi, value, gradient)` is called after each update, in the first process.
+
+    Raises `Diverged` where a number stops being finite, naming step and tasks (the checkpoint then still holds the last
+    state written); ValueError or TypeError for a stream that gives `stream(first)` differently the second time, or
+    something of another kind later on, for a loss that no gradient reaches, and for arguments that are none.
 
     Under `torchrun`, inside `with mtlib.run.processes.processes()`, each process takes a part of the tasks of an objective
     that is separable, and one all_reduce per step averages value and gradient; another objective runs whole in every
@@ -120,51 +207,356 @@ def fit(
     one resumption to the next. The result is that of one process up to rounding, except for random draws inside the
     objective: they follow (`seed`, step, rank).
     """
-    if steps < 0 or every < 1:
-        raise ValueError(f"expected steps ≥ 0 and every ≥ 1, got {steps} and {every}")
-    first = stream(0)
-    check_draw(first)
-    old = stale(follow(objective, 0, None).net)  # running statistics that training makes old
-    phi = {k: v.detach().to(device, copy=True) for k, v in params.items() if k not in old}
-    rule = optimizer(groups(phi, rates, moves))
-    plan = schedule(rule) if schedule else None
-    trainee = _Trainee(phi, rule, plan, _fingerprint(first, seed))
-    done, losses, seconds = trainee.resume(Path(checkpoint)) if checkpoint else (0, [], 0.0)
-    trainee.check_processes(done, checkpoint)
-    if done > steps:
-        raise ValueError(
-            f"{checkpoint} has {done} steps already, more than steps={steps}: choose another file, or ask for at least "
-            f"{done}"
+    _check_arguments(objective, steps, first, seed, every, stop)
+    draws, phi = _Draws(stream, first), _placed(params, device)
+    old = stale(follow(objective, first, None).net)  # running statistics that training makes old
+    phi = {k: v for k, v in phi.items() if k not in old}
+    make = partial(made, phi, groups(phi, rates, moves), optimizer, schedule)
+    keeper = Keeper(Path(checkpoint), every) if checkpoint is not None else None
+    plan = planned(make, first, steps) if keeper and schedule else None
+    trainee = Trainee(phi, *make(), plan)
+    trainee.identity = settings(phi, trainee.rule, trainee.plan) if keeper else {}
+    if trainee.plan:
+        walk(trainee.plan, first)
+    named = () if not isinstance(objective, Objective) else (*(rates or ()), *(moves or ()))
+    job = _Job(objective, trainee, draws, first, first + steps, seed, keeper, stop, hook, named)
+    now = job.begin()
+    with (
+        Termination(keeper is not None) as end,
+        bar(steps, "fit", progress and rank() == 0, initial=len(trainee.losses)) as shown,
+    ):
+        try:
+            job.train(now, shown, end)
+        except BaseException as error:
+            if keeper and trainee.whole and (end.asked or isinstance(error, KeyboardInterrupt)):
+                job.save()
+            raise
+        finally:
+            for p in phi.values():
+                p.grad = None
+    if keeper:
+        meet(next(iter(phi.values())).device)  # no process goes on before the file is written
+    if stop and trainee.best is None and len(trainee.losses) >= stop.every:
+        raise Diverged("quality(φ) was NaN at every look: look at the validation data.", job.run())
+    return job.run()._replace(params=trainee.best_params or phi)
+
+
+class _Job(NamedTuple):
+    """One call of `fit`."""
+
+    objective: Objective | Callable[[int], Objective]
+    trainee: Trainee
+    draws: _Draws
+    first: int
+    last: int  # the step after the last one
+    seed: int
+    keeper: Keeper | None
+    stop: EarlyStopping | None
+    hook: Hook | None
+    named: tuple[str, ...]  # prefixes under which a gradient must reach an entry
+
+    def run(self) -> Run:
+        t = self.trainee
+        return Run(t.phi, list(t.losses), t.seconds, t.best)
+
+    def begin(self) -> Objective:
+        """The first step's objective, with the trainee where its file left it. Raises in every process, or in none."""
+        failed: Exception | None = None
+        now, t = follow(self.objective, self.first, None), self.trainee
+        try:
+            if self.keeper:
+                t.identity = {
+                    "seed": int(self.seed),
+                    "first step": int(self.first),
+                    **fingerprint(self.draws.start),
+                    **t.identity,
+                    "early stopping every": self.stop.every if self.stop else None,
+                    **start_of(t.phi),
+                }
+                t.resume(self.keeper.path, partial(self.proof, now))
+        except Exception as error:
+            failed = error
+        _check_processes(self, failed)
+        if len(t.losses) > self.last - self.first:
+            raise ValueError(
+                f"{self.keeper and self.keeper.path} has {len(t.losses)} steps already, more than "
+                f"steps={self.last - self.first}: choose another file, or ask for at least {len(t.losses)}"
+            )
+        if len(t.losses) < self.last - self.first:
+            _warn_coupled(now)
+        return now
+
+    def proof(self, objective: Objective) -> dict[str, Any]:
+        """Loss and gradient of the first step over all tasks, in figures."""
+        draw = move(self.draws(self.first), next(iter(self.trainee.phi.values())).device)
+        seed = self.seed * 1_000_003 + self.first
+        return evidence(*_seeded(objective, self.trainee.phi, draw, seed))
+
+    def train(self, now: Objective, shown: Any, end: Termination) -> None:
+        """The steps that are left, until the last one or the end that early stopping sets."""
+        t = self.trainee
+        for step in range(self.first + len(t.losses), self.last):
+            if self.stop and self.stop.ended(t):
+                return
+            draw = self.draws(step)
+            now = now if step == self.first else follow(self.objective, step, now)
+            value, grads = self.draws.named(
+                step, draw, partial(_step, now, t.phi, draw, self.seed, step)
+            )
+            loss = value.item()
+            if not (math.isfinite(loss) and _finite(grads)):
+                raise Diverged(self.diagnosis(now, draw, step, value), self.run())
+            if step == self.first:
+                self.look(now, value, grads)
+            seen = {k: g.clone() for k, g in grads.items()} if self.hook else {}
+            t.update(loss, grads)
+            if self.stop:
+                self.stop.judge(t)
+            t.whole = True
+            if self.hook and rank() == 0:
+                self.hook(step, {k: v.detach().clone() for k, v in t.phi.items()}, loss, seen)
+            shown.update()
+            shown.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            self.keep(step)
+            if end.asked and (
+                rank() == 0 or not now.separable
+            ):  # the others wait for the first one
+                self.save()
+                end.pass_on()
+
+    def look(self, objective: Objective, value: Tensor, grads: Params) -> None:
+        """Raise unless the first gradient reaches what is to move, and keep figures of it for the file."""
+        t = self.trainee
+        moving = {id(p) for g in t.rule.param_groups for p in g["params"]}
+        reached = [k for k in grads if id(t.phi[k]) in moving]
+        lacking = [n for n in self.named if not any(k.startswith(n) for k in reached)]
+        if not reached or lacking:
+            what = f"the entries of φ named {lacking[0]}*" if lacking else "φ's entries that move"
+            raise ValueError(
+                f"no gradient reaches {what} at step {self.first}: expected an objective that depends on them, got a "
+                f"gradient for {list(grads)[:5] or 'none'}. Are they used, or cut off by detach(), no_grad() or argmax()? "
+                "Does φ belong to this network?"
+            )
+        if self.keeper and (size() == 1 or not objective.separable):
+            t.evidence = evidence(value, grads)
+        elif self.keeper and rank() == 0:
+            t.evidence = self.proof(objective)
+
+    def keep(self, step: int) -> None:
+        """Save where it is due; raise where φ is not finite."""
+        done, last = len(self.trainee.losses), step + 1 == self.last
+        last = last or (self.stop is not None and self.stop.ended(self.trainee))
+        due = self.keeper is not None and self.keeper.due(done)
+        if not (last or due):
+            return
+        if _finite(self.trainee.phi):
+            self.save()
+        elif last or size() == 1 or not isinstance(self.keeper and self.keeper.every, timedelta):
+            raise Diverged(f"φ is NaN or infinite after step {step}. {self.advice()}", self.run())
+
+    def save(self) -> None:
+        if self.keeper and _finite(self.trainee.phi):
+            self.keeper.save(self.trainee)
+
+    def diagnosis(self, objective: Objective, draw: Any, step: int, value: Tensor) -> str:
+        """What went wrong, and in which tasks: each task's own value decides."""
+        phi, bad = self.trainee.phi, list[int]()
+        data = move(draw, next(iter(phi.values())).device)
+        for t in range(count(data)):
+            try:
+                one, grads = objective.value_and_grad(phi, take(data, slice(t, t + 1)))
+                if not (math.isfinite(one.item()) and _finite(grads)):
+                    bad.append(t)
+            except ValueError:  # weighted or coupled tasks have no value of their own
+                bad = []
+                break
+        what = "its gradient" if math.isfinite(value.item()) else "the objective"
+        return (
+            f"{what} is NaN or infinite at step {step}, tasks {bad or 'unknown'} of stream({step}). "
+            f"Look at stream({step}). {self.advice()}"
         )
 
-    began, now = time.perf_counter() - seconds, None
-    with bar(steps, "fit", progress and rank() == 0, initial=min(done, steps)) as shown:
-        for step in range(done, steps):
-            draw = stream(step)
-            now = follow(objective, step, now)
-            if step == done:
-                _warn_coupled(now)
-            value, grads = _step(now, phi, draw, seed, step)
-            losses.append(value.item())
-            if not (math.isfinite(losses[-1]) and _finite(grads)):
-                run = Run(phi, losses[:-1], time.perf_counter() - began)
-                raise Diverged(_diagnosis(now, phi, draw, step, value, checkpoint), run)
-            trainee.update(grads)
-            shown.update()
-            shown.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
-            last = step + 1 == steps
-            if (last or (checkpoint and (step + 1) % every == 0)) and not _finite(phi):
-                run = Run(phi, losses, time.perf_counter() - began)
-                raise Diverged(
-                    f"φ is NaN or infinite after step {step}. {_advice(checkpoint)}", run
-                )
-            if checkpoint and ((step + 1) % every == 0 or last):
-                trainee.save(Path(checkpoint), step + 1, losses, time.perf_counter() - began)
-    if checkpoint:
-        meet(next(iter(phi.values())).device)  # no process goes on before the file is written
-    for p in phi.values():
-        p.grad = None
-    return Run(phi, losses, time.perf_counter() - began)
+    def advice(self) -> str:
+        path = self.keeper and self.keeper.path
+        kept = f" The checkpoint {path} holds the last good state written." if path else ""
+        return f"Lower the learning rates.{kept}"
+
+
+class _Draws:
+    """A stream whose draws are looked at: stream(first) is the same twice, and all are of one kind."""
+
+    def __init__(self, stream: Stream, first: int):
+        if not callable(stream):
+            raise TypeError(
+                f"expected a stream, a function of the step, got a {type(stream).__name__}. Write `lambda step: ...` that "
+                "gives a Batch of x (T, rows, *item) and y (T, rows, W), the same for the same step; `mtlib.tasks.mixture` "
+                "and `episodes` make such streams from data."
+            )
+        self.stream, self.first, self.start = stream, first, stream(first)
+        check_draw(self.start)
+        self.kind = _kind(self.start)
+
+    def __call__(self, step: int) -> Any:
+        draw = self.stream(step)
+        try:
+            check_draw(draw, numbers=step == self.first)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"stream({step}): {error}") from error
+        if _kind(draw) != self.kind:
+            raise ValueError(
+                f"expected draws of one kind from the stream: stream({self.first}) gave {_said(self.start)}, "
+                f"stream({step}) {_said(draw)}"
+            )
+        if step == self.first and not all(map(torch.equal, _tensors(self.start), _tensors(draw))):
+            raise ValueError(
+                f"expected a pure stream, got two different draws from stream({step}): draw the random numbers from a "
+                "generator made of the step, np.random.default_rng([seed, step]), and keep no counter or iterator."
+            )
+        return draw
+
+    def named(
+        self, step: int, draw: Any, work: Callable[[], tuple[Tensor, Params]]
+    ) -> tuple[Tensor, Params]:
+        """work(), whose error names the step where the draw has not the shapes of the first."""
+        try:
+            return work()
+        except (ValueError, RuntimeError) as error:
+            here, there = ([tuple(d.shape) for d in _tensors(x)] for x in (draw, self.start))
+            if here == there:
+                raise
+            raise ValueError(
+                f"stream({step}) has shapes {here}, stream({self.first}) had {there}, and the objective cannot use them: "
+                f"{error}"
+            ) from error
+
+
+def _tensors(draw: Any) -> list[Tensor]:
+    found = list[Tensor]()
+
+    def add(d: Tensor) -> Tensor:
+        found.append(d)
+        return d
+
+    over(add, draw)
+    return found
+
+
+def _kind(draw: Episode | Batch) -> tuple[Any, ...]:
+    """What all draws of a stream share: type, dtypes, numbers of axes."""
+    parts = draw if isinstance(draw, Episode) else (draw,)
+    return type(draw), *((p.x.dtype, p.x.ndim, p.y.dtype) for p in parts)
+
+
+def _said(draw: Any) -> str:
+    """The same in words: "Batch of float32 with 3 axes, …"."""
+    each = (f"{str(d.dtype).removeprefix('torch.')} with {d.ndim} axes" for d in _tensors(draw))
+    return f"{type(draw).__name__} of " + ", ".join(each)
+
+
+def _number(quality: Any) -> float:
+    """A quality as a number: a Score's is its mean."""
+    if not isinstance(quality, Tensor):
+        quality = getattr(quality, "mean", quality)
+    try:
+        return float(quality)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"expected a number or a Score from quality(φ), got {quality!r}") from error
+
+
+def _check_arguments(
+    objective: Any, steps: Any, first: Any, seed: Any, every: Any, stop: Any
+) -> None:
+    for name, n in (("steps", steps), ("first", first), ("seed", seed)):
+        if not isinstance(n, Integral) or isinstance(n, bool):
+            raise TypeError(f"expected {name} to be a whole number, got {n!r}")
+        if not 0 <= int(n) < 2**43:
+            raise ValueError(f"expected {name} ≥ 0 (and below 2⁴³), got {n}")
+    if isinstance(every, timedelta):
+        if every <= timedelta():
+            raise ValueError(f"expected every to be longer than 0 seconds, got {every}")
+    elif not isinstance(every, Integral) or isinstance(every, bool):
+        raise TypeError(f"expected every to be a number of steps or a timedelta, got {every!r}")
+    elif int(every) < 1:
+        raise ValueError(f"expected every ≥ 1, got {every}")
+    if stop is not None and not isinstance(stop, EarlyStopping):
+        raise TypeError(
+            f"expected stop=early_stopping(quality, every=100, patience=5), got a {type(stop).__name__}"
+        )
+    if not isinstance(objective, Objective) and (
+        isinstance(objective, Learner | nn.Module) or not _takes_one(objective)
+    ):
+        raise TypeError(
+            "expected an Objective, or a function of the step that gives one; got a "
+            f"{type(objective).__name__}. `bilevel(learner, loss)` or `joint(net, loss)` makes one."
+        )
+
+
+def _takes_one(f: Any) -> bool:
+    """Whether f can be called with one argument, as far as Python knows."""
+    try:
+        signature(f).bind(0)
+    except TypeError:
+        return False
+    except ValueError:  # a function of C has no signature
+        return callable(f)
+    return True
+
+
+def _placed(params: Any, device: torch.device | str | None) -> Params:
+    """φ to train: copies of the entries, on the device. Raises for what cannot be trained."""
+    if not isinstance(params, Mapping):
+        hint = "parameters(net)" if isinstance(params, nn.Module) else "{name: tensor}"
+        raise TypeError(f"expected φ as a dict of tensors, got a {type(params).__name__}: `{hint}`")
+    if not params:
+        raise ValueError("expected φ with entries to train, got an empty dict")
+    for k, v in params.items():
+        if not isinstance(k, str) or not isinstance(v, Tensor):
+            raise TypeError(f"expected φ as {{name: tensor}}, got {k!r}: {type(v).__name__}")
+        if not v.is_floating_point() or v.layout != torch.strided:
+            raise TypeError(
+                f"expected dense floating-point entries in φ, got {k} of {v.dtype}, {v.layout}: leave it in the network"
+            )
+        finite(v, f"φ's entry {k}")
+    if device is None and len({v.device for v in params.values()}) > 1:
+        raise ValueError("expected φ on one device: move(phi, device), or fit(..., device=)")
+    try:
+        return {k: v.detach().to(device, copy=True) for k, v in params.items()}
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"expected a device that is here, got {device!r}: {error}") from error
+
+
+def _check_processes(job: _Job, failed: Exception | None) -> None:
+    """Raise, in every process, if one of them failed, or unless all are at one step with the same φ and stream."""
+    t, device = job.trainee, next(iter(job.trainee.phi.values())).device
+    if size() > 1:
+        numbers = {
+            "failed": float(failed is not None),
+            "step": len(t.losses),
+            "parameters": sum(v.numel() for v in t.phi.values()),
+            "sum of φ": sum(v.double().sum().item() for v in t.phi.values()),
+            "seed": job.seed,
+            "first step": job.first,
+            "stream sum": fingerprint(job.draws.start)["stream sum"],
+        }
+        path = job.keeper and job.keeper.path
+        advice = {
+            "failed": "See the message of the one that did.",
+            "step": f"Does each of them see the file {path}? Put it on a file system that they share.",
+            "seed": "Give `fit` one seed in all of them.",
+            "first step": "Give `fit` one first= in all of them.",
+            "stream sum": "Make the stream with one seed and the same data in all of them; `fit` divides its tasks.",
+        }
+        seeding = "Seed before making the network, in all of them: torch.manual_seed(0)."
+        apart = spread(numbers, device)
+        if failed:
+            raise failed
+        for name, (least, greatest) in apart.items():
+            raise ValueError(
+                f"expected the {size()} processes to begin alike; {name} lies between {least:.9g} and {greatest:.9g}. "
+                + advice.get(name, seeding)
+            )
+    if failed:
+        raise failed
 
 
 def groups(
@@ -172,9 +564,14 @@ def groups(
 ) -> list[Any]:
     """φ's entries as an optimizer takes them: those that move, in groups where some have a rate of their own.
 
-    Raises ValueError if a prefix fits no entry, or if none is left to move.
+    Raises ValueError if a prefix fits no entry, if none is left to move, or for a rate that is none.
     """
     rates = rates or {}
+    if isinstance(moves, str):
+        raise TypeError(f"expected moves as prefixes, ({moves!r},), got the word {moves!r}")
+    for prefix, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise ValueError(f"expected rates of at least 0, got {rate!r} for {prefix}*")
     for prefix in (*rates, *(moves or ())):
         if not any(k.startswith(prefix) for k in phi):
             raise ValueError(f"expected entries of φ named {prefix}*, got {list(phi)[:5]}")
@@ -203,6 +600,11 @@ def follow(
     if isinstance(objective, Objective):
         return objective
     now = objective(step)
+    if not isinstance(now, Objective):
+        raise TypeError(
+            f"expected an Objective from objective({step}), got a {type(now).__name__}: a function of the step gives what "
+            "`bilevel(learner, loss)` or `joint(net, loss)` makes"
+        )
     if before and now is not before and now.run and before.run:
         if now.run.compiled:
             raise ValueError(
@@ -238,7 +640,12 @@ def _step(
 def _seeded(objective: Objective, phi: Params, data: Any, seed: int) -> tuple[Tensor, Params]:
     device = next(iter(phi.values())).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        if (
+            device.type == "cpu"
+        ):  # the same, without the stack that torch.manual_seed formats thrice
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         return objective.value_and_grad(phi, data)
 
 
@@ -253,174 +660,3 @@ def _warn_coupled(objective: Objective) -> None:
 
 def _finite(grads: Params) -> bool:
     return not grads or bool(torch.stack([torch.isfinite(g).all() for g in grads.values()]).all())
-
-
-def _diagnosis(
-    objective: Objective,
-    phi: Params,
-    draw: Any,
-    step: int,
-    value: Tensor,
-    checkpoint: Path | str | None,
-) -> str:
-    """What went wrong, and in which tasks: each task's own value decides."""
-    bad, data = [], move(draw, next(iter(phi.values())).device)
-    for t in range(count(data)):
-        try:
-            one, grads = objective.value_and_grad(phi, take(data, slice(t, t + 1)))
-            if not (math.isfinite(one.item()) and _finite(grads)):
-                bad.append(t)
-        except ValueError:  # weighted or coupled tasks have no value of their own
-            bad = []
-            break
-    what = "its gradient" if math.isfinite(value.item()) else "the objective"
-    return (
-        f"{what} is NaN or infinite at step {step}, tasks {bad or 'unknown'} of stream({step}). "
-        f"Look at stream({step}). {_advice(checkpoint)}"
-    )
-
-
-def _advice(checkpoint: Path | str | None) -> str:
-    kept = f" The checkpoint {checkpoint} holds the last good state written." if checkpoint else ""
-    return f"Lower the learning rates.{kept}"
-
-
-# Checkpoints ---------------------------------------------------------------------------------
-
-
-class _Trainee(NamedTuple):
-    """What training changes, and what it must not."""
-
-    phi: Params
-    rule: Optimizer
-    plan: torch.optim.lr_scheduler.LRScheduler | None
-    fingerprint: dict[str, Any]
-
-    def update(self, grads: Params) -> None:
-        for k, p in self.phi.items():
-            p.grad = grads.get(k)  # an entry that does not move is not the optimizer's
-        self.rule.step()
-        if self.plan:
-            self.plan.step()
-
-    def check_processes(self, step: int, path: Path | str | None) -> None:
-        """Raise, in every process, unless all of them are at one step, with the same φ and the same stream."""
-        if size() == 1:
-            return
-        numbers = {
-            "step": step,
-            "parameters": sum(v.numel() for v in self.phi.values()),
-            "sum of φ": sum(v.double().sum().item() for v in self.phi.values()),
-            "seed": self.fingerprint["seed"],
-            "stream sum": self.fingerprint["stream sum"],
-        }
-        advice = {
-            "step": f"Does each of them see the file {path}? Put it on a file system that they share.",
-            "seed": "Give `fit` one seed in all of them.",
-            "stream sum": "Make the stream with one seed and the same data in all of them; `fit` divides its tasks.",
-        }
-        for name, (least, greatest) in spread(
-            numbers, next(iter(self.phi.values())).device
-        ).items():
-            raise ValueError(
-                f"expected the {size()} processes to begin alike; {name} lies between {least:.9g} and {greatest:.9g}. "
-                + advice.get(
-                    name, "Seed before making the network, in all of them: torch.manual_seed(0)."
-                )
-            )
-
-    def save(self, path: Path, step: int, losses: list[float], seconds: float) -> None:
-        """Write the state; of several processes the first one alone does."""
-        if rank() > 0:
-            return
-        state = self.rule.state_dict()
-        tensors = {f"params/{k}": v for k, v in self.phi.items()}
-        numbers: dict[str, dict[str, Any]] = {}
-        for i, entries in state["state"].items():
-            for k, v in entries.items():
-                if isinstance(v, Tensor):
-                    tensors[f"optimizer/{i}/{k}"] = v
-                else:
-                    numbers.setdefault(str(i), {})[k] = v
-        tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
-        facts = {
-            **self._identity(),
-            "step": step,
-            "seconds": seconds,
-            "groups": state["param_groups"],
-            "numbers": numbers,
-        }
-        write(path, Checkpoint(tensors, facts))
-
-    def resume(self, path: Path) -> tuple[int, list[float], float]:
-        """Load `path` into parameters, optimizer and schedule; (steps done, losses, seconds)."""
-        if not path.exists():
-            return 0, [], 0.0
-        tensors, facts = read(path)
-        self._check(path, tensors, facts)
-        with torch.no_grad():
-            for k, v in self.phi.items():
-                v.copy_(tensors[f"params/{k}"])
-        state: dict[int, dict[str, Any]] = {int(i): dict(n) for i, n in facts["numbers"].items()}
-        for name, v in tensors.items():
-            if name.startswith("optimizer/"):
-                _, i, k = name.split("/", 2)
-                state.setdefault(int(i), {})[k] = v
-        if (
-            self.plan
-        ):  # a schedule is a function of its steps: replay them (its state may hold functions)
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # "step() before optimizer.step()": those were steps of old
-                for _ in range(facts["step"]):
-                    self.plan.step()
-        self.rule.load_state_dict({"state": state, "param_groups": facts["groups"]})
-        return facts["step"], tensors["losses"].tolist(), facts["seconds"]
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            **self.fingerprint,
-            "optimizer": type(self.rule).__name__,
-            "schedule": type(self.plan).__name__ if self.plan else None,
-        }
-
-    def _check(self, path: Path, tensors: Params, facts: dict[str, Any]) -> None:
-        saved = {
-            k.removeprefix("params/"): v for k, v in tensors.items() if k.startswith("params/")
-        }
-        shapes = {k: (tuple(v.shape), v.dtype) for k, v in saved.items()}
-        expected = {k: (tuple(v.shape), v.dtype) for k, v in self.phi.items()}
-        if shapes != expected:
-            odd = [k for k in {**expected, **shapes} if expected.get(k) != shapes.get(k)]
-            k = odd[0]
-            raise ValueError(
-                f"{path} is a checkpoint of another network: {k} is {shapes.get(k, 'absent')} there, "
-                f"{expected.get(k, 'absent')} here ({len(odd)} entries differ). Choose another file or delete it."
-            )
-        for k, here in self._identity().items():
-            there = facts.get(k)
-            if isinstance(here, float) and isinstance(there, float):
-                same = math.isclose(here, there, rel_tol=1e-6, abs_tol=1e-6)
-            else:
-                same = here == there
-            if not same:
-                raise ValueError(
-                    f"{path} was written by another run: {k} is {there} there, {here} here. "
-                    "Continue with the same settings, choose another file, or delete it."
-                )
-
-
-def _fingerprint(draw: Any, seed: int) -> dict[str, Any]:
-    """What identifies a stream: the shapes and the sum of its first draw (sums, as the last bits of sin differ by machine)."""
-    shapes: list[list[int]] = []
-    total = 0.0
-
-    def add(d: Tensor) -> Tensor:
-        nonlocal total
-        shapes.append(list(d.shape))
-        total += d.double().abs().sum().item()
-        return d
-
-    over(add, draw)
-    return {"seed": seed, "stream shapes": shapes, "stream sum": total}

@@ -107,6 +107,16 @@ def spread(
     return {k: (a, b) for k, a, b, equal in pairs if not equal}
 
 
+def first_says(number: float | None, device: torch.device | str) -> float | None:
+    """The first process's number, in all of them; None says that it has none."""
+    if size() == 1:
+        return number
+    said = torch.tensor([number is not None, number or 0.0], dtype=torch.float64, device=device)
+    dist.broadcast(said, 0)
+    known, value = said.tolist()
+    return value if known else None
+
+
 def meet(device: torch.device | str) -> None:
     """Wait until every process is here."""
     if size() > 1:
