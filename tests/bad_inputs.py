@@ -2293,28 +2293,25 @@ _OPEN: dict[str, str] = {
         checkpointed: the network for the learner
         at: the network for the learner
         secant: the network for the learner
-        first_order: learned rates
         unrolled: the network for the learner; a loss by name
-        implicit: a pull of NaN; half an iteration
+        implicit: half an iteration
         multi_step: a weight of NaN; one number
         annealed: no steps; progress below 0; progress of NaN
         conjugate_gradient: negative iterations; a matrix, not a map
         neumann: a rate of 0; negative iterations
+        first_order: learned rates
     """,
     "core.py": """
         conv4: images of bytes
-        apply: φ for the network; numpy x; a network of two inputs; a class for the network; φ of another network
+        apply: the network for φ; a list for φ; numpy x; a network of two inputs; φ for the network; a class for the network; φ of another network
         below: a list for φ; a prefix that is no word
         parameters: φ for the network; a list of networks; a class
         net_state: φ and network exchanged; nothing fits
-        load: φ and network exchanged; another network's
+        load: φ and network exchanged
         take: a task that is not there; a word
         move: an unknown device
-        descend: rates of other entries; a loss that is a vector; half a step; an optimizer for the rule; negative steps; a rate of NaN
         risk: a loss class, not an instance; a loss that is a vector
-        proximity: other entries; other shapes
-        start: the network for the learner
-        step: rates of other entries; a rate of NaN
+        start: the network for the learner; the network for φ
     """,
     "data/bccd.py": """
         blood_cells: a size of one number
@@ -2324,7 +2321,6 @@ _OPEN: dict[str, str] = {
         intents: half a sentence
     """,
     "data/digits.py": """
-        read_semeion: a text; columns missing
         scanners: no pixels
         prepared: an image of bytes
     """,
@@ -2337,7 +2333,6 @@ _OPEN: dict[str, str] = {
         glyphs: half a pixel; a negative seed
     """,
     "data/heart.py": """
-        heart.read: a text; columns missing; an empty file
         encode: columns missing; one patient without an axis
         prepare: no patients
         labelled: labels of four kinds
@@ -2354,8 +2349,7 @@ _OPEN: dict[str, str] = {
         log_odds: shares
     """,
     "data/movietweetings.py": """
-        movietweetings.read: a text; a rating of 99
-        known: a negative shrinkage; a mask of another length
+        known: a mask of another length; a negative shrinkage
         movietweetings.drawn: no users
     """,
     "data/navigation.py": """
@@ -2364,11 +2358,13 @@ _OPEN: dict[str, str] = {
     "data/omniglot.py": """
         turned: a tensor; items that are no images
     """,
+    "data/parsing.py": """
+        whole: a value that is a vector; a value that is a number
+    """,
     "data/planted.py": """
         planted: negative noise; half a class
     """,
     "data/sentiment.py": """
-        sentiment.read: no labels; a label of 7
         sentiment.drawn: an unknown site
     """,
     "data/sinusoids.py": """
@@ -2376,24 +2372,16 @@ _OPEN: dict[str, str] = {
         noisy_sinusoids: noise of NaN
         risk_of: a network of another width; no points
     """,
-    "data/tf_binding.py": """
-        tf_binding.read: two columns
-        read_archive: a text
-    """,
     "evaluate.py": """
-        evaluate: no φ; the network for φ; the network for the learner; an objective for the learner; φ of another network; a metric that gives a float; multi-hot support; a stream of one draw; a chunk of 0; a chunk of True; half an episode; a draw for the stream; a data loader; a metric by name; a metric that is a vector; a chunk of 2.5
-        answers: batches; no φ; a stream for the draw
-        interval: a list
-        compare: means for scores; a score and its values
+        evaluate: the network for the learner; an objective for the learner; a metric by name; a metric that is a vector; a stream of one draw; φ of another network; a metric that gives a float; multi-hot support
+        over_seeds: one number for the seeds; the same seed
         accuracy: class numbers; multi-hot; predictions of NaN
-        over_seeds: the same seed; one number for the seeds; nothing returned
-        best_of: a number; nothing returned
     """,
     "joint.py": """
         joint: φ for the network; a learner for the network; no loss; a negative weight; a weight of NaN; weights that are all 0; no weights; one number for the weights; one penalty, not a list; a chunk of 2.5; columns that overlap; columns out of range; empty columns; widths for columns; φ of another network; one task without its axis; words for weights; a penalty not yet made
         risks: φ for the network
-        toward: another network's anchor; a negative strength; the network for the anchor
         own_columns: a width of 0; negative; half a column; none
+        toward: the network for the anchor; another network's anchor
     """,
     "learners/amortised.py": """
         cnp: class numbers as labels; no hidden units; a negative floor; a floor above 1
@@ -2410,43 +2398,41 @@ _OPEN: dict[str, str] = {
         head_matrix: another learner's φ
     """,
     "learners/context.py": """
-        protomaml: class numbers as labels; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
-        cavia: no context; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
+        protomaml: class numbers as labels; half a step; rate and steps exchanged; no loss
+        cavia: no context; half a step; rate and steps exchanged; no loss
     """,
     "learners/finetune.py": """
         as_is: φ for the network
-        finetune: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
-        linear_probe: class numbers as labels; a strength of NaN; no iterations; a strength for the loss
-        lp_ft: class numbers as labels; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
-        fresh_head: the network for the learner; no head
-        discriminative: a factor of 0; φ for the network; a negative rate
+        finetune: half a step; rate and steps exchanged; no loss; φ for the network
+        lp_ft: half a step; rate and steps exchanged; no loss; class numbers as labels
+        linear_probe: no iterations; a strength for the loss; class numbers as labels
+        fresh_head: no head; the network for the learner
+        bss: no directions
+        discriminative: φ for the network
         layers: φ for the network; a class
-        l2_sp: a negative strength; a head strength of NaN
-        delta: a negative strength
-        bss: no directions; a negative strength
-        gradual: a rate of NaN
     """,
     "learners/gradient.py": """
-        maml: φ for the network; an optimizer for the rule; numpy support; a tuple for the support set; an episode for the support set; rates of another network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss; a negative strength; no rows
-        anil: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
-        boil: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
-        moving: φ for the network
-        proximal: a negative strength; a strength of NaN
+        descend: negative steps; half a step; an optimizer for the rule; a loss that is a vector
+        maml: half a step; rate and steps exchanged; no loss; no rows; φ for the network; an optimizer for the rule; numpy support; a tuple for the support set; an episode for the support set
+        anil: half a step; rate and steps exchanged; no loss; φ for the network
+        boil: half a step; rate and steps exchanged; no loss; φ for the network
         momentum: μ above 1; μ of NaN
         adam: a β of 1; a negative β; an ε below 0
         inner_loop: the network for f
         descending: half a step; a rate for the function of φ
         descent: a list of prefixes
+        proximity: other entries; other shapes
+        moving: φ for the network
     """,
     "learners/hyper.py": """
-        weight_decay: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss; a decay of NaN
-        reweighted: φ for the network; class numbers as labels; no examples; a negative decay
+        weight_decay: φ for the network; half a step; rate and steps exchanged; no loss
+        reweighted: φ for the network; no examples
         flat: a network; no entries
         unflat: a matrix
-        distilled: a tuple for the seeds; a rate of 0
+        distilled: a tuple for the seeds
     """,
     "learners/lora.py": """
-        lora: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss; a scale of NaN; half a rank
+        lora: φ for the network; half a step; rate and steps exchanged; no loss; a scale of NaN; half a rank
         merged: the network; nothing to merge
     """,
     "learners/metric.py": """
@@ -2461,17 +2447,17 @@ _OPEN: dict[str, str] = {
         squared_distances: other widths
         cosines: other widths
         matching: class numbers as labels; a scale of 0; a negative scale; a scale of NaN
-        baseline_plus_plus: a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss; a scale of 0
+        baseline_plus_plus: half a step; rate and steps exchanged; no loss; a scale of 0
         cosine_head: a negative scale
     """,
     "learners/policy.py": """
-        policy_gradient: no spread; negative spread; no dimensions
+        policy_gradient: no dimensions
         log_normal: no spread; negative spread
     """,
     "learners/preconditioned.py": """
-        meta_sgd: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
-        per_step_rates: φ for the network; a negative rate; a rate of NaN; rate and steps exchanged; no loss; half a step
-        meta_curvature: φ for the network; a negative rate; a rate of NaN; half a step; rate and steps exchanged; no loss
+        meta_sgd: φ for the network; half a step; rate and steps exchanged; no loss
+        per_step_rates: φ for the network; rate and steps exchanged; no loss; half a step
+        meta_curvature: φ for the network; half a step; rate and steps exchanged; no loss
         learned: a network for the maker; a maker that makes none
         along: one matrix too many
     """,
@@ -2481,22 +2467,15 @@ _OPEN: dict[str, str] = {
         laplacian_shot: class numbers as labels; no neighbours; a negative strength; half a round
         nearest: no neighbours; half a neighbour
     """,
-    "models/encoders.py": """
-        minilm: one text
-    """,
     "norm.py": """
         Norm: no channels; an ε below 0; one row; double data
-        calibrate: NaN; batches with labels; one tensor for the batches
+        calibrate: NaN; batches with labels; norms that store nothing; one tensor for the batches
         moments: a vector
     """,
     "objective.py": """
         over_tasks: a task that is a vector
-        whole: a value that is a vector; a value that is a number
     """,
     "run/checkpoint.py": """
-        read: a folder
-        load_params: a folder
-        save_params: the network; facts that are no JSON
         checkpoint.write: a dict for the checkpoint
     """,
     "run/processes.py": """
@@ -2504,18 +2483,14 @@ _OPEN: dict[str, str] = {
         processes: an unknown backend
     """,
     "train.py": """
-        fit: a data loader for the stream; a draw for the stream; a class set for the stream; φ with NaN; the learner for the objective; the loss for the objective; an optimizer instance; an optimizer by name; a schedule instance; a schedule that wants the loss; half a step; no seed; a rate of NaN; one prefix, not a list; rates that are no dict; a stream that ends; an iterator for the stream; double data; the network for φ; net.parameters() for φ; the network for the objective; objective and φ exchanged; an optimizer that is none; L-BFGS; an unknown device; a loss that gives a float; a loss that is a vector; parameters of another width; True steps; a seed with a fraction; a negative rate; everything frozen; a loss that ignores its input; a loss behind a detach; an impure stream
+        fit: double data; rates that are no dict; a loss that gives a float; a loss that is a vector; parameters of another width; net.parameters() for φ; the network for the objective; the learner for the objective; the loss for the objective; objective and φ exchanged; a stream that changes kind
         groups: a list for φ
         cosine_adam: a negative rate; no steps; a rate of NaN
     """,
     "transfer/align.py": """
-        coral: a negative strength; a strength of NaN
-        mcc: a negative strength; a strength of NaN; a temperature of 0; a negative temperature
-        mmd: a negative strength; a strength of NaN; no widths; a width of 0
-        jan: a negative strength; a strength of NaN; a negative width
-        entropy penalty: a negative strength; a strength of NaN
-        afn: a negative strength; a strength of NaN
-        bsp: a negative strength; a strength of NaN; no directions; half a direction
+        mmd: no widths; a width of 0
+        jan: a negative width
+        bsp: no directions; half a direction
         covariance: one row; a vector
         kernel: no widths
         discrepancy: an odd number of rows
@@ -2523,7 +2498,7 @@ _OPEN: dict[str, str] = {
     "transfer/critics.py": """
         dann: a negative strength; a strength of NaN; φ for the critic; the critic's entries forgotten
         cdan: a negative strength; a strength of NaN
-        mdd: a negative strength; a strength of NaN; a margin of 0; a margin of NaN
+        mdd: a negative strength; a strength of NaN; a margin of 0
         mcd: a negative strength; a strength of NaN; a head of an odd width
         reverse: a strength of NaN; a list
         warm: progress below 0; progress of NaN
@@ -2539,22 +2514,18 @@ _OPEN: dict[str, str] = {
         h_score: numpy
         a_distance: a strength of 0
         rows: a list
-        leep: probabilities of half precision
     """,
     "transfer/unseen.py": """
-        irm: a negative strength; episodes
-        vrex: a negative strength
-        group_weights: none; half a domain
-        mldg: a negative rate; batches
+        irm: episodes
+        group_weights: half a domain; none
         held_out: no seed
-        mixup: a strength of NaN; integer tokens
+        mixup: integer tokens
+        mldg: batches
         scale_slope: a loss that is a vector
     """,
     "transfer/weights.py": """
         uncertainty: columns that overlap
         log_variances: none; half a set
-        gradnorm: an unknown layer; a strength of NaN
-        best_alpha: a distance of NaN
         exact_alpha: a gap of NaN
         balances: a list
         without_conflict: a vector

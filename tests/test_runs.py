@@ -724,7 +724,7 @@ BAD = {
     "numpy at step 2": (
         of(stream=at(2, lambda d: d._replace(query=Batch(*(v.numpy() for v in d.query))))),
         TypeError,
-        r"stream\(2\): expected the query set to be a Batch of two tensors",
+        r"stream\(2\): expected x of the query set to be a tensor",
     ),
     "a batch at step 2": (of(stream=at(2, lambda d: d.query)), ValueError, r"stream\(2\) Batch of"),
     "a tuple at step 2": (
