@@ -213,10 +213,10 @@ def check_classes(data: ClassSet) -> tuple[int, int]:
         raise ValueError(
             f"expected one name per class: {len(items)} classes, {len(data.names)} names"
         )
-    if len(set(data.names)) != len(data.names):
-        twice = next(name for name in data.names if data.names.count(name) > 1)
+    named = [name for name in data.names if name]  # "" is a class without a name
+    if len(set(named)) != len(named):
+        twice = next(name for name in named if named.count(name) > 1)
         raise ValueError(f"expected classes of different names; {twice!r} stands there twice")
-    finite(items, f"items of {data.source!r}")
     return items.shape[0], items.shape[1]
 
 
