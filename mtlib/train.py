@@ -21,6 +21,7 @@ from mtlib.core import Batch, Episode, Learner, Params, Stream, move, over, stal
 from mtlib.objective import Objective, count
 from mtlib.run.processes import average, first_says, meet, part, rank, size, spread
 from mtlib.run.progress import bar
+from mtlib.run.threads import RANDOM
 from mtlib.run.trainee import (
     Best,
     Keeper,
@@ -639,7 +640,7 @@ def _step(
 
 def _seeded(objective: Objective, phi: Params, data: Any, seed: int) -> tuple[Tensor, Params]:
     device = next(iter(phi.values())).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with RANDOM, torch.random.fork_rng([device] if device.type == "cuda" else []):
         if (
             device.type == "cpu"
         ):  # the same, without the stack that torch.manual_seed formats thrice

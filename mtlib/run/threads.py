@@ -18,6 +18,9 @@ import torch
 
 from mtlib.run.copies import evaluating, is_evaluating
 
+RANDOM = threading.RLock()
+"""Held by who sets torch's random state and needs it to stay: all threads share one generator."""
+
 Share = Callable[[Callable[[Sequence[int]], Any], Sequence[int], int], list[Any]]
 """`share(f, items, workers)` -> [f(block), …]: the items in contiguous blocks, one per worker."""
 
@@ -34,16 +37,18 @@ def sharing() -> Share:
         nonlocal alone
         if workers < 2 or alone:
             return [f(items)]
-        before, each = torch.get_rng_state(), -(-len(items) // workers)
+        each = -(-len(items) // workers)
         blocks = [items[a : a + each] for a in range(0, len(items), each)]
-        try:
-            results = on_threads([partial(f, block) for block in blocks], workers)
-        except Exception:  # on one thread it comes again, if it was not for the threads
-            alone = True
-        alone = alone or not torch.equal(before, torch.get_rng_state())
-        if alone:
-            torch.set_rng_state(before)
-            return [f(items)]
+        with RANDOM:
+            before = torch.get_rng_state()
+            try:
+                results = on_threads([partial(f, block) for block in blocks], workers)
+            except Exception:  # on one thread it comes again, if it was not for the threads
+                alone = True
+            alone = alone or not torch.equal(before, torch.get_rng_state())
+            if alone:
+                torch.set_rng_state(before)
+                return [f(items)]
         return results
 
     return share
