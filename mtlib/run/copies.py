@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -194,6 +195,8 @@ def _meant(v: Any, copies: dict[int, nn.Module], depth: int = 3) -> Any:
     if type(v) in (list, tuple, set):
         long = len(v) > 1000 or not depth
         return type(v)(v if long else [_meant(e, copies, depth - 1) for e in v])
+    if isinstance(v, deque):
+        return v.copy()
     if isinstance(v, dict):
         new = v.copy()
         if depth and len(v) <= 1000:
