@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mtlib.core import Draw, Params, fixed, over, take
-from mtlib.run.fast import NeedsLoop, plain, watched
+from mtlib.run.fast import NeedsLoop, function_modes, plain, settled, watched
 from mtlib.run.threads import Share, sharing
 
 _Part = TypeVar("_Part")
@@ -253,7 +253,7 @@ class Batched:
         if not self.exact or plain() or count(data) == 1:
             return self.loop(phi, data)
         try:
-            with _watch_functions() if self.first else _watch_modules():
+            with settled(), _watch_functions() if self.first else _watch_modules():
                 result = self.vmap(phi, data)
         except NeedsLoop as reason:
             self.exact = False
@@ -268,7 +268,8 @@ class Batched:
         return result
 
     def loop(self, phi: Params, data: Any) -> Tensor:
-        return torch.stack([self.task(phi, take(data, t)) for t in range(count(data))])
+        with settled():
+            return torch.stack([self.task(phi, take(data, t)) for t in range(count(data))])
 
     def vmap(self, phi: Params, data: Any) -> Tensor:
         return torch.vmap(partial(self.task, phi), randomness="different")(data)
@@ -389,13 +390,20 @@ _LOOKING = _Looking()
 @contextmanager
 def _watch_functions() -> Iterator[None]:
     """Raises `InexactNorm` at such a norm, module or function; one that Ctrl-C leaves behind looks no more."""
-    outer, mode = _LOOKING.functions, _WatchFunctions()
+    outer = _LOOKING.functions
+    mode: Any = _WatchFunctions()
     try:
-        with mode:
-            _LOOKING.functions = mode
-            yield
+        mode.__enter__()
+        _LOOKING.functions = mode
+        yield
     finally:
         _LOOKING.functions = outer
+        if function_modes() is None:
+            mode.__exit__(None, None, None)
+        while (
+            (on := function_modes()) and isinstance(on[-1], _WatchFunctions) and on[-1] is not outer
+        ):
+            mode.__exit__(None, None, None)  # Ctrl-C may have left another, or taken this one off
 
 
 @contextmanager

@@ -5,7 +5,8 @@ Where torch lacks one of them, the plain reference runs. `MTLIB_PLAIN=1` asks fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -42,6 +43,8 @@ IS_WRAPPED = private("torch._C", "_functorch.is_functorch_wrapped_tensor")
 BATCH_DIM = private("torch._C", "_functorch.maybe_get_bdim")
 ADD_BATCH_DIM = private("torch._C", "_functorch._add_batch_dim")
 IN_PLACE = private("torch._functorch.eager_transforms", "enable_inplace_requires_grad")
+DEPTH = private("torch._C", "_functorch.get_dynamic_layer_stack_depth")
+UNDO = private("torch._C", "_functorch.pop_dynamic_layer_stack_and_undo_to_depth")
 FUNCTION_MODES = private("torch.overrides", "_get_current_function_mode_stack")
 DISPATCH_MODES = private("torch.utils._python_dispatch", "_get_current_dispatch_mode_stack")
 DispatchMode: Any = private("torch.utils._python_dispatch", "TorchDispatchMode") or object
@@ -75,6 +78,31 @@ def as_stored(x: Tensor) -> Tensor | None:
     while IS_WRAPPED(x):
         x = UNWRAPPED(x)
     return x.detach()
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """functorch is at the level afterwards that it had before, and Ctrl-C comes through as such.
+
+    Torch's own ways into and out of a transform leave the level where they are interrupted, or fail over it.
+    """
+    depth = DEPTH() if DEPTH and UNDO else None
+    try:
+        yield
+    except BaseException as error:
+        if depth is not None and DEPTH() > depth:
+            UNDO(depth)
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__context__
+        if cause and cause is not error:
+            raise cause from None
+        raise
+
+
+def function_modes() -> list[Any] | None:
+    """The modes of this thread that see torch's functions; None where torch cannot say."""
+    return list(FUNCTION_MODES()) if FUNCTION_MODES else None
 
 
 def watched() -> bool:
