@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlib.data.glyphs import glyphs
+from mtlib.tasks import check_seed, positive
 
 
 class Photographs(NamedTuple):
@@ -49,6 +50,8 @@ def scenes(
             f"expected at least 1 scene, class and glyph, and 40 pixels per side; "
             f"got {n=} {classes=} {most=} {height=} {width=}"
         )
+    positive(n=n, classes=classes, most=most, height=height, width=width)
+    check_seed(seed)
     drawn = glyphs(classes, items=20, size=32, seed=seed, first=first)
     rng = np.random.default_rng([seed, first, 71])
     shown = [_scene(rng, drawn.items, most, height, width) for _ in range(n)]
