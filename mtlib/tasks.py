@@ -22,24 +22,7 @@ class ClassSet(NamedTuple):
 
     def select(self, keep: list[int] | Tensor) -> ClassSet:
         """The classes with these indices, or where a mask (C,) is true."""
-        classes = len(self.names)
-        try:
-            index = torch.as_tensor(keep)
-        except (TypeError, ValueError):  # words, for one
-            index = torch.empty(0, 0)
-        if index.dtype == torch.bool and index.shape == (classes,):
-            index = index.nonzero()[:, 0]
-        index = index.long() if index.numel() == 0 and index.ndim == 1 else index
-        if (
-            index.ndim != 1
-            or index.dtype == torch.bool
-            or index.is_floating_point()
-            or not bool(((index >= -classes) & (index < classes)).all())
-        ):
-            raise ValueError(
-                f"expected indices of classes from 0 to {classes - 1}, or a mask of {classes}, got {keep}"
-            )
-        index = index.long()
+        index = chosen(keep, len(self.names), "classes")
         return ClassSet(self.items[index], [self.names[i] for i in index.tolist()], self.source)
 
 
@@ -189,6 +172,27 @@ def quiz(stream: Stream) -> Stream:
 
 
 # Checks --------------------------------------------------------------------------------------
+
+
+def chosen(keep: list[int] | Tensor, n: int, what: str) -> Tensor:
+    """Indices (k,) of some of n things, given so or as a mask (n,). Raises ValueError for anything else."""
+    try:
+        index = torch.as_tensor(keep)
+    except (TypeError, ValueError):  # words, for one
+        index = torch.empty(0, 0)
+    if index.dtype == torch.bool and index.shape == (n,):
+        index = index.nonzero()[:, 0]
+    index = index.long() if index.numel() == 0 and index.ndim == 1 else index
+    if (
+        index.ndim != 1
+        or index.dtype == torch.bool
+        or index.is_floating_point()
+        or not bool(((index >= -n) & (index < n)).all())
+    ):
+        raise ValueError(
+            f"expected indices of {what} from 0 to {n - 1}, or a mask of {n}, got {keep}"
+        )
+    return index.long()
 
 
 def check_classes(data: ClassSet) -> tuple[int, int]:

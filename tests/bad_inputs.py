@@ -2283,6 +2283,128 @@ BAD |= {
     ),
     "members: a folder": (lambda: members("."), "archive|file"),
     "digest_of: names alone": (lambda: digest_of(["a", "b"]), "bytes"),
+    "check_seed: True": (lambda: check_seed(True), "expected the seed"),
+    "mmd: one number for the widths": (lambda: align.mmd(widths=1.0), "widths"),
+    "mmd: words for the widths": (lambda: align.mmd(widths=("a",)), "width above 0"),
+    "mmd: an infinite width": (lambda: align.mmd(widths=(INF,)), "width above 0"),
+    "mcc: one output": (lambda: align.mcc()(PHI, Z[None], Z[None, :, :1]), "at least two classes"),
+    "entropy penalty: one output": (
+        lambda: align.entropy()(PHI, Z[None], Z[None, :, :1]),
+        "at least two classes",
+    ),
+    "afn: a negative step": (lambda: align.afn(step=-1.0), "step"),
+    "afn: a step of NaN": (lambda: align.afn(step=NAN), "step"),
+    "kernel: one row": (lambda: align.kernel(Z[:1]), "two rows"),
+    "discrepancy: one row of each": (lambda: align.discrepancy(torch.ones(2, 2)), r"\(2B, 2B\)"),
+    "discrepancy: features for the kernel": (lambda: align.discrepancy(Z), r"\(2B, 2B\)"),
+    "warm: the step for the progress": (lambda: critics.warm(500), "progress"),
+    "mcd: a head of one class": (
+        lambda: critics.mcd(mlp(30, (8,), 2, seed=0))(
+            parameters(mlp(30, (8,), 2, seed=0)), torch.zeros(2, 4, 8), torch.zeros(2, 4, 2)
+        ),
+        "at least two classes",
+    ),
+    "adda: a critic of three outputs": (
+        lambda: critics.adda(NET, PHI, nn.Linear(8, 3))(
+            {**PHI, **critics.adversary(nn.Linear(8, 3))}, BATCH
+        ),
+        "one output for each of 2 domains",
+    ),
+    "adda: the critic's entries forgotten": (
+        lambda: critics.adda(NET, PHI, CRITIC)(PHI, BATCH),
+        "the critic's parameters",
+    ),
+    "adda: episodes": (lambda: critics.adda(NET, PHI, CRITIC)(PHI, DRAW), "expects batches"),
+    "dev: lists": (lambda: selection.dev([1.0, 2.0], [1.0, 1.0]), "tensor"),
+    "nce: lists": (lambda: transferability.nce([0, 1], [0, 1]), "tensor"),
+    "leep: numpy": (lambda: transferability.leep(Z.softmax(1).numpy(), LABELS), "tensor"),
+    "logme: numpy labels": (lambda: transferability.logme(Z, LABELS.numpy()), "tensor"),
+    "log_evidence: a list": (
+        lambda: transferability.log_evidence(Z, Z[:, 0].tolist(), 1.0, 1.0),
+        "tensor",
+    ),
+    "log_evidence: an infinite precision": (
+        lambda: transferability.log_evidence(Z, Z[:, 0], INF, 1.0),
+        "positive precisions",
+    ),
+    "transrate: an infinite ε": (lambda: transferability.transrate(Z, LABELS, INF), "eps > 0"),
+    "rows: complex numbers": (lambda: transferability.rows(Z + 1j), "real numbers"),
+    "a_distance: no seed": (lambda: transferability.a_distance(Z, Z, seed=None), "seed"),
+    "held_out: a draw for the stream": (lambda: unseen.held_out(BATCH, 0), "a stream"),
+    "mixup: a draw for the stream": (lambda: unseen.mixup(BATCH, 1.0, 0), "a stream"),
+    "mixup: no seed": (lambda: unseen.mixup(BATCHES, 1.0, None), "seed"),
+    "balances: risks that are whole numbers": (
+        lambda: weights.balances(torch.tensor([1, 2])),
+        "int64",
+    ),
+    "balances: an infinite risk": (
+        lambda: weights.balances(torch.tensor([1.0, INF])),
+        "before training",
+    ),
+    "exact_alpha: an infinite gap": (lambda: weights.exact_alpha(5, 10, INF, 1.0), "gap"),
+    "exact_alpha: an infinite deviation": (
+        lambda: weights.exact_alpha(5, 10, 1.0, INF),
+        "deviation",
+    ),
+    "sinusoids: whole numbers": (lambda: sinusoids(dtype=torch.int64), "floating-point"),
+    "risk_of: a network of five outputs": (lambda: risk_of(nn.Linear(1, 5)), r"\(n, 1\)"),
+    "planted: a negative seed": (lambda: planted(seed=-1), "seed"),
+    "exact_stream: a covariance that is none": (
+        lambda: exact_stream(linear_tasks(2)._replace(covariances=-torch.eye(5).expand(2, 5, 5))),
+        "negative eigenvalues",
+    ),
+    "exact_stream: weights of another width": (
+        lambda: exact_stream(linear_tasks(2)._replace(weights=torch.zeros(2, 4))),
+        r"\(T, D, D\)",
+    ),
+    "samples: a spread of NaN": (lambda: samples(4, spread=NAN), "spread"),
+    "reverse_complement: small letters": (lambda: motifs.reverse_complement("acgt"), "ACGT"),
+    "counts: sequences of several lengths": (lambda: motifs.counts(["ACG", "ACGT"], [2]), "length"),
+    "counts: no sequences": (lambda: motifs.counts([], [2]), "length"),
+    "log_odds: NaN": (lambda: motifs.log_odds(torch.tensor([NAN])), "0.5"),
+    "log_odds: no margin": (lambda: motifs.log_odds(torch.tensor([0.5]), 0.0), "margin"),
+    "motifs.drawn: sequences shorter than a motif": (lambda: motifs.drawn(length=5), "at least 6"),
+    "known: indices for the mask": (
+        lambda: movietweetings.known(movietweetings.drawn(users=5), np.arange(3), 1.0),
+        "mask",
+    ),
+    "clinc.drawn: more than there are": (lambda: clinc.drawn(5000), "at most 1000"),
+    "prepared: NaN": (lambda: digits.prepared(np.full((8, 8), NAN), 8, False), r"\[0, 1\]"),
+    "halves: half a test image": (
+        lambda: digits.halves(digits.Domain(torch.zeros(4, 1, 2, 2), LABELS[:4], "x"), 1.5),
+        "expected tested",
+    ),
+    "pairs: fewer labels than images": (
+        lambda: digits.pairs(Batch(Z, LABELS[1:]), Batch(Z, LABELS), 0),
+        "as many labels as items",
+    ),
+    "prepare: infinity": (lambda: heart.prepare(np.full((3, 18), INF)), "finite"),
+    "Preparation: one column": (
+        lambda: heart.prepare(np.ones((3, 18)))(np.ones((3, 1))),
+        r"\(n, 18\)",
+    ),
+    "labelled: one-hot": (lambda: heart.labelled(np.eye(2)[[0, 1] * 9], 4, 1, 0), r"y \(n,\)"),
+    "draws: fewer labels than rows": (
+        lambda: draws(Z, LABELS[1:] % 2, 2, 1, 0),
+        "as many labels as items",
+    ),
+    "draws: half a label": (lambda: draws(Z, LABELS % 2, 2.0, 1, 0), "even number"),
+    "sentiment.drawn: no sentences": (lambda: drawn_site("Yelp", sentences=0), "sentences"),
+    "blood_cells: half a pixel": (lambda: bccd.blood_cells(size=(80.5, 60)), "size"),
+    "fetch: a text for the digests": (
+        lambda: fetch(Remote("a/b.zip", "http://127.0.0.1:9/b.zip", "0" * 64)),
+        "SHA-256",
+    ),
+    "Photographs.select: a mask": (
+        lambda: scenes(3, seed=0).select(torch.tensor([True, False, True])).names,
+        lambda names: names == ["scene0000", "scene0002"],
+    ),
+    "Photographs.select: out of range": (lambda: scenes(2).select([2]), "from 0 to 1"),
+    "decode: NaN": (lambda: decode(torch.full((1, 5, 4, 4), NAN), 1), "finite"),
+    "flipped: other classes": (
+        lambda: flipped(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 2, 2), 2, 3),
+        r"2 \+ 4 channels",
+    ),
 }
 
 # still open --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlib.data.glyphs import glyphs
-from mtlib.tasks import check_seed, positive
+from mtlib.tasks import check_seed, chosen, positive
 
 
 class Photographs(NamedTuple):
@@ -23,8 +23,8 @@ class Photographs(NamedTuple):
     source: str  # one line that says what this data is
 
     def select(self, keep: list[int] | Tensor) -> Photographs:
-        """The photographs with these indices."""
-        index = torch.as_tensor(keep).tolist()
+        """The photographs with these indices, or where a mask (n,) is true."""
+        index = chosen(keep, len(self.names), "photographs").tolist()
         boxes, labels = [self.boxes[i] for i in index], [self.labels[i] for i in index]
         names = [self.names[i] for i in index]
         return self._replace(images=self.images[index], boxes=boxes, labels=labels, names=names)
