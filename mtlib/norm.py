@@ -76,6 +76,8 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
     layer, in evaluation mode, so that each norm sees what it gets once the norms before it read theirs. `Norm` and torch's
     batch and instance norms that track statistics take part. Then `evaluate` is inductive, and so is
     `load(net, φ).eval()`. Batches of another domain make it AdaBN. Returns a new φ; neither `net` nor φ changes.
+    Where φ has the statistics of some norms (frozen in evaluation mode, so that it was trained with them) and lacks others,
+    only those it lacks are computed; where it has all, or none, all are.
 
     Raises ValueError if there is no such norm, or no batch.
     """
@@ -88,6 +90,8 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
         )
     if not batches:
         raise ValueError("expected at least one batch of inputs to calibrate on, got none")
+    lacking = [(k, m) for k, m in places if f"{k}.running_mean".lstrip(".") not in phi]
+    places = lacking or places
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     phi = {**{k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}, **phi}
     for place, norm in places:

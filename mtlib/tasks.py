@@ -22,24 +22,7 @@ class ClassSet(NamedTuple):
 
     def select(self, keep: list[int] | Tensor) -> ClassSet:
         """The classes with these indices, or where a mask (C,) is true."""
-        classes = len(self.names)
-        try:
-            index = torch.as_tensor(keep)
-        except (TypeError, ValueError):  # words, for one
-            index = torch.empty(0, 0)
-        if index.dtype == torch.bool and index.shape == (classes,):
-            index = index.nonzero()[:, 0]
-        index = index.long() if index.numel() == 0 and index.ndim == 1 else index
-        if (
-            index.ndim != 1
-            or index.dtype == torch.bool
-            or index.is_floating_point()
-            or not bool(((index >= -classes) & (index < classes)).all())
-        ):
-            raise ValueError(
-                f"expected indices of classes from 0 to {classes - 1}, or a mask of {classes}, got {keep}"
-            )
-        index = index.long()
+        index = chosen(keep, len(self.names), "classes")
         return ClassSet(self.items[index], [self.names[i] for i in index.tolist()], self.source)
 
 
@@ -177,10 +160,7 @@ def one_hot(y: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def quiz(stream: Stream) -> Stream:
     """The query sets of a stream of episodes, as batches: what joint training on the same tasks sees."""
-    if not callable(stream):
-        raise TypeError(
-            f"expected a stream, a function of the step that gives a draw, got {type(stream).__name__}"
-        )
+    check_stream(stream)
 
     def queries(step: int) -> Batch:
         draw = stream(step)
@@ -192,6 +172,27 @@ def quiz(stream: Stream) -> Stream:
 
 
 # Checks --------------------------------------------------------------------------------------
+
+
+def chosen(keep: list[int] | Tensor, n: int, what: str) -> Tensor:
+    """Indices (k,) of some of n things, given so or as a mask (n,). Raises ValueError for anything else."""
+    try:
+        index = torch.as_tensor(keep)
+    except (TypeError, ValueError):  # words, for one
+        index = torch.empty(0, 0)
+    if index.dtype == torch.bool and index.shape == (n,):
+        index = index.nonzero()[:, 0]
+    index = index.long() if index.numel() == 0 and index.ndim == 1 else index
+    if (
+        index.ndim != 1
+        or index.dtype == torch.bool
+        or index.is_floating_point()
+        or not bool(((index >= -n) & (index < n)).all())
+    ):
+        raise ValueError(
+            f"expected indices of {what} from 0 to {n - 1}, or a mask of {n}, got {keep}"
+        )
+    return index.long()
 
 
 def check_classes(data: ClassSet) -> tuple[int, int]:
@@ -227,8 +228,7 @@ def check_rows(data: Batch, what: str) -> None:
             f"expected {what} to be a Batch(x, y) of two tensors, got {type(data).__name__}"
         )
     for name, part in (("x", data.x), ("y", data.y)):
-        if not isinstance(part, Tensor):
-            raise TypeError(f"expected {name} of {what} to be a tensor, got {_kind(part)}")
+        check_tensor(part, f"{name} of {what}")
     if data.x.ndim < 2 or data.y.ndim < 1:
         raise ValueError(
             f"expected x (n, *item) and y (n,) or (n, W) in {what}, got {tuple(data.x.shape)} and "
@@ -271,8 +271,7 @@ def check_draw(data: object, numbers: bool = True) -> None:
                 f"expected {what} to be a Batch of two tensors, got {type(part).__name__}"
             )
         leaves = _leaves(part.x, f"x of {what}")
-        if not isinstance(part.y, Tensor):
-            raise TypeError(f"expected y of {what} to be a tensor, got {_kind(part.y)}")
+        check_tensor(part.y, f"y of {what}")
         least = 3 if isinstance(part.x, Tensor) else 2
         for x in leaves:
             if (
@@ -297,8 +296,7 @@ def check_draw(data: object, numbers: bool = True) -> None:
 
 def finite(x: Tensor, what: str) -> None:
     """Raise if x holds NaN or infinity, saying how many and where the first is."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"expected {what} to be a tensor, got {_kind(x)}")
+    check_tensor(x, what)
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).nonzero()
         raise ValueError(
@@ -323,10 +321,32 @@ def within(low: float, high: float = math.inf, **numbers: float) -> None:
             raise ValueError(f"expected {name} to be a finite number {limits}, got {n!r}")
 
 
+def above_zero(**numbers: float) -> None:
+    """Raise unless each is a finite number above 0."""
+    for name, n in numbers.items():
+        real = isinstance(n, Real) and not isinstance(n, bool)
+        if not (real and 0 < n < math.inf):
+            raise ValueError(f"expected {name} above 0, a finite number, got {n!r}")
+
+
 def check_seed(seed: int) -> None:
     """Raise unless the seed is a whole number of at least 0: without one, no draw could come again."""
-    if not isinstance(seed, Integral) or seed < 0:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"expected the seed to be a whole number of at least 0, got {seed!r}")
+
+
+def check_stream(stream: object) -> None:
+    """Raise unless it is a function, as streams are."""
+    if not callable(stream):
+        raise TypeError(
+            f"expected a stream, a function of the step that gives a draw, got {type(stream).__name__}"
+        )
+
+
+def check_tensor(x: object, what: str) -> None:
+    """Raise unless x is a tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected {what} to be a tensor, got {_kind(x)}")
 
 
 def _kind(found: Any) -> str:

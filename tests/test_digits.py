@@ -241,7 +241,7 @@ def test_dann_asks_for_an_output_a_domain_and_for_the_critics_parameters():
     critic = nn.Linear(2, 3).double()
     with pytest.raises(ValueError, match="one output for each of 2 domains, got 3"):
         dann(critic)(adversary(critic), z, z)
-    with pytest.raises(ValueError, match="expected parameters named"):
+    with pytest.raises(ValueError, match="expected the critic's parameters in θ"):
         dann(nn.Linear(2, 2).double())({}, z, z)
 
 

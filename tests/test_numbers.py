@@ -42,7 +42,7 @@ from mtlib.run.cost import peak_memory
 from mtlib.tasks import one_hot
 from mtlib.train import fit
 from mtlib.transfer.align import afn, bsp, coral, entropy, jan, kernel, mcc, mmd
-from mtlib.transfer.critics import adversary, cdan, dann, mdd
+from mtlib.transfer.critics import adversary, cdan, dann, mcd, mdd, reverse
 from mtlib.transfer.transferability import (
     evidence_maximum,
     h_score,
@@ -173,7 +173,9 @@ def test_a_spectrum_is_asked_for_as_many_values_as_it_has(k):
     net, z = tiny(), normal(2, 6, 4)
     with pytest.raises(ValueError, match=r"from 1 to 4 singular values of features \(6, 4\), got"):
         bss(net, 1.0, smallest=k)(parameters(net), parameters(net), normal(6, 3))
-    with pytest.raises(ValueError, match=r"from 1 to 4 singular values"):
+    with pytest.raises(
+        ValueError, match=r"from 1 to 4 singular values|largest to be a whole number of at least 1"
+    ):
         bsp(largest=k)({}, z, z)
 
 
@@ -228,7 +230,10 @@ NEGATIVE = {
     "maml": lambda s: maml(NET, mse_loss, 0.1, 1, strength=s),
     "bss": lambda s: bss(NET, s),
     **{f.__name__: f for f in (mmd, jan, coral, bsp, afn, mcc, entropy)},
-    "mdd": lambda s: mdd(nn.Linear(4, 2), margin=s),
+    **{f.__name__: partial(f, nn.Linear(4, 2)) for f in (dann, cdan, mdd)},
+    "mcd": lambda s: mcd(NET, s),
+    "reverse": lambda s: reverse(torch.ones(2), s),
+    "afn's step": lambda s: afn(step=s),
     "irm": lambda s: irm(NET, mse_loss, s),
     "vrex": lambda s: vrex(NET, mse_loss, s),
     "mldg": lambda s: mldg(NET, mse_loss, 0.1, s),
@@ -275,6 +280,8 @@ def test_other_settings_that_are_none_are_refused():
             policy_gradient(NET, None, s, 0.1, 1)
         with pytest.raises(ValueError, match="temperature above 0"):
             mcc(temperature=s)
+        with pytest.raises(ValueError, match="margin above 0"):
+            mdd(nn.Linear(4, 2), margin=s)
         with pytest.raises(ValueError, match="width above 0"):
             mmd(widths=(1.0, s))
     with pytest.raises(ValueError, match="at least one width"):

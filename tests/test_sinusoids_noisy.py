@@ -50,7 +50,9 @@ def test_numbers_that_cannot_be_are_refused(make):
         ValueError, match="expected shots to be a whole number of at least 1, got 0"
     ):
         make(shots=0)
-    with pytest.raises(ValueError, match="expected noise to be at least 0, got -1"):
+    with pytest.raises(
+        ValueError, match="expected noise to be a finite number of at least 0, got -1"
+    ):
         make(noise=-1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import xml.etree.ElementTree as ElementTree
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -114,8 +115,12 @@ def annotation(xml: bytes) -> tuple[Tensor, Tensor]:
         text = xml.decode()
         if "<!" in text:
             raise ValueError("expected no declarations: they may grow without end")
+        try:
+            root = ElementTree.fromstring(text)
+        except ElementTree.ParseError as error:
+            raise ValueError(f"expected XML: {error}") from error
         corners, labels = [], []
-        for found in ElementTree.fromstring(text).findall("object"):
+        for found in root.findall("object"):
             name = found.findtext("name", "")
             if name not in CLASSES:
                 raise ValueError(f"expected a class of {CLASSES}, got {name!r}")
@@ -148,5 +153,10 @@ def _files(path: Path) -> dict[str, bytes]:
 def _check(part: str, size: tuple[int, int]) -> None:
     if part not in PARTS:
         raise ValueError(f"expected a part of {PARTS}, got {part!r}")
+    pair = isinstance(size, tuple | list) and len(size) == 2
+    if not (pair and all(isinstance(n, Integral) for n in size)):
+        raise ValueError(
+            f"expected a size (width, height), two whole numbers of pixels, got {size!r}"
+        )
     if not (40 <= size[0] <= WIDTH and 40 <= size[1] <= HEIGHT):
         raise ValueError(f"expected a size (width, height) from 40 to {WIDTH}×{HEIGHT}, got {size}")

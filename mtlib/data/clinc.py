@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.data.parsing import content as content_of
 from mtlib.data.parsing import parsing
+from mtlib.tasks import check_seed, positive
 
 _CLINC = (
     "https://raw.githubusercontent.com/clinc/oos-eval/828f8093932c8fe6ca7936c3d2e52903b1c523de/data"
@@ -58,8 +60,10 @@ def intents(sentences: int = 50) -> Intents:
     "val" has the published training and validation parts (200), "test" the test part (1,000).
     Raises `mtlib.data.download.Altered` for a file with the wrong digest, ValueError for a number out of range.
     """
-    if not 2 <= sentences <= 130:
-        raise ValueError(f"expected from 2 to 130 sentences per intent, got {sentences}")
+    if not isinstance(sentences, Integral) or not 2 <= sentences <= 130:
+        raise ValueError(
+            f"expected from 2 to 130 sentences per intent, a whole number, got {sentences!r}"
+        )
     try:
         files = [fetch(FILES[k]) for k in ("sentences", "domains")]
     except Unreachable:
@@ -73,6 +77,7 @@ def read(sentences: Path, domains: Path, n: int = 50) -> Intents:
     Raises ValueError for another form, an intent that is in no domain or in two, and one with fewer than `n`
     sentences.
     """
+    positive(n=n)
     with parsing(domains, "a file of intents by domain"):
         of_domain = _json(domains)
         names = [name for members in of_domain.values() for name in _strings(members, WAYS)]
@@ -163,6 +168,12 @@ def drawn(sentences: int = 50, seed: int = 0) -> Intents:
     Of the sentences outside, half do some other action with a domain's things, half are about other things. No
     sentence occurs twice.
     """
+    positive(sentences=sentences)
+    check_seed(seed)
+    if sentences > 1000:
+        raise ValueError(
+            f"expected at most 1000 sentences per intent: there are not many more, got {sentences}"
+        )
     rng = np.random.default_rng(seed)
     met: set[str] = set()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mtlib.core import Batch, Stream
 from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.data.parsing import MOST, content, parsing
-from mtlib.tasks import one_hot
+from mtlib.tasks import check_rows, check_seed, one_hot, positive
 
 _MNIST = "https://raw.githubusercontent.com/fgnt/mnist/ae608a02b796c9ee908c082585a5f006fe05258e"
 
@@ -61,6 +61,7 @@ def scanners(size: int = 16, crop: bool = True) -> dict[str, Domain]:
     With `crop`, each image is cut to the box of its ink, then stretched to size × size.
     Raises `mtlib.data.download.Altered` for a file with the wrong digest.
     """
+    positive(size=size)
     try:
         raw = {"MNIST": _mnist(), "Semeion": _semeion(), "Digits": _shipped()}
         kind = "real"
@@ -86,6 +87,8 @@ def halves(domain: Domain, tested: int) -> tuple[Batch, Batch]:
         raise ValueError(
             f"expected at least two images and tested ≥ 1, got {len(domain.x)} images and {tested=}"
         )
+    positive(tested=tested)
+    check_rows(Batch(domain.x, domain.y), "the domain")
     order = torch.from_numpy(np.random.default_rng(9).permutation(len(domain.x)))
     middle = len(order) // 2
     test, seen = order[:middle][:tested], order[middle:]
@@ -111,6 +114,11 @@ def pairs(
             f"expected images in both domains and batch ≥ 1, got {len(source.x)}, {len(target.x)} and {batch=}"
         )
 
+    positive(batch=batch)
+    check_seed(seed)
+    check_rows(source, "the source")
+    check_rows(target, "the target")
+
     def stream(step: int) -> Batch:
         rng = np.random.default_rng([seed, step])
         i, j = (torch.from_numpy(rng.integers(len(d.x), size=batch)) for d in (source, target))
@@ -123,6 +131,11 @@ def pairs(
 
 def prepared(image: np.ndarray, size: int, crop: bool) -> np.ndarray:
     """One image (h, w) in [0, 1] -> (size, size): cut to the ink, stretched, lightest 0 and darkest 1."""
+    if image.ndim != 2 or not image.size or not (image.min() >= 0 and image.max() <= 1):
+        raise ValueError(
+            f"expected one image (h, w) in [0, 1], got {image.shape}, from {image.min(initial=np.inf):g} to "
+            f"{image.max(initial=-np.inf):g}; divide bytes by 255"
+        )
     if crop:
         ink = image > 0.25
         if not ink.any():
@@ -197,6 +210,7 @@ def _shipped() -> tuple[np.ndarray, np.ndarray]:
 
 def changed(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """scikit-learn's digits in three parts: as they are; slanted and thin; thick, noisy and of lower contrast."""
+    check_seed(seed)
     images, y = _shipped()
     rng = np.random.default_rng(seed)
     parts = np.array_split(rng.permutation(len(y)), 3)

@@ -70,6 +70,15 @@ def fetch(
     digest is wrong or a download breaks off; NotADirectoryError if MTLIB_DATA is set, but not to the absolute path of
     a folder (empty counts as not set); OSError if the cache cannot be written.
     """
+    if not isinstance(remote, Remote):
+        raise TypeError(
+            f"expected a Remote(name, url, sha256), a pinned file, got {type(remote).__name__}"
+        )
+    if not ((isinstance(remote.sha256, tuple | list) and remote.sha256) or remote.check):
+        raise ValueError(
+            f"expected at least one SHA-256 of {remote.name} in a tuple, got {remote.sha256!r}: without it any file "
+            "would be taken"
+        )
     found = in_data_folder(remote)
     if found:
         return verified(found, remote)
@@ -330,6 +339,8 @@ def members(path: Path) -> list[zipfile.ZipInfo]:
 
     Raises ValueError if it is damaged, a name points outside, or it is larger than any of ours: nothing is unpacked.
     """
+    if os.path.isdir(path):
+        raise ValueError(f"expected a zip archive, a file; {path} is a folder")
     with _unharmed(path), zipfile.ZipFile(path) as archive:
         entries = sorted(archive.infolist(), key=lambda m: m.filename)
     for m in entries:
@@ -367,7 +378,10 @@ def contents(path: Path, below: str = "") -> Iterator[tuple[str, bytes]]:
 def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
     """SHA-256 over the files in the order given, each as path, NUL, hex SHA-256 of its bytes, newline."""
     total = hashlib.sha256()
-    for name, data in files:
+    for file in files:
+        name, data = file if isinstance(file, tuple) and len(file) == 2 else (file, None)
+        if not isinstance(data, bytes):
+            raise TypeError(f"expected pairs of a path and its bytes, got {str(file)[:80]!r}")
         total.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
     return total.hexdigest()
 

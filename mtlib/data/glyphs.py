@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mtlib.tasks import ClassSet
+from mtlib.tasks import ClassSet, check_seed, positive
 
 ALPHABET = 24  # characters in each
 POINTS = 40  # sample points along a stroke
@@ -29,10 +29,12 @@ def glyphs(
     24 characters make an alphabet, and `first` is the number of the first one. The same arguments give the
     same drawings, up to rounding of the last digits between machines; no global random state is used or touched.
     """
-    if min(classes, items) < 1 or size < 8:
-        raise ValueError(
-            f"expected at least 1 class, 1 item and 8 pixels, got {classes=} {items=} {size=}"
-        )
+    positive(classes=classes, items=items, size=size)
+    check_seed(seed)
+    if first != 0:
+        positive(first=first)
+    if size < 8:
+        raise ValueError(f"expected a size of at least 8 pixels, got {size}")
     alphabets = range(first, first - (-classes // ALPHABET))
     drawn = [_alphabet(np.random.default_rng([seed, a, 53]), items, size) for a in alphabets]
     names = [f"alphabet{a:02d}/character{c + 1:02d}" for a in alphabets for c in range(ALPHABET)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.data.parsing import content, number, parsing
+from mtlib.tasks import check_seed, positive
 
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/heart-disease"
 
@@ -142,6 +143,7 @@ def as_written(hospital: Hospital) -> np.ndarray:
 
 def drawn(seed: int = 0) -> dict[str, Hospital]:
     """Four hospitals drawn from a seed: the same disease, but different shares of ill patients, ages and missing values."""
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=13) / np.sqrt(13)
     low = np.array([30, 0, 1, 90, 120, 0, 0, 70, 0, 0, 1, 0, 3.0])
@@ -167,6 +169,8 @@ def drawn(seed: int = 0) -> dict[str, Hospital]:
 
 def encode(x: np.ndarray) -> np.ndarray:
     """(n, 13) -> (n, 18): categories become columns of 0 and 1, missing values stay NaN."""
+    if x.ndim != 2 or x.shape[1] != len(COLUMNS):
+        raise ValueError(f"expected patients (n, 13), in the order of COLUMNS, got {x.shape}")
     columns = []
     for j, name in enumerate(COLUMNS):
         if name in LEVELS:
@@ -185,6 +189,8 @@ class Preparation(NamedTuple):
     scale: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
+        if x.ndim != 2 or x.shape[1] != len(self.fill):
+            raise ValueError(f"expected encoded patients (n, {len(self.fill)}), got {x.shape}")
         filled: np.ndarray = np.where(np.isnan(x), self.fill, x)
         scaled: np.ndarray = (filled - self.centre) / self.scale
         return scaled
@@ -192,6 +198,10 @@ class Preparation(NamedTuple):
 
 def prepare(x: np.ndarray) -> Preparation:
     """Fit a Preparation on encoded patients (n, D); a column without a value is filled with 0."""
+    if x.ndim != 2 or not len(x) or np.isinf(x).any():
+        raise ValueError(
+            f"expected encoded patients (n, D), at least one patient, finite or NaN where missing; got {x.shape}"
+        )
     present = ~np.isnan(x)
     fill = np.where(present, x, 0).sum(0) / np.maximum(present.sum(0), 1)
     whole = np.where(present, x, fill)
@@ -205,6 +215,12 @@ def labelled(y: np.ndarray, labels: int, draws: int, seed: int) -> list[tuple[np
     At least one patient of each class is learned from and at least two of each are tested: other draws are drawn
     again. Raises ValueError if there are too few patients for that.
     """
+    positive(draws=draws, labels=labels)
+    check_seed(seed)
+    if y.ndim != 1 or not np.isin(y, (0, 1)).all():
+        raise ValueError(
+            f"expected y (n,) of 0 and 1, healthy and ill, got {y.shape} of {np.unique(y)[:5].tolist()}"
+        )
     if not 2 <= labels <= len(y) - 4 or min((y == 0).sum(), (y == 1).sum()) < 3:
         raise ValueError(
             f"expected from 2 to {len(y) - 4} labels and at least 3 patients of each class; "

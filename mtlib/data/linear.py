@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
+from mtlib.tasks import check_seed, positive, within
 
 
 class LinearTasks(NamedTuple):
@@ -23,6 +24,8 @@ def linear_tasks(tasks: int = 20, dims: int = 5, seed: int = 0, alike: bool = Fa
 
     Σ_t = Q_t diag(s) Q_tᵀ with s ~ U(0.2, 2); w_t = Σ_t 1 + ε_t, ε_t ~ N(0, I).
     """
+    positive(tasks=tasks, dims=dims)
+    check_seed(seed)
     rng = np.random.default_rng([seed, 41])
     q, _ = np.linalg.qr(rng.normal(size=(tasks, dims, dims)))
     s = rng.uniform(0.2, 2.0, (tasks, dims))
@@ -38,8 +41,19 @@ def exact_stream(tasks: LinearTasks) -> Stream:
 
     ½ · mean((X w − y)²) = ½ (w − w_t)ᵀ Σ_t (w − w_t). Support and query are the same rows.
     """
+    if not isinstance(tasks, LinearTasks):
+        raise TypeError(f"expected LinearTasks(weights, covariances), got {type(tasks).__name__}")
+    w, sigma = tasks
+    if w.ndim != 2 or sigma.shape != (*w.shape, w.shape[-1]):
+        raise ValueError(
+            f"expected weights (T, D) and covariances (T, D, D), got {tuple(w.shape)} and {tuple(sigma.shape)}"
+        )
     values, vectors = torch.linalg.eigh(tasks.covariances)
-    root = vectors @ (values.sqrt()[:, :, None] * vectors.mT)  # (T, D, D)
+    if not bool((values >= -1e-9 * values.amax(-1, keepdim=True)).all()):
+        raise ValueError(
+            f"expected covariances, without negative eigenvalues or NaN; got {values.min().item():.3g} for the smallest"
+        )
+    root = vectors @ (values.clamp(min=0).sqrt()[:, :, None] * vectors.mT)  # (T, D, D)
     x = root * root.shape[-1] ** 0.5
     batch = Batch(x, x @ tasks.weights[:, :, None])  # (T, D, D), (T, D, 1)
 
@@ -58,6 +72,9 @@ def samples(
     seed: int = 0,
 ) -> Batch:
     """Data for a linear model: y = xᵀ w_t + noise, w_t = w₀ + spread · δ_t. x: (T, rows, dims)."""
+    positive(rows=rows, dims=dims, tasks=tasks)
+    within(0, noise=noise, spread=spread)
+    check_seed(seed)
     rng = np.random.default_rng([seed, 43])
     w = rng.normal(size=(1, dims, 1)) + spread * rng.normal(size=(tasks, dims, 1))
     x = rng.normal(size=(tasks, rows, dims))

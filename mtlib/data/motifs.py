@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtlib.tasks import above_zero, check_seed, positive
+
 LETTERS = "ACGT"
 STRONG = 0.45
 """An E-score above this counts as strong binding."""
@@ -30,11 +32,14 @@ class Binding(NamedTuple):
 
 def reverse_complement(sequence: str) -> str:
     """What the other strand reads: A and T, C and G exchanged, backwards."""
+    if sequence.strip(LETTERS):  # nothing is left of a word of these letters
+        raise ValueError(f"expected the letters {LETTERS}, got {sequence[:40]!r}")
     return sequence.translate(str.maketrans("ACGT", "TGCA"))[::-1]
 
 
 def canonical(length: int) -> list[str]:
     """All sequences of a length; of a sequence and its reverse complement, only the first in the alphabet."""
+    positive(length=length)
     words = map("".join, product(LETTERS, repeat=length))
     return [w for w in words if w <= reverse_complement(w)]
 
@@ -44,13 +49,24 @@ def counts(kmers: Sequence[str], lengths: Iterable[int]) -> list[Tensor]:
 
     A word and its reverse complement count as one, so both strands of a sequence have the same row.
     """
+    size = len(kmers[0]) if len(kmers) else 0
+    if not size or any(len(s) != size for s in kmers):
+        raise ValueError(
+            f"expected sequences of one length, got {sorted({len(s) for s in kmers})[:5]}"
+        )
+    if wrong := next((s for s in kmers if s.strip(LETTERS)), ""):
+        raise ValueError(f"expected the letters {LETTERS}, got {wrong[:40]!r}")
     result = []
     for length in lengths:
+        if not length <= size:
+            raise ValueError(
+                f"expected words of a length up to {size}, the sequences', got {length}"
+            )
         column = {w: i for i, w in enumerate(canonical(length))}
         column |= {reverse_complement(w): i for w, i in column.items()}
         table = np.zeros((len(kmers), len(set(column.values()))), np.float32)
         rows = np.arange(len(kmers))
-        for start in range(len(kmers[0]) - length + 1):
+        for start in range(size - length + 1):
             found = np.array([column[s[start : start + length]] for s in kmers])
             table[rows, found] += 1
         result.append(torch.from_numpy(table))
@@ -59,6 +75,11 @@ def counts(kmers: Sequence[str], lengths: Iterable[int]) -> list[Tensor]:
 
 def log_odds(escore: Tensor, margin: float = 0.002) -> Tensor:
     """¼ log((½ + m + E) / (½ + m − E)): slope one at E = 0, and the crowded ends of the scale stretched."""
+    above_zero(margin=margin)
+    if not bool((escore.abs() <= 0.5).all()):
+        raise ValueError(
+            f"expected E-scores from −0.5 to 0.5, got {escore.min().item():g} to {escore.max().item():g}"
+        )
     return ((0.5 + margin + escore) / (0.5 + margin - escore)).log() / 4
 
 
@@ -69,6 +90,12 @@ def drawn(seed: int = 0, length: int = 8) -> Binding:
     sequence, the same for all genes, plus noise. E = ½ tanh of it, scaled so that one in two hundred
     sequences binds strongly.
     """
+    check_seed(seed)
+    positive(length=length)
+    if length < 6:
+        raise ValueError(
+            f"expected sequences of at least 6 letters, a motif's length, got {length}"
+        )
     rng = np.random.default_rng(seed)
     kmers = canonical(length)
     letters = np.array([[LETTERS.index(c) for c in s] for s in kmers])

@@ -10,6 +10,7 @@ import numpy as np
 
 from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.data.parsing import content, parsing, whole
+from mtlib.tasks import above_zero, check_seed, positive
 
 _FOLDER = (
     "https://raw.githubusercontent.com/adrianrfreedman/MovieTweetings/"
@@ -126,6 +127,8 @@ def sorted_by_time(r: Ratings) -> Ratings:
 
 def drawn(seed: int = 0, users: int = 600, films: int = 300) -> Ratings:
     """Users who love genres, films that are good or bad, and noise; popular films are rated more often."""
+    positive(users=users, films=films)
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     genres = (rng.random((films, 6)) < 0.3).astype(np.float32)
     genres = genres[:, np.argsort(-genres.sum(0), kind="stable")]
@@ -161,6 +164,13 @@ def known(r: Ratings, training: np.ndarray, shrink: float, rounds: int = 10) -> 
     Each bias is shrunk, as if there were `shrink` more ratings with a deviation of 0.
     A training row's film bias leaves its own rating out: otherwise it would contain the answer.
     """
+    above_zero(shrink=shrink)
+    positive(rounds=rounds)
+    if training.dtype != bool or training.shape != r.user.shape or not training.any():
+        raise ValueError(
+            f"expected training to be a mask of the {len(r.user)} ratings that marks at least one, got "
+            f"{training.shape} of {training.dtype}"
+        )
     users, films = r.user.max() + 1, r.film.max() + 1
     u, f, y = r.user[training], r.film[training], r.rating[training]
     mean = float(y.mean())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
-from mtlib.tasks import positive
+from mtlib.tasks import check_seed, positive
 
 STEP = 0.2  # the longest step along each axis
 
@@ -19,6 +19,7 @@ def navigation(trajectories: int = 20, horizon: int = 10, tasks: int = 20, seed:
     and the goal, in each of H steps of N trajectories; y (T, N, H): ones, how much each reward counts.
     """
     positive(trajectories=trajectories, horizon=horizon, tasks=tasks)
+    check_seed(seed)
 
     def stream(step: int) -> Episode:
         rng = np.random.default_rng([seed, step])

@@ -14,7 +14,7 @@ from PIL import Image
 from mtlib.data.download import Remote, cache, contents, digest_of, fetch
 from mtlib.data.parsing import content, parsing
 from mtlib.run import checkpoint
-from mtlib.tasks import ClassSet
+from mtlib.tasks import ClassSet, check_classes
 
 _LAKE = "https://raw.githubusercontent.com/brendenlake/omniglot/057f034baf2ecb8530bc5710e5a23584d2a519cc/python"
 _SNELL = (
@@ -111,6 +111,11 @@ def omniglot(
 
 def turned(data: ClassSet) -> ClassSet:
     """Each class four times, its images turned by 0, 90, 180 and 270 degrees."""
+    check_classes(data)
+    if data.items.ndim != 5 or data.items.shape[-1] != data.items.shape[-2]:
+        raise ValueError(
+            f"expected square images (C, n, channels, size, size), got {tuple(data.items.shape)}"
+        )
     items = torch.stack([torch.rot90(data.items, k, (-2, -1)) for k in range(4)], 1).flatten(0, 1)
     names = [f"{name}/rot{degrees:03d}" for name in data.names for degrees in ROTATIONS]
     return ClassSet(items, names, f"{data.source}, four rotations as classes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mtlib.tasks import ClassSet
+from mtlib.tasks import ClassSet, check_seed, positive, within
 
 
 def planted(
@@ -22,10 +22,12 @@ def planted(
     x = R [μ_c + ε, noise · η],  μ_c ~ N(0, 2² I),  ε, η ~ N(0, I). The rotation R is drawn from `world`, classes and
     items from `seed`: sets of one world with different seeds share what can be learned, but no class.
     """
-    if min(classes, items, informative) < 1 or nuisance < 0:
-        raise ValueError(
-            f"expected positive sizes, got {classes=} {items=} {informative=} {nuisance=}"
-        )
+    positive(classes=classes, items=items, informative=informative)
+    if nuisance != 0:
+        positive(nuisance=nuisance)
+    within(0, noise=noise)
+    check_seed(seed)
+    check_seed(world)
     d = informative + nuisance
     rotation, _ = np.linalg.qr(np.random.default_rng([world, 17]).normal(size=(d, d)))
     rng = np.random.default_rng([world, seed, 29])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlib.data.glyphs import glyphs
+from mtlib.tasks import check_seed, chosen, positive
 
 
 class Photographs(NamedTuple):
@@ -22,8 +23,8 @@ class Photographs(NamedTuple):
     source: str  # one line that says what this data is
 
     def select(self, keep: list[int] | Tensor) -> Photographs:
-        """The photographs with these indices."""
-        index = torch.as_tensor(keep).tolist()
+        """The photographs with these indices, or where a mask (n,) is true."""
+        index = chosen(keep, len(self.names), "photographs").tolist()
         boxes, labels = [self.boxes[i] for i in index], [self.labels[i] for i in index]
         names = [self.names[i] for i in index]
         return self._replace(images=self.images[index], boxes=boxes, labels=labels, names=names)
@@ -49,6 +50,8 @@ def scenes(
             f"expected at least 1 scene, class and glyph, and 40 pixels per side; "
             f"got {n=} {classes=} {most=} {height=} {width=}"
         )
+    positive(n=n, classes=classes, most=most, height=height, width=width)
+    check_seed(seed)
     drawn = glyphs(classes, items=20, size=32, seed=seed, first=first)
     rng = np.random.default_rng([seed, first, 71])
     shown = [_scene(rng, drawn.items, most, height, width) for _ in range(n)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from mtlib.core import Batch, Episode, Stream
 from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.data.parsing import content, parsing
-from mtlib.tasks import one_hot
+from mtlib.tasks import check_rows, check_seed, one_hot, positive
 
 _AMAZON = (
     "https://raw.githubusercontent.com/wriazati/sentiment-analyzer/"
@@ -91,6 +92,10 @@ def read(path: Path, name: str) -> Site:
 
 def drawn(name: str, seed: int = 0, sentences: int = 400) -> Site:
     """A site's stand-in: sentences from templates, with words of praise and blame that all sites share and some of its own."""
+    if name not in FILES:
+        raise ValueError(f"expected a site of {list(FILES)}, got {name!r}")
+    positive(sentences=sentences)
+    check_seed(seed)
     rng = np.random.default_rng([seed, list(FILES).index(name)])
     things, own = _WORDS[name]
     texts, labels = [], []
@@ -114,11 +119,19 @@ def draws(z: Tensor, y: Tensor, labels: int, tasks: int, seed: int, fold: int = 
     """
     if fold not in (0, 1):
         raise ValueError(f"expected fold 0 or 1, got {fold}")
+    positive(tasks=tasks)
+    check_seed(seed)
+    check_rows(Batch(z, y), "the site")
+    one_hot(y, 2)  # no other labels
     rows = np.random.default_rng(seed).permutation(len(y))
     halves = np.split(rows, [len(y) // 2])
     held, rest = halves[fold], halves[1 - fold]
     of_class = [rest[y[rest].numpy() == c] for c in (0, 1)]
-    if labels % 2 or not 2 <= labels <= 2 * min(map(len, of_class)):
+    if (
+        not isinstance(labels, Integral)
+        or labels % 2
+        or not 2 <= labels <= 2 * min(map(len, of_class))
+    ):
         raise ValueError(
             f"expected an even number of labels from 2 to {2 * min(map(len, of_class))}, got {labels}"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
-from mtlib.tasks import positive
+from mtlib.tasks import check_seed, positive, within
 
 AMPLITUDE = (0.1, 5.0)
 PHASE = (0.0, math.pi)
@@ -29,6 +29,11 @@ def sinusoids(
     `stream(step)` -> Episode, support x and y: (T, shots, 1), query: (T, queries, 1).
     """
     positive(shots=shots, queries=queries, tasks=tasks)
+    check_seed(seed)
+    if not dtype.is_floating_point:
+        raise ValueError(
+            f"expected a floating-point dtype, got {dtype}: the curves lie between whole numbers"
+        )
 
     def stream(step: int) -> Episode:
         rng = np.random.default_rng([seed, step])
@@ -51,8 +56,7 @@ def noisy_sinusoids(
     `stream(step)` -> Episode, support x and y: (T, shots, 1), query: (T, queries, 1). The noise follows (`seed`, step),
     too. Raises ValueError as `sinusoids`, and where `noise` is negative.
     """
-    if noise < 0:
-        raise ValueError(f"expected noise to be at least 0, got {noise}")
+    within(0, noise=noise)
     clean = sinusoids(shots, queries, tasks, seed)
 
     def stream(step: int) -> Episode:
@@ -93,6 +97,7 @@ def joint_optimum(x: Tensor) -> Tensor:
 
 def risk_of(f: Callable[[Tensor], Tensor], points: int = 64) -> float:
     """E[(f(x) − A sin(x − φ))²] over tasks and x, by Gauss–Legendre quadrature in all three. f: (n, 1) -> (n, 1)."""
+    positive(points=points)
     nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(points))
 
     def scaled(low: float, high: float) -> Tensor:
@@ -102,6 +107,14 @@ def risk_of(f: Callable[[Tensor], Tensor], points: int = 64) -> float:
     w = weights / 2
     ea, ea2 = w @ a, w @ a**2
     with torch.no_grad():
-        y = f(x[:, None].float())[:, 0].double()  # (n,)
+        try:
+            y = f(x[:, None].float()).double()  # (n, 1)
+        except RuntimeError as error:
+            raise ValueError(
+                f"expected f: (n, 1) -> (n, 1), which cannot read x here: {error}"
+            ) from error
+    if y.shape != (points, 1):
+        raise ValueError(f"expected f: (n, 1) -> (n, 1), got {tuple(y.shape)} for n = {points}")
+    y = y[:, 0]
     s = torch.sin(x[:, None] - phase)  # (x, φ)
     return float(w @ (y**2 - 2 * y * ea * (s @ w) + ea2 * (s**2 @ w)))

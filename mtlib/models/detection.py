@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Loss
-from mtlib.tasks import positive, within
+from mtlib.tasks import finite, positive, within
 
 STRIDE = 4
 SPREAD = 0.12  # the standard deviation of a target's bump, in widths and heights of its box
@@ -146,6 +146,7 @@ def decode(prediction: Tensor, classes: int, most: int = 100) -> list[Detections
         raise ValueError(
             f"expected maps (B, C + 4, h, w) with {classes} + 4 channels, got {tuple(prediction.shape)}"
         )
+    finite(prediction, "the maps")
     heat = torch.sigmoid(prediction[:, :classes])
     peaks = heat * (nn.functional.max_pool2d(heat, 3, 1, 1) == heat)
     _, _, h, w = peaks.shape
@@ -170,6 +171,11 @@ def flipped(x: Tensor, y: Tensor, classes: int, axis: int) -> tuple[Tensor, Tens
     """
     if axis not in (2, 3):
         raise ValueError(f"expected axis 2 (the rows) or 3 (the columns), got {axis!r}")
+    if x.ndim != 4 or y.ndim != 4 or y.shape[1] != classes + 4 or len(x) != len(y):
+        raise ValueError(
+            f"expected images (B, 3, H, W) and targets (B, C + 4, h, w) with {classes} + 4 channels, got "
+            f"{tuple(x.shape)} and {tuple(y.shape)}"
+        )
     x, y = x.flip(axis), y.flip(axis)
     offset = classes + (3 if axis == 2 else 2)
     y[:, offset] = torch.where(y[:, classes] > 0, 1 - y[:, offset], 0)
@@ -231,6 +237,10 @@ def resampled(judged: Judged, counts: Tensor) -> Tensor:
     if counts.ndim != 2 or counts.shape[1] != len(judged.truths):
         raise ValueError(
             f"expected counts (R, n) of n = {len(judged.truths)} photographs, got {tuple(counts.shape)}"
+        )
+    if not bool(((counts >= 0) & counts.isfinite()).all()):
+        raise ValueError(
+            f"expected counts of at least 0, got {counts.min().item():g} for the smallest"
         )
     weight = counts.double()[:, judged.photographs]  # (R, K)
     hits, all_ = (weight * judged.hits).cumsum(1), weight.cumsum(1)

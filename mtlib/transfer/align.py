@@ -16,6 +16,7 @@ from mtlib.joint import Penalty
 from mtlib.learners.finetune import spectral_sum
 from mtlib.learners.gradient import at_least_zero
 from mtlib.learners.metric import squared_distances
+from mtlib.tasks import above_zero, positive
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of Gaussian kernels, times the mean squared distance
 
@@ -38,6 +39,8 @@ def coral(strength: float = 1.0) -> Penalty:
 
 def covariance(z: Tensor) -> Tensor:
     """(B, D) -> the unbiased covariance (D, D)."""
+    if z.ndim != 2 or len(z) < 2:
+        raise ValueError(f"expected features (B, D) of B ≥ 2 rows, got {tuple(z.shape)}")
     centred = z - z.mean(0)
     return centred.mT @ centred / (len(z) - 1)
 
@@ -49,9 +52,10 @@ def mcc(strength: float = 1.0, temperature: float = 2.5) -> Penalty:
     C = Pᵀ diag(w) P, each row divided by its sum: how often the model itself expects class j to be taken for k.
     """
     at_least_zero(strength=strength)
-    _positive(temperature, "temperature")
+    above_zero(temperature=temperature)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        _several_classes(logits, "mcc")
         p = torch.softmax(logits[-1] / temperature, -1)  # (B, W)
         certain = 1 + torch.exp(torch.special.entr(p).sum(-1).neg().detach())
         w = len(p) * certain / certain.sum()
@@ -105,6 +109,9 @@ def jan(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
 def kernel(both: Tensor, widths: tuple[float, ...] = WIDTHS) -> Tensor:
     """Σ_c exp(−‖a − b‖² / (c m)) over all pairs of rows (2B, D) -> (2B, 2B); m is a constant to the gradient."""
     n, both = len(both), both.to(torch.promote_types(both.dtype, torch.float32))
+    if both.ndim != 2 or n < 2:
+        raise ValueError(f"expected at least two rows (2B, D), got {tuple(both.shape)}")
+    _widths(widths)
     squared = squared_distances(both, both)
     mean = squared.detach().sum() / (n * (n - 1))
     number = torch.finfo(both.dtype)
@@ -118,6 +125,10 @@ def discrepancy(k: Tensor) -> Tensor:
     Σ_{i≠j} [k(s_i, s_j) + k(t_i, t_j)] / (B(B − 1)) − 2 Σ_ij k(s_i, t_j) / B²
     """
     b = len(k) // 2
+    if k.shape != (2 * b, 2 * b) or b < 2:
+        raise ValueError(
+            f"expected the kernel of two samples of B ≥ 2 rows each, (2B, 2B), got {tuple(k.shape)}"
+        )
     off = ~torch.eye(b, dtype=torch.bool, device=k.device)
     return k[:b, :b][off].mean() + k[b:, b:][off].mean() - 2 * k[:b, b:].mean()
 
@@ -130,6 +141,7 @@ def entropy(strength: float = 1.0) -> Penalty:
     at_least_zero(strength=strength)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        _several_classes(logits, "entropy")
         log_p = torch.log_softmax(
             logits[-1], -1
         )  # −p log p has an infinite slope at p = 0, this has none
@@ -144,7 +156,7 @@ def afn(strength: float = 0.05, step: float = 1.0) -> Penalty:
 
     The features of both domains grow together: small ones carry little, and the target's are small. {cite}`xu2019afn`
     """
-    at_least_zero(strength=strength)
+    at_least_zero(strength=strength, step=step)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         norm = z.norm(dim=-1)
@@ -161,6 +173,7 @@ def bsp(strength: float = 1e-4, largest: int = 1) -> Penalty:
     `cdan`. Raises ValueError unless 1 ≤ k ≤ min(B, D). {cite}`chen2019bsp`
     """
     at_least_zero(strength=strength)
+    positive(largest=largest)
     return lambda theta, z, logits: strength * spectral_sum(z, largest, largest=True).sum()
 
 
@@ -172,12 +185,16 @@ def _pairs(z: Tensor, who: str) -> None:
 
 
 def _widths(widths: tuple[float, ...]) -> None:
+    if not isinstance(widths, tuple | list) or not widths:
+        raise ValueError(
+            f"expected at least one width of a kernel, widths=(1.0, ...), got {widths!r}"
+        )
     for c in widths:
-        _positive(c, "width")
-    if not widths:
-        raise ValueError("expected at least one width of a kernel, got none")
+        above_zero(width=c)
 
 
-def _positive(number: float, name: str) -> None:
-    if not number > 0:
-        raise ValueError(f"expected a {name} above 0, got {number}")
+def _several_classes(logits: Tensor, who: str) -> None:
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"{who} expects at least two classes, got {logits.shape[-1]} output: its softmax is always 1"
+        )

@@ -25,6 +25,7 @@ from mtlib.core import (
 from mtlib.joint import Penalty
 from mtlib.learners.gradient import at_least_zero
 from mtlib.objective import Objective, whole
+from mtlib.tasks import above_zero, check_tensor, within
 
 CRITIC = "critic."  # prefix of the critic's parameters in θ
 
@@ -36,6 +37,8 @@ def adversary(critic: nn.Module) -> Params:
 
 def reverse(z: Tensor, strength: float = 1.0) -> Tensor:
     """R(z) = z with dR/dz = −λ, λ = `strength`: gradient reversal. {cite}`ganin2016dann`"""
+    check_tensor(z, "z")
+    at_least_zero(strength=strength)
     return (1 + strength) * z.detach() - strength * z
 
 
@@ -44,6 +47,7 @@ def warm(progress: float) -> float:
 
     Training with it: `fit(lambda step: joint(net, loss, (1, 0), [dann(critic, warm(step / steps))]), ...)`.
     """
+    within(0, 1, progress=progress)
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 
@@ -53,6 +57,7 @@ def dann(critic: nn.Module, strength: float = 1.0) -> Penalty:
     The critic, (B, D) -> (B, T), minimises this to tell the domains apart; the body, behind R, maximises it, times
     λ = `strength`. Raises ValueError for fewer than two domains. {cite}`ganin2016dann`
     """
+    at_least_zero(strength=strength)
     f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
@@ -69,6 +74,7 @@ def cdan(critic: nn.Module, strength: float = 1.0, by_entropy: bool = True) -> P
     −(1/T) Σ_t Σ_i w_i log q_t(R(z_i) ⊗ p_i); w_i is 1/B, or with `by_entropy` grows with 1 + e^{−H(p_i)}:
     confident predictions count more (CDAN+E). Raises ValueError for fewer than two domains. {cite}`long2018cdan`
     """
+    at_least_zero(strength=strength)
     f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
@@ -94,7 +100,8 @@ def mdd(critic: nn.Module, strength: float = 1.0, margin: float = 4.0) -> Penalt
     the net on the source (the first domain) and disagrees on the target (the last) where it can; the body is trained
     to prevent it. Raises ValueError for fewer than two domains or two classes. {cite}`zhang2019mdd`
     """
-    at_least_zero(margin=margin)
+    at_least_zero(strength=strength)
+    above_zero(margin=margin)
     f = apply(critic)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
@@ -119,10 +126,15 @@ def mcd(net: nn.Module, strength: float = 1.0) -> Penalty:
     learn the source through `both_halves(loss)`. The paper alternates three steps; this is one, with R between them.
     {cite}`saito2018mcd`
     """
+    at_least_zero(strength=strength)
     head = classify(net)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        first, second = head(theta, reverse(z[-1], strength)).chunk(2, -1)
+        first, second = _halves(head(theta, reverse(z[-1], strength)))
+        if first.shape[-1] < 2:
+            raise ValueError(
+                f"mcd expects at least two classes, two halves of as many outputs, got {2 * first.shape[-1]} outputs"
+            )
         return -(torch.softmax(first, -1) - torch.softmax(second, -1)).abs().mean()
 
     return penalty
@@ -131,8 +143,11 @@ def mcd(net: nn.Module, strength: float = 1.0) -> Penalty:
 def both_halves(loss: Loss) -> Loss:
     """L(first half) + L(second half) of outputs (B, 2W) for targets (B, W): the loss of `mcd`'s network."""
 
+    if not callable(loss):
+        raise TypeError(f"expected a loss, a function of predictions and targets, got {loss!r}")
+
     def total(prediction: Tensor, y: Tensor) -> Tensor:
-        first, second = prediction.chunk(2, -1)
+        first, second = _halves(prediction)
         return loss(first, y) + loss(second, y)
 
     total.columns = 2  # type: ignore[attr-defined]
@@ -147,17 +162,24 @@ def adda(net: nn.Module, anchor: Params, critic: nn.Module) -> Objective:
     gradient and stays the source's. Data: x (2, B, ...), source then target; labels are not used. {cite}`tzeng2017adda`
     """
     z, f = features(net), apply(critic)
+    if not isinstance(anchor, dict):
+        raise TypeError(
+            f"expected the source's parameters for the anchor, a dict as `parameters(net)` gives it, got "
+            f"{type(anchor).__name__}"
+        )
 
     def value(theta: Params, batch: Batch) -> Tensor:
+        if not isinstance(batch, Batch):
+            raise TypeError(f"adda expects batches (x, y), got {type(batch).__name__}")
         if len(batch.x) != 2:
             raise ValueError(f"adda expects a source and a target, got {len(batch.x)} domains")
-        own = below(CRITIC, theta)
+        own = _own(theta)
         fixed = {k: v.detach() for k, v in own.items()}
         with torch.no_grad():
             source = z(anchor, batch.x[0])
         target = z(theta, batch.x[1])
         both = torch.stack([source, target.detach()]).flatten(0, 1)  # (2B, D)
-        log_q = torch.log_softmax(f(own, both), -1)
+        log_q = torch.log_softmax(_wide(f(own, both), 2, "domains"), -1)
         b = len(source)
         tells = -log_q[:b, 0].mean() - log_q[b:, 1].mean()
         fools = -torch.log_softmax(f(fixed, target), -1)[:, 0].mean()
@@ -175,12 +197,33 @@ def _outputs(
     f: Callable[[Params, Tensor], Tensor], theta: Params, z: Tensor, outputs: int | None = None
 ) -> Tensor:
     """The critic's outputs for each domain's features: (T, B, D) -> (T, B, outputs), T outputs by default."""
-    own = below(CRITIC, theta)
+    own = _own(theta)
     found = torch.stack([f(own, zt) for zt in z])
-    wanted = outputs or len(z)
+    return _wide(found, outputs or len(z), "classes" if outputs else "domains")
+
+
+def _wide(found: Tensor, wanted: int, what: str) -> Tensor:
     if found.shape[-1] != wanted:
         raise ValueError(
-            f"expected a critic with one output for each of {wanted} "
-            f"{'classes' if outputs else 'domains'}, got {found.shape[-1]}"
+            f"expected a critic with one output for each of {wanted} {what}, got {found.shape[-1]}"
         )
     return found
+
+
+def _own(theta: Params) -> Params:
+    own = below(CRITIC, theta)
+    if not own:
+        raise ValueError(
+            f"expected the critic's parameters in θ, under {CRITIC!r}; there are none. Start from "
+            "{**phi, **adversary(critic)}."
+        )
+    return own
+
+
+def _halves(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    if outputs.shape[-1] % 2:
+        raise ValueError(
+            f"expected an even number of outputs, two halves of a head, got {outputs.shape[-1]}"
+        )
+    first, second = outputs.chunk(2, -1)
+    return first, second

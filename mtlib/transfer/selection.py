@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from mtlib.tasks import check_tensor
 from mtlib.transfer.transferability import rows
 
 
@@ -77,6 +78,8 @@ def dev(losses: Tensor, weights: Tensor) -> float:
     (n,) their `density_ratio` on features of the model being judged. The control variate w, whose mean is 1,
     reduces the variance: with the true w the estimate errs by O(1/n) on average. Equal weights give mean(wℓ).
     """
+    check_tensor(losses, "losses")
+    check_tensor(weights, "weights")
     losses, weights = losses.detach().double(), weights.detach().double().to(losses.device)
     if losses.ndim != 1 or losses.shape != weights.shape or len(losses) < 2:
         raise ValueError(

@@ -17,6 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from mtlib.tasks import above_zero, check_seed, check_tensor
+
 
 def h_score(f: Tensor, y: Tensor) -> float:
     """tr(cov(f)⁺ cov(E[f | y])): the part of the features' variance that the class explains. {cite}`bao2019hscore`
@@ -56,6 +58,7 @@ def leep(p: Tensor, y: Tensor) -> float:
     are brought to the sum one first. Raises ValueError for shapes that do not fit, or rows that are not
     probabilities: numbers ≥ 0 whose sum is 1 up to rounding.
     """
+    check_tensor(p, "p")
     rounding = 4 * torch.finfo(p.dtype).eps if p.is_floating_point() else 0.0
     p, y = _labelled(p, y, at_least=1)
     total = p.sum(1, keepdim=True)
@@ -77,8 +80,10 @@ def logme(f: Tensor, y: Tensor) -> float:
     f w + noise, w ~ N(0, α⁻¹ I), noise ~ N(0, β⁻¹ I), without an intercept; α and β are `evidence_maximum`'s. Rotating
     or rescaling f changes nothing. Raises ValueError for shapes that do not fit or numbers that are not finite.
     """
+    check_tensor(y, "y")
     if y.is_floating_point():
-        f, targets = rows(f), rows(y[:, None] if y.ndim == 1 else y, "y")
+        f = rows(f)
+        targets = _columns(y, len(f))
     else:
         f, y = _labelled(f, y)
         targets = _indicators(y)
@@ -113,10 +118,11 @@ def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
 
     = (n log β + D log α − n log 2π − β ‖f m − t‖² − α ‖m‖² − log |A|) / 2, A = α I + β fᵀf and m = β A⁻¹ fᵀt.
     """
+    check_tensor(t, "t")
     if t.ndim != 1:
         raise ValueError(f"expected one column of targets (n,), got {tuple(t.shape)}")
     f, t = rows(f), _columns(t, len(f))[:, 0]
-    if not (alpha > 0 and beta > 0):
+    if not (0 < alpha < math.inf and 0 < beta < math.inf):
         raise ValueError(f"expected positive precisions, got alpha={alpha}, beta={beta}")
     precisions = (f.new_tensor([v]) for v in (alpha, beta))
     return _evidence(_spectrum(f, t[:, None]), len(f), *precisions).item()
@@ -176,7 +182,7 @@ def transrate(f: Tensor, y: Tensor, eps: float = 1e-4) -> float:
     1/C instead. The scale of f relative to ε matters. {cite}`huang2022transrate`
     """
     f, y = _labelled(f, y)
-    if not eps > 0:
+    if not 0 < eps < math.inf:
         raise ValueError(f"expected eps > 0, got {eps}")
     g = f - f.mean(0)
     saved = [len(part) / len(g) * _rate(part, eps) for part in (g[y == c] for c in y.unique())]
@@ -197,6 +203,8 @@ def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> fl
     mean over the two domains, so sizes need not be equal. 2 if the domains can always be told apart, about 0 (or
     below, by chance) if never. Raises ValueError for shapes that do not fit.
     """
+    check_seed(seed)
+    above_zero(strength=strength)
     a, b = rows(a, "a"), rows(b, "b")
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 4:
         raise ValueError(
@@ -221,6 +229,9 @@ def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> fl
 
 def rows(f: Tensor, name: str = "f") -> Tensor:
     """f as constants in float64; ValueError unless it is (n, D) and finite."""
+    check_tensor(f, name)
+    if f.is_complex():
+        raise ValueError(f"expected real numbers in {name}, got {f.dtype}")
     f = f.detach().double()
     if f.ndim != 2 or not f.numel():
         raise ValueError(f"expected {name} of shape (n, D), got {tuple(f.shape)}")
@@ -230,13 +241,15 @@ def rows(f: Tensor, name: str = "f") -> Tensor:
 
 
 def _columns(t: Tensor, n: int) -> Tensor:
+    check_tensor(t, "t")
     if t.ndim not in (1, 2) or len(t) != n:
         raise ValueError(f"expected one target per item, ({n},), got {tuple(t.shape)}")
     return rows(t.view(n, -1), "t")
 
 
 def _classes(y: Tensor, name: str) -> Tensor:
-    if y.ndim != 1 or y.is_floating_point() or not len(y):
+    check_tensor(y, name)
+    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or not len(y):
         raise ValueError(
             f"expected {name} of class numbers (n,), integers; got {tuple(y.shape)} of {y.dtype}. "
             "For one-hot rows take y.argmax(1)."

@@ -11,6 +11,7 @@ from mtlib.core import Batch, Draw, Episode, Loss, Params, Stream, apply, over, 
 from mtlib.joint import risks
 from mtlib.learners.gradient import at_least_zero, maml
 from mtlib.objective import Objective, add_gradient, leaves_of, over_tasks, whole
+from mtlib.tasks import check_seed, check_stream, positive
 
 GROUP = "group."  # prefix of `group_dro`'s own entries in φ
 
@@ -26,6 +27,8 @@ def irm(net: nn.Module, loss: Loss, strength: float) -> Objective:
     f = apply(net)
 
     def value(theta: Params, batch: Batch) -> Tensor:
+        batch = _domains(batch, "irm", 1)
+
         def one(x: Tensor, y: Tensor) -> Tensor:
             prediction = f(theta, x)
             level, slope = scale_slope(loss, prediction, y)
@@ -85,6 +88,7 @@ def group_dro(net: nn.Module, loss: Loss) -> Objective:
 
 def group_weights(domains: int) -> Params:
     """The entries that `group_dro` adds to φ: γ_t = 0, equal weights, for T = `domains`."""
+    positive(domains=domains)
     return {_GAMMA: torch.zeros(domains)}
 
 
@@ -99,6 +103,10 @@ def mldg(net: nn.Module, loss: Loss, lr: float, strength: float) -> Objective:
     after = unrolled(learner, loss)
 
     def task(phi: Params, episode: Episode) -> Tensor:
+        if not isinstance(episode, Episode):
+            raise TypeError(
+                f"mldg expects episodes, as `held_out` makes them of batches, got {type(episode).__name__}"
+            )
         return at(learner, loss, phi, episode.support) + strength * after(phi, episode)
 
     return over_tasks(task, net=net)
@@ -109,6 +117,9 @@ def held_out(stream: Stream, seed: int) -> Stream:
 
     Batch (T, B, ...) -> Episode with T = 1 task: support (1, (T − 1)·B, ...), query (1, B, ...).
     """
+
+    check_stream(stream)
+    check_seed(seed)
 
     def episodes(step: int) -> Episode:
         batch = _domains(stream(step), "held_out")
@@ -128,6 +139,8 @@ def mixup(stream: Stream, strength: float, seed: int) -> Stream:
     items, both drawn by (seed, step). Strength 0 is the stream itself; with T = 1 items of one domain mix.
     """
     at_least_zero(strength=strength)
+    check_stream(stream)
+    check_seed(seed)
     if strength == 0:
         return stream
 
@@ -139,6 +152,11 @@ def mixup(stream: Stream, strength: float, seed: int) -> Stream:
         share = torch.from_numpy(rng.beta(strength, strength, sets * items))
 
         def mix(d: Tensor) -> Tensor:
+            if not d.is_floating_point():
+                raise ValueError(
+                    f"mixup expects floating-point x and y, which have values between two items, got {d.dtype}: "
+                    "images / 255, one-hot rows; mix what an embedding makes of tokens"
+                )
             flat = d.flatten(0, 1)  # (T·B, ...)
             w = share.to(d).view(-1, *[1] * (flat.ndim - 1))
             return (w * flat + (1 - w) * flat[order]).view_as(d)

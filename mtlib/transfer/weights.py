@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from mtlib.core import Draw, Loss, Params
 from mtlib.joint import risks
 from mtlib.learners.gradient import at_least_zero
 from mtlib.objective import Objective, add_gradient, leaves_of, whole
+from mtlib.tasks import check_tensor, positive
 
 WEIGHT = "weight."  # prefix of these objectives' own entries in φ
 
@@ -34,6 +36,7 @@ def uncertainty(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = No
 
 def log_variances(sets: int) -> Params:
     """The entries that `uncertainty` adds to φ: s_t = 0 for T = `sets` data sets."""
+    positive(sets=sets)
     return {f"{WEIGHT}log_variance": torch.zeros(sets)}
 
 
@@ -90,9 +93,11 @@ def gradnorm(
 
 def balances(initial: Tensor) -> Params:
     """The entries that `gradnorm` adds to φ: ω = 0, and the risks L(0) (T,) before training, all above 0."""
-    if initial.ndim != 1 or not bool((initial > 0).all()):
+    check_tensor(initial, "the risks L(0)")
+    known = initial.is_floating_point() and initial.ndim == 1 and len(initial)
+    if not known or not bool(((initial > 0) & initial.isfinite()).all()):
         raise ValueError(
-            f"expected the risks of T data sets before training, (T,) and above 0, got {initial.tolist()}. "
+            f"expected the risks of T data sets before training, (T,) and above 0, got {initial.tolist()} of {initial.dtype}. "
             "`risks(net, loss)(phi, stream(0))` has them."
         )
     start = initial.detach().clone()
@@ -140,6 +145,11 @@ def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -
 
 def without_conflict(g: Tensor) -> Tensor:
     """Each row of g (T, P), projected off the other rows whose product with it is negative, in random order."""
+    check_tensor(g, "g")
+    if g.ndim != 2 or not g.is_floating_point():
+        raise ValueError(
+            f"expected the gradients of T data sets as rows, (T, P), got {tuple(g.shape)} of {g.dtype}"
+        )
     result, tiny = [], torch.finfo(g.dtype).tiny / torch.finfo(g.dtype).eps
     small = (g * g).sum(1, keepdim=True) < tiny  # ‖g_j‖² would be lost; only its direction counts
     size = g.abs().amax(1, keepdim=True)
@@ -181,9 +191,11 @@ def exact_alpha(target: int, source: int, gap: float, deviation: float) -> float
 
     α* = (δ² + σ²/n_S) / (δ² + σ²/n_S + σ²/n_T), δ = `gap` between the two means, σ = `deviation` of one observation.
     """
-    if not (target >= 1 and source >= 1 and deviation > 0) or gap != gap:
+    counted = target >= 1 and source >= 1
+    if not (counted and 0 < deviation < math.inf and math.isfinite(gap)):
         raise ValueError(
-            f"expected observations of both and a deviation above 0, got {target=}, {source=}, {deviation=}"
+            "expected observations of both, a finite gap and a deviation above 0, got "
+            f"{target=}, {source=}, {gap=}, {deviation=}"
         )
     off = gap**2 + deviation**2 / source
     return off / (off + deviation**2 / target)
