@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -91,7 +92,9 @@ def settled() -> Iterator[None]:
         yield
     except BaseException as error:
         if depth is not None and DEPTH() > depth:
-            UNDO(depth)
+            clear_frames(error.__traceback__)  # what waits there to take a level down does so now
+            if DEPTH() > depth:
+                UNDO(depth)
         cause: BaseException | None = error
         while cause and not isinstance(cause, KeyboardInterrupt):
             cause = cause.__context__
