@@ -34,7 +34,7 @@ from mtlib.run.trainee import (
     start_of,
     walk,
 )
-from mtlib.tasks import check_draw, finite, positive
+from mtlib.tasks import check_draw, check_shapes, finite, functions, positive, within
 
 MakeOptimizer = Callable[[list[Any]], Optimizer]
 """From φ's entries, or groups of them as torch's optimizers take them, to an optimizer."""
@@ -48,7 +48,8 @@ ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 def cosine_adam(rate: float, steps: int) -> dict[str, Any]:
     """Adam whose rate falls from `rate` to 0 along half a cosine, for `fit(..., **cosine_adam(1e-3, steps))`.
 
-    η_j = ½ η (1 + cos(π j / `steps`)) at step j. {cite}`kingma2015adam,loshchilov2017sgdr`
+    η_j = ½ η (1 + cos(π j / `steps`)) at step j. Raises ValueError for a rate below 0, or no step.
+    {cite}`kingma2015adam,loshchilov2017sgdr`
 
     ```pycon
     >>> sorted(cosine_adam(1e-3, steps=100))
@@ -56,6 +57,8 @@ def cosine_adam(rate: float, steps: int) -> dict[str, Any]:
 
     ```
     """
+    within(0, rate=rate)
+    positive(steps=steps)
     return {
         "optimizer": partial(torch.optim.Adam, lr=rate),
         "schedule": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
@@ -133,8 +136,7 @@ def early_stopping(
     for all of them. A checkpoint holds the best φ and goes on exactly; it cannot see another `quality`.
     """
     positive(every=every, patience=patience)
-    if not callable(quality):
-        raise TypeError(f"expected quality(phi) -> a number, got a {type(quality).__name__}")
+    functions(quality=quality)
     return EarlyStopping(quality, every, patience)
 
 
@@ -209,7 +211,10 @@ def fit(
     """
     _check_arguments(objective, steps, first, seed, every, stop)
     draws, phi = _Draws(stream, first), _placed(params, device)
-    old = stale(follow(objective, first, None).net)  # running statistics that training makes old
+    net = follow(objective, first, None).net
+    if net is not None:
+        check_shapes(net, phi)
+    old = stale(net)  # running statistics that training makes old
     phi = {k: v for k, v in phi.items() if k not in old}
     make = partial(made, phi, groups(phi, rates, moves), optimizer, schedule)
     keeper = Keeper(Path(checkpoint), every) if checkpoint is not None else None
@@ -417,17 +422,31 @@ class _Draws:
     def named(
         self, step: int, draw: Any, work: Callable[[], tuple[Tensor, Params]]
     ) -> tuple[Tensor, Params]:
-        """work(), whose error names the step where the draw has not the shapes of the first."""
+        """work(), whose error names the step where the draw has not the shapes of the first, or says what torch means."""
         try:
             return work()
         except (ValueError, RuntimeError) as error:
             here, there = ([tuple(d.shape) for d in _tensors(x)] for x in (draw, self.start))
             if here == there:
-                raise
+                advice = next((v for k, v in MEANT.items() if k in str(error)), None)
+                if advice is None or not isinstance(error, RuntimeError):
+                    raise
+                raise ValueError(
+                    f"{advice}; step {step} of a stream of {_said(draw)} ends with: {error}"
+                ) from error
             raise ValueError(
                 f"stream({step}) has shapes {here}, stream({self.first}) had {there}, and the objective cannot use them: "
                 f"{error}"
             ) from error
+
+
+MEANT = {
+    "scalar type": "expected data and φ of one dtype: convert with .float(), or φ with .double()",
+    "same dtype": "expected data and φ of one dtype: convert with .float(), or φ with .double()",
+    "scalar outputs": "expected a loss that is a scalar tensor, the mean over the batch: reduction='mean'",
+    "calling .item()": "expected a loss that stays a tensor: take no number out of it with .item() or float()",
+}
+"""What torch's words mean, by a part of them."""
 
 
 def _tensors(draw: Any) -> list[Tensor]:
@@ -505,8 +524,10 @@ def _takes_one(f: Any) -> bool:
 def _placed(params: Any, device: torch.device | str | None) -> Params:
     """φ to train: copies of the entries, on the device. Raises for what cannot be trained."""
     if not isinstance(params, Mapping):
-        hint = "parameters(net)" if isinstance(params, nn.Module) else "{name: tensor}"
-        raise TypeError(f"expected φ as a dict of tensors, got a {type(params).__name__}: `{hint}`")
+        raise TypeError(
+            f"expected φ as a dict of tensors, got a {type(params).__name__}: `parameters(net)` of a network, "
+            "`learner.init()` of a learner"
+        )
     if not params:
         raise ValueError("expected φ with entries to train, got an empty dict")
     for k, v in params.items():
@@ -566,7 +587,16 @@ def groups(
 
     Raises ValueError if a prefix fits no entry, if none is left to move, or for a rate that is none.
     """
-    rates = rates or {}
+    if not isinstance(phi, Mapping):
+        raise TypeError(
+            f"expected parameters, a dict of tensors such as `parameters(net)`, got {type(phi).__name__}"
+        )
+    rates = {} if rates is None else rates
+    if not isinstance(rates, Mapping):
+        raise TypeError(
+            f"expected rates as a dict of prefixes, {{'critic.': 1e-3}}, got {rates!r}; the rate of all entries is the "
+            "optimizer's"
+        )
     if isinstance(moves, str):
         raise TypeError(f"expected moves as prefixes, ({moves!r},), got the word {moves!r}")
     for prefix, rate in rates.items():

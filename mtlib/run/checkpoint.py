@@ -31,6 +31,11 @@ def write(path: Path | str, checkpoint: Checkpoint) -> None:
     A SHA-256 of everything in it lies in the file, so that `read` sees a changed bit. Tensors that share memory are each
     written whole. Raises TypeError or ValueError for what such a file cannot keep.
     """
+    if not isinstance(checkpoint, Checkpoint):
+        raise TypeError(
+            f"expected a Checkpoint(tensors, facts), got a {type(checkpoint).__name__}: for φ alone, "
+            "`save_params(path, params)`"
+        )
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"expected a file to write to, got the folder {path}: name a file in it")
