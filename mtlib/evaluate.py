@@ -18,7 +18,15 @@ from mtlib.metrics import macro_f1 as macro_f1
 from mtlib.objective import Batched, in_chunks
 from mtlib.run.copies import evaluating
 from mtlib.run.progress import bar
-from mtlib.tasks import ClassSet, check_classes, check_draw, check_shapes, functions, positive
+from mtlib.tasks import (
+    ClassSet,
+    check_classes,
+    check_draw,
+    check_seed,
+    check_shapes,
+    functions,
+    positive,
+)
 from mtlib.train import Diverged
 
 _Setting = TypeVar("_Setting")
@@ -307,7 +315,7 @@ def _check(stream: Stream, episodes: int, metric: Metric, chunk: int | None) -> 
         positive(chunk=chunk)
     if episodes < 2:
         raise ValueError(f"expected at least 2 episodes for an interval, got {episodes}")
-    functions(metric=metric)
+    functions(2, metric=metric)
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor:
@@ -451,8 +459,10 @@ def over_seeds(measure: Callable[[int], float | Score], seeds: Iterable[int]) ->
     """
     if not isinstance(seeds, Iterable):
         raise TypeError(f"expected seeds to run with, such as range(5), got {seeds!r}")
-    functions(measure=measure)
+    functions(1, measure=measure)
     seeds = list(seeds)
+    for seed in seeds:
+        check_seed(seed)
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise ValueError(f"expected at least 2 seeds, each once, got {seeds}")
     return interval(torch.tensor([_number(measure(seed)) for seed in seeds]))
@@ -471,6 +481,7 @@ def over_classes(measure: Callable[[ClassSet], float | Score], data: ClassSet) -
     episodes adds to s, too: with few of them it is too long. `values` are the C pseudo-values Cθ − (C−1)θ_c, up to a
     constant that makes θ their mean. Raises ValueError for fewer than three classes.
     """
+    functions(1, measure=measure)
     classes, _ = check_classes(data)
     if classes < 3:
         raise ValueError(f"expected at least 3 classes to leave one out, got {classes}")
@@ -523,6 +534,7 @@ def best_of(
     edges; an axis with one value, or of other things than numbers, has none. Raises ValueError if there is no
     setting, `NotFinite` where all of them diverged.
     """
+    functions(1, quality=quality)
     try:
         named = dict(settings) if isinstance(settings, Mapping) else {s: s for s in settings}
     except TypeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -340,11 +341,24 @@ def above_zero(**numbers: float) -> None:
             raise ValueError(f"expected a finite {name} > 0, got {n!r}")
 
 
-def functions(**found: object) -> None:
-    """Raise unless each can be called."""
+def functions(arguments: int, **found: object) -> None:
+    """Raise unless each is a function of so many arguments; the class of a module has yet to be made one."""
     for name, f in found.items():
-        if not callable(f):
-            raise TypeError(f"expected {name} to be a function, got {f!r:.60}")
+        unmade = isinstance(f, type) and issubclass(f, nn.Module)
+        if unmade or not takes(f, arguments):
+            some = f"{arguments} argument{'s' if arguments > 1 else ''}"
+            raise TypeError(f"expected {name} to be a function of {some}, got {f!r:.60}")
+
+
+def takes(f: object, arguments: int) -> bool:
+    """Whether f can be called with so many arguments, as far as Python knows."""
+    try:
+        signature(f).bind(*range(arguments))  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    except ValueError:  # a function of C has no signature
+        return callable(f)
+    return True
 
 
 def within(low: float, high: float = math.inf, **numbers: float) -> None:

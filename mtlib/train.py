@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from inspect import signature
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mtlib.core import Batch, Episode, Learner, Params, Stream, move, over, stale, take
 from mtlib.objective import Objective, count
+from mtlib.run.checkpoint import as_path
 from mtlib.run.processes import average, first_says, meet, part, rank, size, spread
 from mtlib.run.progress import bar
 from mtlib.run.trainee import (
@@ -34,7 +34,7 @@ from mtlib.run.trainee import (
     start_of,
     walk,
 )
-from mtlib.tasks import check_draw, check_shapes, finite, functions, positive, within
+from mtlib.tasks import check_draw, check_shapes, finite, functions, positive, takes, within
 
 MakeOptimizer = Callable[[list[Any]], Optimizer]
 """From φ's entries, or groups of them as torch's optimizers take them, to an optimizer."""
@@ -136,7 +136,7 @@ def early_stopping(
     for all of them. A checkpoint holds the best φ and goes on exactly; it cannot see another `quality`.
     """
     positive(every=every, patience=patience)
-    functions(quality=quality)
+    functions(1, quality=quality)
     return EarlyStopping(quality, every, patience)
 
 
@@ -210,6 +210,8 @@ def fit(
     objective: they follow (`seed`, step, rank).
     """
     _check_arguments(objective, steps, first, seed, every, stop)
+    if hook is not None:
+        functions(4, hook=hook)
     draws, phi = _Draws(stream, first), _placed(params, device)
     net = follow(objective, first, None).net
     if net is not None:
@@ -217,7 +219,7 @@ def fit(
     old = stale(net)  # running statistics that training makes old
     phi = {k: v for k, v in phi.items() if k not in old}
     make = partial(made, phi, groups(phi, rates, moves), optimizer, schedule)
-    keeper = Keeper(Path(checkpoint), every) if checkpoint is not None else None
+    keeper = Keeper(as_path(checkpoint), every) if checkpoint is not None else None
     plan = planned(make, first, steps) if keeper and schedule else None
     trainee = Trainee(phi, *make(), plan)
     trainee.identity = settings(phi, trainee.rule, trainee.plan) if keeper else {}
@@ -502,23 +504,12 @@ def _check_arguments(
             f"expected stop=early_stopping(quality, every=100, patience=5), got a {type(stop).__name__}"
         )
     if not isinstance(objective, Objective) and (
-        isinstance(objective, Learner | nn.Module) or not _takes_one(objective)
+        isinstance(objective, Learner | nn.Module) or not takes(objective, 1)
     ):
         raise TypeError(
             "expected an Objective, or a function of the step that gives one; got a "
             f"{type(objective).__name__}. `bilevel(learner, loss)` or `joint(net, loss)` makes one."
         )
-
-
-def _takes_one(f: Any) -> bool:
-    """Whether f can be called with one argument, as far as Python knows."""
-    try:
-        signature(f).bind(0)
-    except TypeError:
-        return False
-    except ValueError:  # a function of C has no signature
-        return callable(f)
-    return True
 
 
 def _placed(params: Any, device: torch.device | str | None) -> Params:
@@ -538,6 +529,8 @@ def _placed(params: Any, device: torch.device | str | None) -> Params:
                 f"expected dense floating-point entries in φ, got {k} of {v.dtype}, {v.layout}: leave it in the network"
             )
         finite(v, f"φ's entry {k}")
+    if not (device is None or isinstance(device, str | int | torch.device)):
+        raise TypeError(f"expected a device such as 'cuda', or None, got {device!r}")
     if device is None and len({v.device for v in params.values()}) > 1:
         raise ValueError("expected φ on one device: move(phi, device), or fit(..., device=)")
     try:
@@ -592,13 +585,17 @@ def groups(
             f"expected parameters, a dict of tensors such as `parameters(net)`, got {type(phi).__name__}"
         )
     rates = {} if rates is None else rates
-    if not isinstance(rates, Mapping):
+    if not isinstance(rates, Mapping) or not all(isinstance(k, str) for k in rates):
         raise TypeError(
             f"expected rates as a dict of prefixes, {{'critic.': 1e-3}}, got {rates!r}; the rate of all entries is the "
             "optimizer's"
         )
-    if isinstance(moves, str):
-        raise TypeError(f"expected moves as prefixes, ({moves!r},), got the word {moves!r}")
+    if moves is not None and (
+        isinstance(moves, str)
+        or not isinstance(moves, Iterable)
+        or not all(isinstance(k, str) for k in moves)
+    ):
+        raise TypeError(f"expected moves as prefixes, ('body.',), got {moves!r}")
     for prefix, rate in rates.items():
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
             raise ValueError(f"expected rates of at least 0, got {rate!r} for {prefix}*")

@@ -94,6 +94,7 @@ from mtlib.evaluate import (
     compare,
     evaluate,
     interval,
+    over_classes,
     over_seeds,
 )
 from mtlib.joint import joint, own_columns, risks, toward
@@ -2330,6 +2331,84 @@ BAD |= {
     "digest_of: names alone": (lambda: digest_of(["a", "b"]), "bytes"),
 }
 
+# what these rooms take for functions, prefixes, paths and sets ----------------------------------
+
+EMPTY = over(lambda d: d[:0], SUPPORT)
+
+BAD |= {
+    "fit: a number for the hook": (lambda: fitted(hook=3), "hook .*4 arguments"),
+    "fit: a hook of two arguments": (lambda: fitted(hook=lambda a, b: 0), "hook .*4 arguments"),
+    "fit: a number for the checkpoint": (lambda: fitted(checkpoint=3), "path of a file"),
+    "fit: a number that moves": (lambda: fitted(moves=3), "moves as prefixes"),
+    "fit: moves that are no words": (lambda: fitted(moves=(3,)), "moves as prefixes"),
+    "fit: rates of no words": (lambda: fitted(rates={3: 0.1}), "rates as a dict of prefixes"),
+    "fit: a real number for the device": (lambda: fitted(device=3.5), "device"),
+    "evaluate: a metric of one argument": (
+        lambda: scored(metric=lambda p: p.mean()),
+        "metric .*2 arguments",
+    ),
+    "evaluate: a loss class for the metric": (
+        lambda: scored(metric=nn.CrossEntropyLoss),
+        "metric .*2 arguments",
+    ),
+    "best_of: a number for the quality": (lambda: best_of([1, 2], 0.5), "quality .*a function"),
+    "over_classes: a number for the measure": (
+        lambda: over_classes(0.5, DATA),
+        "measure .*a function",
+    ),
+    "over_seeds: letters": (lambda: over_seeds(lambda s: 0.5, "abc"), "seed"),
+    "over_seeds: half a seed": (lambda: over_seeds(lambda s: 0.5, [0.5, 1.5]), "seed"),
+    "over_seeds: arguments exchanged": (
+        lambda: over_seeds(range(3), lambda s: 0.5),
+        "seeds|measure",
+    ),
+    "simpleshot: a centre of another width": (
+        lambda: gives(
+            NET,
+            make=simpleshot,
+            phi={**simpleshot(NET).init(), "centre.mean": torch.zeros(1)},
+        ),
+        r"centre.mean of shape \(8,\)",
+    ),
+    "centred: no items": (lambda: centred(NET, PHI, SUPPORT.x[:0]), "finite"),
+    "feat: another learner's φ": (lambda: gives(NET, make=feat, phi=PHI), "parameters named"),
+    "metaoptnet: another learner's φ": (
+        lambda: gives(NET, make=metaoptnet, phi=PHI),
+        "parameters named",
+    ),
+    "relation: half a hidden unit": (lambda: relation(NET, 2.5), "hidden"),
+    "cnp: a floor of NaN": (lambda: cnp(NET, floor=NAN), "floor"),
+    "ridge: True for the strength": (lambda: ridge(NET, True), "strength > 0"),
+    "crammer_singer: negative steps": (
+        lambda: crammer_singer(Z @ Z.mT, one_hot(LABELS, 3, Z.dtype), 1.0, steps=-1),
+        "steps",
+    ),
+    "laplacian_shot: a strength of NaN": (lambda: laplacian_shot(NET, NAN), "strength"),
+    "laplacian_shot: negative rounds": (lambda: laplacian_shot(NET, steps=-1), "steps"),
+    "entropy_finetune: a loss class": (
+        lambda: entropy_finetune(NET, nn.CrossEntropyLoss, 0.1, 1),
+        "loss .*2 arguments",
+    ),
+    "on_threads: a number": (lambda: on_threads(3, 2), "functions to call"),
+    "save_params: a number for the path": (lambda: save_params(3, PHI), "path of a file"),
+    "load_params: a number for the path": (lambda: load_params(3), "path of a file"),
+    "part: a word": (lambda: part("3"), "tasks"),
+    "conv2: a word for the norm": (lambda: conv2(norm="none"), "norm"),
+    "against: no methods": (
+        lambda: on_axes(lambda axes: against(axes, [1], {}, "x", "y")),
+        "at least one",
+    ),
+} | {
+    f"{name}: no support items": (
+        partial(gives, NET, EMPTY, LEARNERS[name]),
+        "at least one item",
+    )
+    for name in (
+        *("protonet", "matching", "relation", "simpleshot", "feat", "ridge", "bayesian"),
+        *("metaoptnet", "cnp", "attentive_cnp", "entropy_finetune", "bd_cspn", "laplacian_shot"),
+    )
+}
+
 # still open --------------------------------------------------------------------------------------
 
 _OPEN: dict[str, str] = {
@@ -2424,7 +2503,7 @@ _OPEN: dict[str, str] = {
         toward: the network for the anchor; another network's anchor
     """,
     "learners/context.py": """
-        protomaml: class numbers as labels; half a step; rate and steps exchanged; no loss
+        protomaml: half a step; rate and steps exchanged; no loss
         cavia: no context; half a step; rate and steps exchanged; no loss
     """,
     "learners/finetune.py": """

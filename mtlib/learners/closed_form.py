@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Params, apply, features, parameters, require
 from mtlib.learners.metric import body_of, check_targets, linear_head
-from mtlib.tasks import above_zero
+from mtlib.tasks import above_zero, positive
 
 
 def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
@@ -90,6 +90,7 @@ def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Lea
         return {**body_of(net), "svm.log_scale": next(net.parameters()).new_tensor(scale).log()}
 
     def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, ("svm.log_scale",))
         zs = z(phi, support.x)
         alpha = crammer_singer(zs @ zs.mT, support.y, strength)  # (N, W)
         return {**phi, "svm.weight": alpha.mT @ zs}
@@ -124,6 +125,7 @@ def crammer_singer(gram: Tensor, y: Tensor, strength: float, steps: int = 40) ->
     NaN where a row of y does not sum to 1. Raises ValueError unless C = `strength` > 0 and y is (N, W).
     """
     above_zero(strength=strength)
+    positive(steps=steps)
     check_targets(gram, y)
     y = torch.where((y.sum(1, keepdim=True) - 1).abs() < 1e-3, y, torch.nan)
     eps = torch.finfo(gram.dtype).eps

@@ -151,6 +151,10 @@ def simpleshot(net: nn.Module) -> Learner:
 
     def adapt(phi: Params, support: Batch) -> Params:
         require(phi, ("centre.mean",))
+        if phi["centre.mean"].shape != (d,):
+            raise ValueError(
+                f"expected φ's centre.mean of shape ({d},), got {tuple(phi['centre.mean'].shape)}: `centred` computes it"
+            )
         return {**phi, **prototypes(u(phi, support.x), support.y)}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
@@ -188,6 +192,7 @@ def feat(net: nn.Module) -> Learner:
         return {**body_of(net), **above("attention.", parameters(attention))}
 
     def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, (f"attention.{name}.weight" for name in names))
         own = prototypes(z(phi, support.x), support.y)
         known, c = defined(own)  # (W,), (W, D)
         q, k, v, o = (phi[f"attention.{name}.weight"].mT for name in names)
@@ -244,6 +249,8 @@ def check_targets(z: Tensor, y: Tensor, width: int | None = None) -> None:
 
     Class numbers would be broadcast, or taken for targets. It looks at shapes alone, so that it also runs under `vmap`.
     """
+    if len(z) == 0:
+        raise ValueError("expected at least one item in the support set, got none")
     fits = y.ndim == 2 and len(y) == len(z) and y.is_floating_point()
     if not fits or (width is not None and y.shape[1] != width):
         wanted = f"({len(z)}, {width or 'W'})"

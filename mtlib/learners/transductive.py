@@ -35,7 +35,7 @@ def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learne
     z/‖z‖ over class k, b = 0. Raises ValueError like `width`. {cite}`dhillon2020baseline`
     """
     whole(steps=steps)
-    functions(loss=loss)
+    functions(2, loss=loss)
     if not callable(lr):
         check_rate(lr)
     width(net)
