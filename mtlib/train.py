@@ -595,7 +595,8 @@ def groups(
         or not isinstance(moves, Iterable)
         or not all(isinstance(k, str) for k in moves)
     ):
-        raise TypeError(f"expected moves as prefixes, ('body.',), got {moves!r}")
+        wanted = (moves,) if isinstance(moves, str) else ("body.",)
+        raise TypeError(f"expected moves as prefixes, {wanted!r}, got {moves!r}")
     for prefix, rate in rates.items():
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
             raise ValueError(f"expected rates of at least 0, got {rate!r} for {prefix}*")
