@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mtlib.core import Params
-from mtlib.tasks import positive
+from mtlib.tasks import whole
 
 
 class Group(NamedTuple):
@@ -66,9 +66,9 @@ def size() -> int:
 def part(tasks: int) -> slice:
     """This process's part of an axis of T tasks: ⌊T/P⌋ or ⌈T/P⌉ for each of P processes, in order of rank.
 
-    The part is empty if the rank is T or higher. Raises ValueError unless T is a whole number of at least 1.
+    The part is empty if the rank is T or higher. Raises ValueError unless T is a whole number of at least 0.
     """
-    positive(tasks=tasks)
+    whole(tasks=tasks)
     least, more = divmod(tasks, size())
     first = rank() * least + min(rank(), more)
     return slice(first, first + least + (rank() < more))
