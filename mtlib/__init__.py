@@ -9,7 +9,7 @@ The rooms, in the order to read them:
 - `transfer`: pillar II in depth, from aligning domains to choosing a source.
 - `tasks`: data in, streams of tasks out; `data`: the data, one file per set.
 - `nets`: small networks; `norm`: an exact batch norm; `models`: networks made elsewhere.
-- `train`: one loop for both pillars; `evaluate`: scores; `plots`: figures.
+- `train`: one loop for both pillars; `metrics`: of classes; `evaluate`: scores; `plots`: figures.
 - `run`: how it runs (fast paths, threads, processes, checkpoints).
 - `book`: what the pages of the book need.
 

@@ -13,80 +13,23 @@ from scipy import stats
 from torch import Tensor
 
 from mtlib.core import Episode, Learner, Params, Steps, Stream, fits, move, over, take
+from mtlib.metrics import OF_CLASSES, Metric, accuracy, auroc, is_one_hot
+from mtlib.metrics import macro_f1 as macro_f1
 from mtlib.objective import Batched, in_chunks
 from mtlib.run.copies import evaluating
 from mtlib.run.progress import bar
-from mtlib.tasks import ClassSet, check_classes, check_draw, positive
+from mtlib.tasks import (
+    ClassSet,
+    check_classes,
+    check_draw,
+    check_seed,
+    check_shapes,
+    functions,
+    positive,
+)
 from mtlib.train import Diverged
 
 _Setting = TypeVar("_Setting")
-
-Metric = Callable[[Tensor, Tensor], Tensor]
-"""`metric(prediction, y)` -> one number per episode."""
-
-
-# Metrics of classes --------------------------------------------------------------------------
-
-
-def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
-    """Share of rows whose largest output is the labelled class; (B, W) and one-hot (B, W) -> scalar.
-
-    Raises ValueError for one column: one output is always the largest.
-    """
-    _two_classes(prediction, y)
-    return (prediction.argmax(-1) == y.argmax(-1)).to(_wide(prediction.dtype)).mean()
-
-
-def macro_f1(prediction: Tensor, y: Tensor) -> Tensor:
-    """Mean over classes of F₁ = 2TP / (2TP + FP + FN); (B, W) and one-hot (B, W) -> scalar.
-
-    Each row counts for its largest output. A class that is neither labelled nor predicted is left out of the mean, as
-    in scikit-learn. Raises ValueError for one column.
-    """
-    _two_classes(prediction, y)
-    classes = torch.arange(prediction.shape[-1], device=y.device)
-    counts = _wide(prediction.dtype)
-    said = (prediction.argmax(-1)[:, None] == classes).to(counts)  # (B, W)
-    true = (y.argmax(-1)[:, None] == classes).to(counts)
-    occurs = said.sum(0) + true.sum(0)  # 2TP + FP + FN
-    f1 = 2 * (said * true).sum(0) / occurs.clamp(min=1)
-    return f1.sum() / (occurs > 0).sum()
-
-
-def auroc(prediction: Tensor, y: Tensor) -> Tensor:
-    """Area under the ROC curve: how often an item of a class gets more of that class than another item, ties one half.
-
-    logits (B, W) and one-hot (B, W) -> scalar, the mean over classes, each against the rest by its softmax probability.
-    With two classes this is the binary AUROC; so it is with one logit (B, 1) and y of 0 and 1. NaN where a class has no
-    query item, or all of them: the curve is not defined. Compares every pair of items: B²W numbers.
-    """
-    odds, y = prediction, y.to(_wide(prediction.dtype))
-    if prediction.shape[-1] > 1:
-        # log p_k / (1 − p_k), which has the order of p_k, also where it rounds to 1
-        gaps = prediction[:, None] - prediction[..., None]  # (B, W, W), l_j − l_k
-        own = torch.eye(prediction.shape[-1], dtype=torch.bool, device=prediction.device)
-        odds = -torch.where(own, -torch.inf, gaps).sort(-1).values.logsumexp(-1)
-    larger, equal = ((odds[:, None] > odds).to(y), (odds[:, None] == odds).to(y))
-    pairs = y[:, None] * (1 - y)  # an item of the class, and one of the rest: (B, B, W)
-    return (((larger + 0.5 * equal) * pairs).sum((0, 1)) / pairs.sum((0, 1))).mean()
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Where counts are exact: float32, or the dtype if it is wider."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-OF_CLASSES: tuple[Metric, ...] = (accuracy, macro_f1, auroc)
-
-
-def _two_classes(prediction: Tensor, y: Tensor) -> None:
-    if prediction.shape[-1] < 2 or y.shape[-1] < 2:
-        raise ValueError(
-            f"expected at least two classes, y one-hot (B, W), got predictions {tuple(prediction.shape)} and y "
-            f"{tuple(y.shape)}. For regression give a metric, e.g. evaluate(..., metric=mse_loss); for one logit "
-            "a metric of your own."
-        )
-
 
 # Scores --------------------------------------------------------------------------------------
 
@@ -178,7 +121,7 @@ def evaluate(
     where it began, as a mean over the first draw: the steps diverged.
     """
     device = _device(learner, params)
-    _check(stream, episodes, chunk)
+    _check(stream, episodes, metric, chunk)
     task, tasks = _Scored(learner, metric), _Tasks(stream)
     run = Batched(task, learner.vmap)
     parts = list[Tensor]()
@@ -219,7 +162,12 @@ class _Scored:
                 f"has {prediction.shape[-1]} outputs. `start(learner, trained)` gives a learner of the right width."
             )
         value = self.metric(prediction, y)
-        if getattr(value, "shape", ()) != ():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                "expected a metric that gives one number for an episode as a tensor, got "
+                f"{type(value).__name__}: compute it with torch, or give torch.as_tensor(value)"
+            )
+        if value.shape != ():
             raise ValueError(
                 f"expected a metric that gives one number for an episode, got shape {tuple(value.shape)}; "
                 "take its mean"
@@ -283,11 +231,8 @@ class _Tasks:
             )
         check_draw(data)
         one_column = data.query.y.shape[-1] == 1 and metric is not auroc  # which they refuse
-        if metric in OF_CLASSES and not one_column and not _one_hot(data.query.y):
-            raise ValueError(
-                "expected one-hot rows in the query's y for accuracy, macro_f1 and auroc: one 1 in each row, 0 "
-                "elsewhere. For several labels per item, or real targets, give another metric."
-            )
+        if metric in OF_CLASSES and not one_column:
+            _check_labels(data)
         self.see(step, digests(data))
         return data
 
@@ -331,7 +276,7 @@ def digests(draw: Episode) -> list[bytes]:
 
 
 def _device(learner: Learner, params: Params) -> torch.device:
-    """Where the parameters are. Raises TypeError unless they are a dict of tensors."""
+    """Where the parameters are. Raises unless they are a dict of tensors, of the shapes that the network has."""
     if not isinstance(learner, Learner):
         raise TypeError(f"expected a Learner, e.g. protonet(net), got {type(learner).__name__}")
     if not isinstance(params, Mapping) or not all(isinstance(v, Tensor) for v in params.values()):
@@ -339,10 +284,28 @@ def _device(learner: Learner, params: Params) -> torch.device:
             "expected parameters, a dict of tensors such as `learner.init()` or `fit(...).params`, got "
             f"{type(params).__name__}"
         )
+    if learner.net is not None:
+        check_shapes(learner.net, params)
     return next((v.device for v in params.values()), torch.device("cpu"))
 
 
-def _check(stream: Stream, episodes: int, chunk: int | None) -> None:
+def _check_labels(draw: Episode) -> None:
+    """Raise unless the query's y is one-hot, and no row of the support's y says more than one class."""
+    if not is_one_hot(draw.query.y):
+        raise ValueError(
+            "expected one-hot rows in the query's y for accuracy, macro_f1 and auroc: one 1 in each row, 0 "
+            "elsewhere. For several labels per item, or real targets, give another metric."
+        )
+    y = draw.support.y
+    if y.shape[-1] > 1 and bool((y >= 0).all()) and bool((y.sum(-1) > 1.01).any()):
+        raise ValueError(
+            "expected one-hot rows in the support's y for accuracy, macro_f1 and auroc (or shares that sum to 1), got "
+            f"rows with a sum of {y.sum(-1).max():g}: an item of several classes. Give another metric."
+        )
+
+
+def _check(stream: Stream, episodes: int, metric: Metric, chunk: int | None) -> None:
+    """Raise unless `evaluate`'s arguments are what they should be."""
     if not callable(stream):
         raise TypeError(
             f"expected a stream, a function of the step such as `episodes(...)`, got {type(stream).__name__}"
@@ -352,11 +315,7 @@ def _check(stream: Stream, episodes: int, chunk: int | None) -> None:
         positive(chunk=chunk)
     if episodes < 2:
         raise ValueError(f"expected at least 2 episodes for an interval, got {episodes}")
-
-
-def _one_hot(y: Tensor) -> bool:
-    """Whether each row has one 1 and 0 elsewhere; a single column (refused by accuracy, one logit for auroc) 0 or 1."""
-    return bool(((y == 0) | (y == 1)).all() and (y.shape[-1] == 1 or (y.sum(-1) == 1).all()))
+    functions(2, metric=metric)
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor:
@@ -498,7 +457,12 @@ def over_seeds(measure: Callable[[int], float | Score], seeds: Iterable[int]) ->
 
     ```
     """
+    if not isinstance(seeds, Iterable):
+        raise TypeError(f"expected seeds to run with, such as range(5), got {seeds!r}")
+    functions(1, measure=measure)
     seeds = list(seeds)
+    for seed in seeds:
+        check_seed(seed)
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise ValueError(f"expected at least 2 seeds, each once, got {seeds}")
     return interval(torch.tensor([_number(measure(seed)) for seed in seeds]))
@@ -517,6 +481,7 @@ def over_classes(measure: Callable[[ClassSet], float | Score], data: ClassSet) -
     episodes adds to s, too: with few of them it is too long. `values` are the C pseudo-values Cθ − (C−1)θ_c, up to a
     constant that makes θ their mean. Raises ValueError for fewer than three classes.
     """
+    functions(1, measure=measure)
     classes, _ = check_classes(data)
     if classes < 3:
         raise ValueError(f"expected at least 3 classes to leave one out, got {classes}")
@@ -569,6 +534,7 @@ def best_of(
     edges; an axis with one value, or of other things than numbers, has none. Raises ValueError if there is no
     setting, `NotFinite` where all of them diverged.
     """
+    functions(1, quality=quality)
     try:
         named = dict(settings) if isinstance(settings, Mapping) else {s: s for s in settings}
     except TypeError as error:

@@ -117,6 +117,8 @@ def conv2(
     leave nothing of an image.
     """
     positive(ways=ways, channels=channels, width=width, size=size)
+    if not isinstance(norm, bool):
+        raise TypeError(f"expected norm to be True or False, got {norm!r}")
     if size < 4:
         raise ValueError(f"expected images of at least 4 pixels for two 2×2 pools, got size={size}")
 

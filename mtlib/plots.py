@@ -83,6 +83,7 @@ def against(
     axes: Axes, x: Sequence[float], results: Mapping[str, Sequence[Score]], xlabel: str, ylabel: str
 ) -> None:
     """Scores against a number (steps, shots): one line per method, its 95 % interval as a band."""
+    _named(results, Sequence)
     for name, row in results.items():
         _named({f"{name} {i}": s for i, s in enumerate(row)}, Score)
         mean, half = (np.array([getattr(s, k) for s in row]) for k in ("mean", "interval"))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtlib.core import Batch, Episode, Stream, over
+from mtlib.core import Batch, Episode, Params, Stream, over
 
 
 class ClassSet(NamedTuple):
@@ -294,6 +295,19 @@ def check_draw(data: object, numbers: bool = True) -> None:
         raise ValueError(f"expected as many tasks in support and query, got {tasks}")
 
 
+def check_shapes(net: nn.Module, phi: Params) -> None:
+    """Raise ValueError where an entry of φ has another shape than the network's parameter of that name.
+
+    torch would run the network with φ's sizes, without a word.
+    """
+    for k, p in net.named_parameters():
+        if k in phi and phi[k].shape != p.shape:
+            raise ValueError(
+                f"expected φ's entry {k} of the network's shape {tuple(p.shape)}, got {tuple(phi[k].shape)}: is φ another "
+                "network's? `start(learner, trained)` carries over what fits."
+            )
+
+
 def finite(x: Tensor, what: str) -> None:
     """Raise if x holds NaN or infinity, saying how many and where the first is."""
     check_tensor(x, what)
@@ -307,9 +321,42 @@ def finite(x: Tensor, what: str) -> None:
 
 def positive(**sizes: int) -> None:
     """Raise unless each size is a whole number of at least 1."""
-    for name, n in sizes.items():
-        if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"expected {name} to be a whole number of at least 1, got {n!r}")
+    whole(1, **sizes)
+
+
+def whole(least: int = 0, **numbers: int) -> None:
+    """Raise unless each is a whole number of at least `least`."""
+    for name, n in numbers.items():
+        if not isinstance(n, Integral) or isinstance(n, bool) or n < least:
+            raise ValueError(f"expected {name} to be a whole number of at least {least}, got {n!r}")
+
+
+def above_zero(**numbers: float) -> None:
+    """Raise unless each is a finite number above 0."""
+    for name, n in numbers.items():
+        real = isinstance(n, Real) and not isinstance(n, bool)
+        if not (real and 0 < n < math.inf):
+            raise ValueError(f"expected a finite {name} > 0, got {n!r}")
+
+
+def functions(arguments: int, **found: object) -> None:
+    """Raise unless each is a function of so many arguments; the class of a module has yet to be made one."""
+    for name, f in found.items():
+        unmade = isinstance(f, type) and issubclass(f, nn.Module)
+        if unmade or not takes(f, arguments):
+            some = f"{arguments} argument{'s' if arguments > 1 else ''}"
+            raise TypeError(f"expected {name} to be a function of {some}, got {f!r:.60}")
+
+
+def takes(f: object, arguments: int) -> bool:
+    """Whether f can be called with so many arguments, as far as Python knows."""
+    try:
+        signature(f).bind(*range(arguments))  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    except ValueError:  # a function of C has no signature
+        return callable(f)
+    return True
 
 
 def within(low: float, high: float = math.inf, **numbers: float) -> None:

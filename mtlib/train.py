@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from inspect import signature
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mtlib.core import Batch, Episode, Learner, Params, Stream, move, over, stale, take
 from mtlib.objective import Objective, count
+from mtlib.run.checkpoint import as_path
 from mtlib.run.processes import average, first_says, meet, part, rank, size, spread
 from mtlib.run.progress import bar
 from mtlib.run.threads import RANDOM
@@ -35,7 +35,7 @@ from mtlib.run.trainee import (
     start_of,
     walk,
 )
-from mtlib.tasks import check_draw, finite, positive
+from mtlib.tasks import check_draw, check_shapes, finite, functions, positive, takes, within
 
 MakeOptimizer = Callable[[list[Any]], Optimizer]
 """From φ's entries, or groups of them as torch's optimizers take them, to an optimizer."""
@@ -49,7 +49,8 @@ ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 def cosine_adam(rate: float, steps: int) -> dict[str, Any]:
     """Adam whose rate falls from `rate` to 0 along half a cosine, for `fit(..., **cosine_adam(1e-3, steps))`.
 
-    η_j = ½ η (1 + cos(π j / `steps`)) at step j. {cite}`kingma2015adam,loshchilov2017sgdr`
+    η_j = ½ η (1 + cos(π j / `steps`)) at step j. Raises ValueError for a rate below 0, or no step.
+    {cite}`kingma2015adam,loshchilov2017sgdr`
 
     ```pycon
     >>> sorted(cosine_adam(1e-3, steps=100))
@@ -57,6 +58,8 @@ def cosine_adam(rate: float, steps: int) -> dict[str, Any]:
 
     ```
     """
+    within(0, rate=rate)
+    positive(steps=steps)
     return {
         "optimizer": partial(torch.optim.Adam, lr=rate),
         "schedule": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
@@ -134,8 +137,7 @@ def early_stopping(
     for all of them. A checkpoint holds the best φ and goes on exactly; it cannot see another `quality`.
     """
     positive(every=every, patience=patience)
-    if not callable(quality):
-        raise TypeError(f"expected quality(phi) -> a number, got a {type(quality).__name__}")
+    functions(1, quality=quality)
     return EarlyStopping(quality, every, patience)
 
 
@@ -209,11 +211,16 @@ def fit(
     objective: they follow (`seed`, step, rank).
     """
     _check_arguments(objective, steps, first, seed, every, stop)
+    if hook is not None:
+        functions(4, hook=hook)
     draws, phi = _Draws(stream, first), _placed(params, device)
-    old = stale(follow(objective, first, None).net)  # running statistics that training makes old
+    net = follow(objective, first, None).net
+    if net is not None:
+        check_shapes(net, phi)
+    old = stale(net)  # running statistics that training makes old
     phi = {k: v for k, v in phi.items() if k not in old}
     make = partial(made, phi, groups(phi, rates, moves), optimizer, schedule)
-    keeper = Keeper(Path(checkpoint), every) if checkpoint is not None else None
+    keeper = Keeper(as_path(checkpoint), every) if checkpoint is not None else None
     plan = planned(make, first, steps) if keeper and schedule else None
     trainee = Trainee(phi, *make(), plan)
     trainee.identity = settings(phi, trainee.rule, trainee.plan) if keeper else {}
@@ -418,17 +425,31 @@ class _Draws:
     def named(
         self, step: int, draw: Any, work: Callable[[], tuple[Tensor, Params]]
     ) -> tuple[Tensor, Params]:
-        """work(), whose error names the step where the draw has not the shapes of the first."""
+        """work(), whose error names the step where the draw has not the shapes of the first, or says what torch means."""
         try:
             return work()
         except (ValueError, RuntimeError) as error:
             here, there = ([tuple(d.shape) for d in _tensors(x)] for x in (draw, self.start))
             if here == there:
-                raise
+                advice = next((v for k, v in MEANT.items() if k in str(error)), None)
+                if advice is None or not isinstance(error, RuntimeError):
+                    raise
+                raise ValueError(
+                    f"{advice}; step {step} of a stream of {_said(draw)} ends with: {error}"
+                ) from error
             raise ValueError(
                 f"stream({step}) has shapes {here}, stream({self.first}) had {there}, and the objective cannot use them: "
                 f"{error}"
             ) from error
+
+
+MEANT = {
+    "scalar type": "expected data and φ of one dtype: convert with .float(), or φ with .double()",
+    "same dtype": "expected data and φ of one dtype: convert with .float(), or φ with .double()",
+    "scalar outputs": "expected a loss that is a scalar tensor, the mean over the batch: reduction='mean'",
+    "calling .item()": "expected a loss that stays a tensor: take no number out of it with .item() or float()",
+}
+"""What torch's words mean, by a part of them."""
 
 
 def _tensors(draw: Any) -> list[Tensor]:
@@ -484,7 +505,7 @@ def _check_arguments(
             f"expected stop=early_stopping(quality, every=100, patience=5), got a {type(stop).__name__}"
         )
     if not isinstance(objective, Objective) and (
-        isinstance(objective, Learner | nn.Module) or not _takes_one(objective)
+        isinstance(objective, Learner | nn.Module) or not takes(objective, 1)
     ):
         raise TypeError(
             "expected an Objective, or a function of the step that gives one; got a "
@@ -492,22 +513,13 @@ def _check_arguments(
         )
 
 
-def _takes_one(f: Any) -> bool:
-    """Whether f can be called with one argument, as far as Python knows."""
-    try:
-        signature(f).bind(0)
-    except TypeError:
-        return False
-    except ValueError:  # a function of C has no signature
-        return callable(f)
-    return True
-
-
 def _placed(params: Any, device: torch.device | str | None) -> Params:
     """φ to train: copies of the entries, on the device. Raises for what cannot be trained."""
     if not isinstance(params, Mapping):
-        hint = "parameters(net)" if isinstance(params, nn.Module) else "{name: tensor}"
-        raise TypeError(f"expected φ as a dict of tensors, got a {type(params).__name__}: `{hint}`")
+        raise TypeError(
+            f"expected φ as a dict of tensors, got a {type(params).__name__}: `parameters(net)` of a network, "
+            "`learner.init()` of a learner"
+        )
     if not params:
         raise ValueError("expected φ with entries to train, got an empty dict")
     for k, v in params.items():
@@ -518,6 +530,8 @@ def _placed(params: Any, device: torch.device | str | None) -> Params:
                 f"expected dense floating-point entries in φ, got {k} of {v.dtype}, {v.layout}: leave it in the network"
             )
         finite(v, f"φ's entry {k}")
+    if not (device is None or isinstance(device, str | int | torch.device)):
+        raise TypeError(f"expected a device such as 'cuda', or None, got {device!r}")
     if device is None and len({v.device for v in params.values()}) > 1:
         raise ValueError("expected φ on one device: move(phi, device), or fit(..., device=)")
     try:
@@ -567,9 +581,23 @@ def groups(
 
     Raises ValueError if a prefix fits no entry, if none is left to move, or for a rate that is none.
     """
-    rates = rates or {}
-    if isinstance(moves, str):
-        raise TypeError(f"expected moves as prefixes, ({moves!r},), got the word {moves!r}")
+    if not isinstance(phi, Mapping):
+        raise TypeError(
+            f"expected parameters, a dict of tensors such as `parameters(net)`, got {type(phi).__name__}"
+        )
+    rates = {} if rates is None else rates
+    if not isinstance(rates, Mapping) or not all(isinstance(k, str) for k in rates):
+        raise TypeError(
+            f"expected rates as a dict of prefixes, {{'critic.': 1e-3}}, got {rates!r}; the rate of all entries is the "
+            "optimizer's"
+        )
+    if moves is not None and (
+        isinstance(moves, str)
+        or not isinstance(moves, Iterable)
+        or not all(isinstance(k, str) for k in moves)
+    ):
+        wanted = (moves,) if isinstance(moves, str) else ("body.",)
+        raise TypeError(f"expected moves as prefixes, {wanted!r}, got {moves!r}")
     for prefix, rate in rates.items():
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
             raise ValueError(f"expected rates of at least 0, got {rate!r} for {prefix}*")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from mtlib.core import Batch, Learner, Params, apply, below, features, parameters
-from mtlib.learners.metric import above, attend, body_of, width
+from mtlib.learners.metric import above, attend, body_of, check_targets, width
+from mtlib.tasks import positive, within
 
 
 def cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
@@ -24,13 +25,15 @@ def cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
     not matter. Both have one hidden layer and are under `process.`; the head is not used. θ carries r as
     `process.task` (W, hidden). Raises ValueError like `width`. {cite}`garnelo2018cnp`
     """
-    z, d = features(net), width(net)
+    z, d = features(net), _width(net, hidden, floor)
     own, (h, g) = networks(
         net, encoder=perceptron(d + 1, hidden, hidden), decoder=perceptron(d + hidden, hidden, 2)
     )
 
     def adapt(phi: Params, support: Batch) -> Params:
-        values = h(phi, joined(z(phi, support.x), support.y[..., None]))  # (N, W, hidden)
+        zs = z(phi, support.x)
+        check_targets(zs, support.y)
+        values = h(phi, joined(zs, support.y[..., None]))  # (N, W, hidden)
         return {**phi, "process.task": values.mean(0)}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ def attentive_cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learn
     (N, W, hidden). The paper's latent variable and its attention among the support items are left out.
     Raises ValueError like `width`. {cite}`kim2019attentive`
     """
-    z, d = features(net), width(net)
+    z, d = features(net), _width(net, hidden, floor)
     own, (h, g, q, k) = networks(
         net,
         encoder=perceptron(d + 1, hidden, hidden),
@@ -59,6 +62,7 @@ def attentive_cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learn
 
     def adapt(phi: Params, support: Batch) -> Params:
         zs = z(phi, support.x)
+        check_targets(zs, support.y)
         values = h(phi, joined(zs, support.y[..., None]))  # (N, W, hidden)
         return {**phi, "process.keys": k(phi, zs), "process.values": values}
 
@@ -71,7 +75,15 @@ def attentive_cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learn
 
 
 def gaussian_nll(prediction: Tensor, y: Tensor) -> Tensor:
-    """−log N(y; μ, σ²) = ½((y − μ)/σ)² + log σ + ½ log 2π, the mean over items and targets; (B, 2W), (B, W) -> scalar."""
+    """−log N(y; μ, σ²) = ½((y − μ)/σ)² + log σ + ½ log 2π, the mean over items and targets; (B, 2W), (B, W) -> scalar.
+
+    NaN where a σ < 0. Raises ValueError unless there are two columns for each target.
+    """
+    if prediction.shape != (*y.shape[:-1], 2 * y.shape[-1]):
+        raise ValueError(
+            "expected two columns for each target, means (B, W) beside deviations (B, W), got predictions "
+            f"{tuple(prediction.shape)} and y {tuple(y.shape)}"
+        )
     mean, scale = prediction.chunk(2, -1)
     return (0.5 * ((y - mean) / scale) ** 2 + scale.log()).mean() + 0.5 * math.log(2 * math.pi)
 
@@ -81,10 +93,29 @@ gaussian_nll.columns = 2  # type: ignore[attr-defined]  # `mtlib.core.fits` read
 
 def point(learner: Learner) -> Learner:
     """The same learner, predicting its means only: (B, 2W) -> (B, W), for squared error or accuracy."""
-    return learner._replace(predict=lambda theta, x: learner.predict(theta, x).chunk(2, -1)[0])
+    if not isinstance(learner, Learner):
+        raise TypeError(f"expected a learner, e.g. cnp(net), got {type(learner).__name__}")
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        found = learner.predict(theta, x)
+        if found.shape[-1] % 2:
+            raise ValueError(
+                "expected predictions of an even number of columns, means beside deviations (B, 2W), got "
+                f"{tuple(found.shape)}"
+            )
+        return found.chunk(2, -1)[0]
+
+    return learner._replace(predict=predict)
 
 
 # What they share -----------------------------------------------------------------------------
+
+
+def _width(net: nn.Module, hidden: int, floor: float) -> int:
+    """D, once the settings are known to be good."""
+    positive(hidden=hidden)
+    within(0, 1, floor=floor)
+    return width(net)
 
 
 def networks(

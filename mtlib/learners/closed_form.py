@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Params, apply, features, parameters, require
-from mtlib.learners.metric import body_of, linear_head
+from mtlib.learners.metric import body_of, check_targets, linear_head
+from mtlib.tasks import above_zero, positive
 
 
 def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
@@ -30,6 +31,7 @@ def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
     def adapt(phi: Params, support: Batch) -> Params:
         require(phi, names)
         zs, prior = with_one(z(phi, support.x)), head_matrix(phi)  # (N, D+1), (D+1, W)
+        check_targets(zs, support.y, prior.shape[1])
         v = prior + ridge_solution(zs, support.y - zs @ prior, phi[names[2]].exp())
         return {**phi, "head.weight": v[:-1].mT, "head.bias": v[-1]}
 
@@ -57,6 +59,7 @@ def bayesian(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learn
     def adapt(phi: Params, support: Batch) -> Params:
         require(phi, names)
         zs, prior = with_one(z(phi, support.x)), head_matrix(phi)  # (N, D+1), (D+1, W)
+        check_targets(zs, support.y, prior.shape[1])
         a = zs.mT @ zs + phi[names[2]].exp() * torch.eye(zs.shape[1]).to(zs)
         inverse = torch.linalg.inv(a)
         v = prior + inverse @ zs.mT @ (support.y - zs @ prior)
@@ -80,13 +83,14 @@ def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Lea
     carries w as `svm.weight` (W, D). Solved and differentiated by `crammer_singer`.
     Raises ValueError if `strength` or `scale` ≤ 0. {cite}`lee2019metaoptnet,crammer2001algorithmic`
     """
-    _positive(strength=strength, scale=scale)
+    above_zero(strength=strength, scale=scale)
     z = features(net)
 
     def init() -> Params:
         return {**body_of(net), "svm.log_scale": next(net.parameters()).new_tensor(scale).log()}
 
     def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, ("svm.log_scale",))
         zs = z(phi, support.x)
         alpha = crammer_singer(zs @ zs.mT, support.y, strength)  # (N, W)
         return {**phi, "svm.weight": alpha.mT @ zs}
@@ -104,6 +108,7 @@ solve: Callable[[Tensor, Tensor], Tensor] = torch.linalg.solve  # torch gives it
 
 def ridge_solution(z: Tensor, y: Tensor, strength: Tensor) -> Tensor:
     """argmin_V ‖Z V − Y‖² + λ‖V‖²: (N, D), (N, W) -> (D, W), by the smaller of the two systems."""
+    check_targets(z, y)
     n, d = z.shape
     if n <= d:
         return z.mT @ solve(z @ z.mT + strength * torch.eye(n).to(z), y)
@@ -117,7 +122,12 @@ def crammer_singer(gram: Tensor, y: Tensor, strength: float, steps: int = 40) ->
     optimum s = y − Kα − ν1ᵀ ≥ 0 and β∘s = 0 for some ν (N,). `vanishing` finds, without a graph, which β are 0; with
     those fixed, the others solve one linear system, and its derivative is the optimum's {cite}`amos2017optnet`.
     K gets a ridge of about the dtype's rounding, to the power ⅔, so that the solution is unique even with equal items.
+    NaN where a row of y does not sum to 1. Raises ValueError unless C = `strength` > 0 and y is (N, W).
     """
+    above_zero(strength=strength)
+    positive(steps=steps)
+    check_targets(gram, y)
+    y = torch.where((y.sum(1, keepdim=True) - 1).abs() < 1e-3, y, torch.nan)
     eps = torch.finfo(gram.dtype).eps
     k = gram + eps ** (2 / 3) * (gram.diagonal().mean() + eps) * torch.eye(len(gram)).to(gram)
     free = 1 - vanishing(k.detach().double(), y.double(), strength, steps).to(k)
@@ -163,15 +173,10 @@ def with_one(z: Tensor) -> Tensor:
 
 def head_matrix(phi: Params) -> Tensor:
     """V = [Wᵀ; b] (D+1, W): the head as the matrix that multiplies [z, 1]."""
+    require(phi, ("head.weight", "head.bias"))
     return torch.cat([phi["head.weight"], phi["head.bias"][:, None]], 1).mT
 
 
 def _check(net: nn.Module, **numbers: float) -> None:
-    _positive(**numbers)
+    above_zero(**numbers)
     linear_head(net, bias=True)
-
-
-def _positive(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not number > 0:
-            raise ValueError(f"expected {name} > 0, got {number}")

@@ -7,6 +7,7 @@ same episode without that class. Query items of such a class count as wrong.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from mtlib.core import (
     require,
 )
 from mtlib.learners.gradient import Rate, anil
+from mtlib.tasks import above_zero, finite, positive
 
 
 def protonet(net: nn.Module) -> Learner:
@@ -52,12 +54,15 @@ def matching(net: nn.Module, scale: float = 1.0) -> Learner:
     a_i(x) = softmax_i( s · cos(z(φ, x), z(φ, x_i)) );  logit(x) = log Σ_i a_i(x) y_i, so its softmax is the vote.
     s = `scale` is 1 in the paper, so that with five classes and one shot no class gets more than e²/(e² + 4) = 65 %.
     Each item is embedded by itself, without the paper's "full context embeddings". θ carries the support set as
-    `support.z` (N, D), `support.y` (N, W). {cite}`vinyals2016matching`
+    `support.z` (N, D), `support.y` (N, W). Raises ValueError unless s > 0. {cite}`vinyals2016matching`
     """
+    above_zero(scale=scale)
     z = features(net)
 
     def adapt(phi: Params, support: Batch) -> Params:
-        return {**phi, "support.z": z(phi, support.x), "support.y": support.y}
+        zs = z(phi, support.x)
+        check_targets(zs, support.y)
+        return {**phi, "support.z": zs, "support.y": support.y}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
         log_a = (scale * cosines(z(theta, x), theta["support.z"])).log_softmax(1)  # (B, N)
@@ -75,6 +80,7 @@ def relation(net: nn.Module, hidden: int = 64) -> Learner:
     loss(p, y) = mse_loss(p.sigmoid(), y). All pairs are in memory at once, B·W·2D numbers and B·W·`hidden` more.
     Raises ValueError like `width`. {cite}`sung2018relation`
     """
+    positive(hidden=hidden)
     z, d = features(net), width(net)
     g = nn.Sequential(nn.Linear(2 * d, hidden), nn.ReLU(), nn.Linear(hidden, 1))
     g.to(next(net.parameters()))
@@ -106,7 +112,11 @@ def baseline_plus_plus(
 
 
 def cosine_head(net: nn.Module, scale: float = 10.0) -> nn.Module:
-    """The network with a cosine head in place of its linear one, from the same weights; the body is the same module."""
+    """The network with a cosine head in place of its linear one, from the same weights; the body is the same module.
+
+    Raises ValueError unless `scale` > 0, or if the head is not one linear layer.
+    """
+    above_zero(scale=scale)
     head = CosineHead(linear_head(net), scale)
     return nn.Sequential(OrderedDict(body=half(net, "body"), head=head))
 
@@ -141,6 +151,10 @@ def simpleshot(net: nn.Module) -> Learner:
 
     def adapt(phi: Params, support: Batch) -> Params:
         require(phi, ("centre.mean",))
+        if phi["centre.mean"].shape != (d,):
+            raise ValueError(
+                f"expected φ's centre.mean of shape ({d},), got {tuple(phi['centre.mean'].shape)}: `centred` computes it"
+            )
         return {**phi, **prototypes(u(phi, support.x), support.y)}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
@@ -151,8 +165,14 @@ def simpleshot(net: nn.Module) -> Learner:
 
 @torch.no_grad()
 def centred(net: nn.Module, phi: Params, x: Tensor) -> Params:
-    """φ for `simpleshot` with μ the mean feature of the training items x: (B, *item). Returns a new φ."""
-    return {**phi, "centre.mean": features(net)(phi, x).mean(0)}
+    """φ for `simpleshot` with μ the mean feature of the training items x: (B, *item). Returns a new φ.
+
+    Raises TypeError or ValueError where x is no tensor of finite numbers, or the mean is not finite.
+    """
+    finite(x, "the training items x")
+    mean = features(net)(phi, x).mean(0)
+    finite(mean, "the mean feature")
+    return {**phi, "centre.mean": mean}
 
 
 def feat(net: nn.Module) -> Learner:
@@ -172,6 +192,7 @@ def feat(net: nn.Module) -> Learner:
         return {**body_of(net), **above("attention.", parameters(attention))}
 
     def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, (f"attention.{name}.weight" for name in names))
         own = prototypes(z(phi, support.x), support.y)
         known, c = defined(own)  # (W,), (W, D)
         q, k, v, o = (phi[f"attention.{name}.weight"].mT for name in names)
@@ -188,12 +209,17 @@ def feat(net: nn.Module) -> Learner:
 
 
 def body_of(net: nn.Module) -> Params:
-    """φ of a learner that does not use the head."""
+    """φ of a learner that does not use the head. Raises ValueError for a network without a `body`."""
+    half(net, "body")
     return {k: v for k, v in parameters(net).items() if k.startswith("body.")}
 
 
 def above(prefix: str, params: Params) -> Params:
     """The entries with a prefix added: `core.below` undoes it."""
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"expected parameters, a dict of tensors such as `parameters(net)`, got {type(params).__name__}"
+        )
     return {prefix + k: v for k, v in params.items()}
 
 
@@ -213,8 +239,33 @@ def linear_head(net: nn.Module, bias: bool = False) -> nn.Linear:
 
 def class_means(z: Tensor, y: Tensor) -> Tensor:
     """(N, D) features and one-hot (N, W) labels -> the W class means (W, D); NaN where a class has no item."""
+    check_targets(z, y)
     n = y.sum(0)[:, None]
     return torch.where(n != 0, (y.mT @ z) / torch.where(n != 0, n, 1.0), torch.nan)
+
+
+def check_targets(z: Tensor, y: Tensor, width: int | None = None) -> None:
+    """Raise ValueError unless y has a row of floating-point numbers for each of N features: (N, W), W = `width` if given.
+
+    Class numbers would be broadcast, or taken for targets. It looks at shapes alone, so that it also runs under `vmap`.
+    """
+    if len(z) == 0:
+        raise ValueError("expected at least one item in the support set, got none")
+    fits = y.ndim == 2 and len(y) == len(z) and y.is_floating_point()
+    if not fits or (width is not None and y.shape[1] != width):
+        wanted = f"({len(z)}, {width or 'W'})"
+        raise ValueError(
+            f"expected y as rows of floating-point numbers (N, W), here {wanted}, one for each item: one-hot rows of "
+            f"classes, `mtlib.tasks.one_hot(y, ways)`, or real targets; got {tuple(y.shape)} of {y.dtype}"
+        )
+
+
+def same_width(a: Tensor, b: Tensor) -> None:
+    """Raise ValueError unless the rows of a (B, D) and b (W, D) are of one width."""
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(
+            f"expected features of one width, got {tuple(a.shape)} and {tuple(b.shape)}: are both of one network?"
+        )
 
 
 def prototypes(z: Tensor, y: Tensor) -> Params:
@@ -268,6 +319,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     and c the mean of b, in memory for B·W + (B + W) D numbers: what all items share costs no digits, and rounding is that
     of the largest ‖a'‖² and ‖b'‖². A value that rounds below 0 is 0, with its derivatives.
     """
+    same_width(a, b)
     if len(a) * len(b) * a.shape[-1] <= PAIRS:
         return ((a[:, None] - b[None]) ** 2).sum(-1)
     c = b.detach().mean(0)  # distances do not depend on it
@@ -283,6 +335,7 @@ def unit(z: Tensor) -> Tensor:
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """cos(a_i, b_j) for each pair: (B, D), (W, D) -> (B, W)."""
+    same_width(a, b)
     return unit(a) @ unit(b).mT
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Loss, Params, apply, features, fixed, risk
-from mtlib.learners.gradient import Rate, descend
+from mtlib.learners.gradient import Rate, check_rate, descend
 from mtlib.learners.metric import (
     among,
     body_of,
@@ -24,6 +24,7 @@ from mtlib.learners.metric import (
     unit,
     width,
 )
+from mtlib.tasks import above_zero, functions, positive, whole, within
 
 
 def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learner:
@@ -33,6 +34,10 @@ def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learne
     H(p) = −Σ_k p_k log p_k. It starts from φ's body and a head of class means: w_k = c_k/‖c_k‖, c_k the mean of
     z/‖z‖ over class k, b = 0. Raises ValueError like `width`. {cite}`dhillon2020baseline`
     """
+    whole(steps=steps)
+    functions(2, loss=loss)
+    if not callable(lr):
+        check_rate(lr)
     width(net)
     z, f = features(net), apply(net)
 
@@ -62,8 +67,9 @@ def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
     z_q ← z_q + (mean z_s − mean z_q); each query item is labelled with the class of the largest cosine; over the
     items i of class k, of the support and the query, c'_k = Σ_i w_i z_i, w_i = softmax_i( ε cos(z_i, c_k) );
     logit_k(x) = ε cos(z_q, c'_k), ε = `scale`. The labels given to the query are constants to the outer
-    gradient. {cite}`liu2020prototype`
+    gradient. Raises ValueError unless ε > 0. {cite}`liu2020prototype`
     """
+    above_zero(scale=scale)
     z = features(net)
 
     def adapt(phi: Params, support: Batch) -> Params:
@@ -89,8 +95,12 @@ def laplacian_shot(
 
     y_q ← softmax_k( −‖z_q − c_k‖² + λ Σ_p w_qp y_p ) for `steps` rounds, from λ = 0; w_qp = 1 where p is one of the
     `neighbours` query items nearest to q, else 0; λ = `strength`. The logits are the last round's exponents. Which items
-    are neighbours is a constant to the outer gradient. {cite}`ziko2020laplacian`
+    are neighbours is a constant to the outer gradient. Raises ValueError for a negative λ, no neighbour, or half a round.
+    {cite}`ziko2020laplacian`
     """
+    within(0, strength=strength)
+    positive(neighbours=neighbours)
+    whole(steps=steps)
     z = features(net)
 
     def adapt(phi: Params, support: Batch) -> Params:
@@ -124,6 +134,7 @@ def hardened(scores: Tensor) -> Tensor:
 
 def nearest(z: Tensor, neighbours: int) -> Tensor:
     """w_qp = 1 where p ≠ q is one of the rows nearest to q, as constants: (B, D) -> (B, B)."""
+    positive(neighbours=neighbours)
     d = squared_distances(z, z).detach() + torch.diag(z.new_full((len(z),), torch.inf))
     rank = d.argsort(1).argsort(1)  # of p among q's neighbours; q itself comes last
     return (rank < min(neighbours, len(z) - 1)).to(z.dtype)

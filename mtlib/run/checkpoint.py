@@ -31,7 +31,12 @@ def write(path: Path | str, checkpoint: Checkpoint) -> None:
     A SHA-256 of everything in it lies in the file, so that `read` sees a changed bit. Tensors that share memory are each
     written whole. Raises TypeError or ValueError for what such a file cannot keep.
     """
-    path = Path(path)
+    if not isinstance(checkpoint, Checkpoint):
+        raise TypeError(
+            f"expected a Checkpoint(tensors, facts), got a {type(checkpoint).__name__}: for φ alone, "
+            "`save_params(path, params)`"
+        )
+    path = as_path(path)
     if path.is_dir():
         raise ValueError(f"expected a file to write to, got the folder {path}: name a file in it")
     try:
@@ -52,6 +57,13 @@ def write(path: Path | str, checkpoint: Checkpoint) -> None:
         raise OSError(
             f"cannot write the checkpoint {path}: {error}. Is the folder writable, the disk full?"
         ) from error
+
+
+def as_path(path: Path | str) -> Path:
+    """The path of a file. Raises TypeError for what is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"expected the path of a file, got a {type(path).__name__}")
+    return Path(path)
 
 
 def _dense(name: str, v: object) -> Tensor:
@@ -93,7 +105,7 @@ def sha256(facts: str, tensors: Params) -> str:
 
 def read(path: Path | str) -> Checkpoint:
     """Read what `write` wrote. Raises ValueError for a damaged file or one of another kind."""
-    path = Path(path)
+    path = as_path(path)
     if not path.exists():
         raise FileNotFoundError(f"expected a checkpoint at {path}; there is no such file")
     if path.is_dir():

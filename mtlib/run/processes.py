@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mtlib.core import Params
+from mtlib.tasks import whole
 
 
 class Group(NamedTuple):
@@ -34,8 +35,9 @@ def processes(backend: str | None = None) -> Iterator[Group]:
     `backend` is torch.distributed's; None is NCCL for tensors on CUDA and Gloo for those on a CPU. With CUDA, the
     process computes on the device LOCAL_RANK. Without `torchrun` there is one process, and nothing to
     join: the same script runs with `python script.py`. Raises ValueError if a machine has fewer CUDA devices
-    than processes.
+    than processes, or for a backend that this torch does not know.
     """
+    _check_backend(backend)
     device = _device()
     if "WORLD_SIZE" not in os.environ:
         yield Group(0, 1, device)
@@ -64,8 +66,9 @@ def size() -> int:
 def part(tasks: int) -> slice:
     """This process's part of an axis of T tasks: ⌊T/P⌋ or ⌈T/P⌉ for each of P processes, in order of rank.
 
-    The part is empty if the rank is T or higher.
+    The part is empty if the rank is T or higher. Raises ValueError unless T is a whole number of at least 0.
     """
+    whole(tasks=tasks)
     least, more = divmod(tasks, size())
     first = rank() * least + min(rank(), more)
     return slice(first, first + least + (rank() < more))
@@ -138,6 +141,16 @@ def _device() -> torch.device:
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
+
+
+def _check_backend(backend: str | None) -> None:
+    """Raise ValueError for a backend that is no word of torch.distributed's, or a pair such as "cpu:gloo,cuda:nccl"."""
+    if backend is None or not dist.is_available():
+        return
+    known = dist.Backend.backend_list
+    words = backend.split(",") if isinstance(backend, str) else [""]
+    if not all(word.rpartition(":")[2].lower() in known for word in words):
+        raise ValueError(f"expected a backend among {known}, or None to choose, got {backend!r}")
 
 
 def _joined() -> bool:

@@ -61,8 +61,10 @@ def on_threads(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     """
     if not isinstance(workers, Integral) or workers < 1:
         raise ValueError(f"expected workers to be a whole number of at least 1, got {workers!r}")
-    if not all(map(callable, calls)):
-        raise TypeError("expected functions to call, without arguments, got something else")
+    if not isinstance(calls, Sequence) or not all(map(callable, calls)):
+        raise TypeError(
+            "expected functions to call, without arguments, in a list, got something else"
+        )
     grad, evaluation = torch.is_grad_enabled(), is_evaluating()
 
     def run(call: Callable[[], Any]) -> Any:
