@@ -6,13 +6,16 @@ FOMAML, Reptile and iMAML are one learner under four hypergradients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtlib.core import Batch, Episode, Learner, Loss, Params, Point, Steps, fixed, risk
+from mtlib.core import Batch, Episode, Learner, Loss, Params, Point, Steps, expect, fixed, risk
 from mtlib.objective import InLoop, Objective, Task, over_tasks
 from mtlib.run.replay import replay
 
@@ -50,7 +53,14 @@ def bilevel(
 
     ```
     """
-    task = (hypergradient or unrolled)(learner, loss)
+    check(learner, loss)
+    way: Any = unrolled if hypergradient is None else hypergradient
+    expect(
+        callable(way) and way is not implicit,
+        "a hypergradient such as first_order, or implicit(strength)",
+        way,
+    )
+    task: Task = way(learner, loss)
 
     def checked(phi: Params, episode: Episode) -> Tensor:
         if not isinstance(episode, Episode):
@@ -58,10 +68,20 @@ def bilevel(
                 f"bilevel expects episodes (support, query), got {type(episode).__name__}; "
                 "a stream of batches goes with `joint`"
             )
+        expect(
+            episode.query.y.ndim > 1, "episodes with an axis of tasks, y (T, Q, W)", episode.query.y
+        )
         return task(phi, episode)
 
     vmap = learner.vmap and not isinstance(task, InLoop)
     return over_tasks(checked, chunk=chunk, vmap=vmap, compile=compile, net=learner.net)
+
+
+def check(learner: Learner, loss: Loss) -> None:
+    """Raise ValueError unless these are a learner and a loss."""
+    expect(isinstance(learner, Learner), "a learner, such as maml(net, loss, lr, steps)", learner)
+    made = callable(loss) and not isinstance(loss, type)
+    expect(made, "a loss, a function such as nn.functional.mse_loss", loss)
 
 
 def unrolled(learner: Learner, loss: Loss) -> Task:
@@ -69,6 +89,7 @@ def unrolled(learner: Learner, loss: Loss) -> Task:
 
     dL^Q/dφ = (I − αH_0) ⋯ (I − αH_{k−1}) ∇L^Q(θ_k),  H_j = ∇²L^S(θ_j). {cite}`finn2017maml`
     """
+    check(learner, loss)
 
     def task(phi: Params, episode: Episode) -> Tensor:
         return at(learner, loss, learner.adapt(phi, episode.support), episode.query)
@@ -79,9 +100,13 @@ def unrolled(learner: Learner, loss: Loss) -> Task:
 def multi_step(weights: Sequence[float]) -> Hypergradient:
     """MAML++'s loss: the query loss after every inner step counts, Σ_j w_j L^Q(θ_j) for j = 1 … K.
 
-    (0, …, 0, 1) is `unrolled`, at the same cost. Raises ValueError if the learner takes another number of inner steps.
-    {cite}`antoniou2019how`
+    (0, …, 0, 1) is `unrolled`, at the same cost. Raises ValueError if the learner takes another number of inner steps, or
+    unless the weights are finite, at least 0 and not all 0. {cite}`antoniou2019how`
     """
+    expect(isinstance(weights, Sequence | Tensor), "weights, a list of numbers", weights)
+    w = torch.as_tensor(weights)
+    right = bool((w.isfinite() & (w >= 0)).all()) and (bool(w.any()) or not len(w))
+    expect(right, "weights that are finite, at least 0 and not all 0", list(weights))
 
     def hypergradient(learner: Learner, loss: Loss) -> Task:
         adapt = _in_steps(learner, "multi_step")
@@ -104,8 +129,11 @@ def multi_step(weights: Sequence[float]) -> Hypergradient:
 def annealed(steps: int, progress: float) -> list[float]:
     """Weights for `multi_step`: all steps alike at `progress` 0, the last alone from 1 on.
 
-    w_j = (1 − p)/K + p [j = K], p = min(progress, 1). Train in a few phases of growing p.
+    w_j = (1 − p)/K + p [j = K], p = min(progress, 1). Train in a few phases of growing p. Raises ValueError unless `steps`
+    is a whole number of at least 1 and `progress` ≥ 0.
     """
+    expect(_whole(steps, 1), "steps, a whole number of at least 1", steps)
+    expect(progress >= 0, "progress of at least 0", progress)
     p = min(progress, 1.0)
     return [(1 - p) / steps + p * (j == steps) for j in range(1, steps + 1)]
 
@@ -116,6 +144,7 @@ def first_order(learner: Learner, loss: Loss) -> Task:
     For learners whose θ has φ's entries, and none that only the inner steps read, such as learned rates; raises
     ValueError for others. {cite}`finn2017maml,nichol2018reptile`
     """
+    check(learner, loss)
     _without_settings(learner, "first_order")
 
     def task(phi: Params, episode: Episode) -> Tensor:
@@ -135,6 +164,7 @@ def checkpointed(learner: Learner, loss: Loss) -> InLoop:
     run in a loop. Raises ValueError if the learner has no inner steps. {cite}`chen2016sublinear`
     """
 
+    check(learner, loss)
     adapt = _in_steps(learner, "checkpointed")
 
     def task(phi: Params, episode: Episode) -> Tensor:
@@ -155,6 +185,7 @@ def _step(adapt: Steps, support: Batch, j: int, at: tuple[Params, Point]) -> Poi
 
 def _in_steps(learner: Learner, who: str) -> Steps:
     """The learner's `adapt`, or ValueError if it has no inner steps."""
+    expect(isinstance(learner, Learner), "a learner, such as maml(net, loss, lr, steps)", learner)
     if not isinstance(learner.adapt, Steps):
         raise ValueError(
             f"{who} expects a learner with inner steps, e.g. maml: an `adapt` that is a `Steps`; "
@@ -169,6 +200,7 @@ def secant(learner: Learner, loss: Loss) -> Task:
     It uses the support set alone; the query set only reports the value. With one inner step of rate α it
     is α∇L^S(φ), joint training. Raises ValueError for the learners that `first_order` refuses.
     """
+    check(learner, loss)
     _without_settings(learner, "secant")
 
     def task(phi: Params, episode: Episode) -> Tensor:
@@ -188,9 +220,9 @@ def implicit(strength: float, iterations: int = 5, solver: Solver | None = None)
     with: maml(..., strength=λ). Exact where the learner has reached θ*, and it moves every entry of φ that may move.
     {cite}`rajeswaran2019imaml`
     """
-    if not strength > 0 or iterations < 1:
+    if not isinstance(strength, Real) or not 0 < strength < math.inf or not _whole(iterations, 1):
         raise ValueError(
-            f"expected strength > 0 and iterations ≥ 1, got {strength} and {iterations}"
+            f"expected strength > 0, finite, and iterations ≥ 1, a whole number, got {strength!r:.60} and {iterations!r:.60}"
         )
 
     def hypergradient(learner: Learner, loss: Loss) -> Task:
@@ -223,11 +255,17 @@ def implicit(strength: float, iterations: int = 5, solver: Solver | None = None)
 
 def at(learner: Learner, loss: Loss, theta: Params, batch: Batch) -> Tensor:
     """L(θ) on a batch, predicted as the learner predicts."""
+    expect(isinstance(learner, Learner), "a learner, such as maml(net, loss, lr, steps)", learner)
     return risk(loss, learner.predict(theta, batch.x), batch.y)
 
 
 def conjugate_gradient(matrix: Callable[[Params], Params], b: Params, iterations: int) -> Params:
-    """Solve `matrix`(x) = b for a symmetric positive definite map on dicts of tensors, from x = 0."""
+    """Solve `matrix`(x) = b for a symmetric positive definite map on dicts of tensors, from x = 0.
+
+    Raises ValueError unless `iterations` ≥ 1.
+    """
+    expect(callable(matrix), "matrix, a function x -> Ax of dicts of tensors", matrix)
+    expect(_whole(iterations, 1), "iterations, a whole number of at least 1", iterations)
     x = {k: torch.zeros_like(v) for k, v in b.items()}
     r, p = b, b
     rr = _dot(r, r)
@@ -250,7 +288,11 @@ def neumann(
     It converges where every |1 − αa| < 1 for the eigenvalues a of A: for `implicit` with α = 1, where
     ‖∇²L^S‖ < λ. Smaller rates converge for every positive A: `partial(neumann, rate=0.1)`.
     {cite}`lorraine2020optimizing`
+    Raises ValueError unless α > 0 and n ≥ 0.
     """
+    expect(callable(matrix), "matrix, a function x -> Ax of dicts of tensors", matrix)
+    expect(_whole(iterations, 0), "iterations, a whole number of at least 0", iterations)
+    expect(0 < rate < math.inf, "a finite rate > 0", rate)
     x = {k: rate * v for k, v in b.items()}
     for _ in range(iterations):
         ax = matrix(x)
@@ -258,11 +300,15 @@ def neumann(
     return x
 
 
+def _whole(n: object, least: int) -> bool:
+    return isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= least
+
+
 def _without_settings(learner: Learner, who: str) -> None:
     if learner.settings:
         raise ValueError(
-            f"{who} reaches no entry of φ that only the inner steps read; here {list(learner.settings)[:3]} would never be "
-            "trained. Use unrolled; if the learner takes a rule, rule=constant leaves out the second derivatives."
+            f"{who} expects a learner without entries of φ that only the inner steps read; here "
+            f"{list(learner.settings)[:3]} would never be trained. Use unrolled; if the learner takes a rule, rule=constant leaves out the second derivatives."
         )
 
 

@@ -7,16 +7,13 @@ D features · C classes.  `phi` is what tasks share, `theta` what one task adapt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 Params = dict[str, Tensor]
 """Names as in `net.named_parameters()`; a method's own entries travel along under their own prefix."""
-
 Loss = Callable[[Tensor, Tensor], Tensor]
 """`loss(prediction, y)` -> scalar, the mean over the batch; torch's own losses fit."""
 
@@ -37,10 +34,8 @@ class Episode(NamedTuple):
 
 Point = tuple[Params, Any]
 """Where an inner loop stands: the entries that move, and the state of its rule."""
-
 Draw = Episode | Batch
 """What a stream gives: an Episode or a Batch with a leading axis T of tasks."""
-
 Stream = Callable[[int], Draw]
 """`stream(step)` -> a draw; the same step gives the same draw, always."""
 
@@ -118,12 +113,14 @@ def move(data: Any, device: torch.device | str) -> Any:
 
 def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """f(θ, x): the network with its parameters as an argument; entries of θ it does not know stay out."""
+    expect(isinstance(net, nn.Module), "a network, an nn.Module", net)
 
     def f(theta: Params, x: Tensor) -> Tensor:
         try:
             return ways.call(net, theta, x)
-        except RuntimeError as error:
-            if any(word in str(error) for word in ("shape", "size", "channels", "dtype")):
+        except (RuntimeError, TypeError) as error:
+            words = ("shape", "size", "channels", "dtype", "scalar type", "be Tensor", "missing")
+            if hasattr(x, "dtype") and any(word in str(error) for word in words):
                 raise ValueError(
                     f"{type(net).__name__} cannot read x of shape {tuple(x.shape)}, {x.dtype}: {error}"
                 ) from error
@@ -146,13 +143,12 @@ def classify(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
 
 def half(net: nn.Module, name: str) -> nn.Module:
     """The submodule `body` or `head`, or an error that says what the network must have."""
-    module = getattr(net, name, None)
-    if not isinstance(module, nn.Module):
-        raise ValueError(
-            f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no `{name}`. Give it "
-            "one: `mtlib.nets.two_halves(body, head)`."
-        )
-    return module
+    if isinstance(module := getattr(net, name, None), nn.Module):
+        return module
+    raise ValueError(
+        f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no `{name}`. Give it one: "
+        "`mtlib.nets.two_halves(body, head)`."
+    )
 
 
 def below(prefix: str, params: Params) -> Params:
@@ -165,23 +161,20 @@ def parameters(net: nn.Module) -> Params:
 
     Without the running statistics of norms in training mode, soon out of date: `mtlib.norm.calibrate` adds them.
     """
-    state, old = {**dict(net.named_parameters()), **dict(net.named_buffers())}, stale(net)
-    return {
-        k: v.detach().clone() for k, v in state.items() if v.is_floating_point() and k not in old
-    }
+    old, own = stale(net), {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    return {k: v.detach().clone() for k, v in own.items() if v.is_floating_point() and k not in old}
 
 
 def fixed(net: nn.Module | None) -> frozenset[str]:
     """The entries of φ that may not move, as the network is now: frozen parameters (`requires_grad`) and buffers."""
-    named = net.named_parameters() if net else ()
-    buffers = dict(net.named_buffers()) if net else {}
-    return frozenset(
-        {k for k, p in named if not p.requires_grad} | buffers.keys() | norms(net).keys()
-    )
+    net = net or nn.Identity()
+    frozen = {k for k, p in net.named_parameters() if not p.requires_grad}
+    return frozenset(frozen | dict(net.named_buffers()).keys() | norms(net).keys())
 
 
 def norms(net: nn.Module | None) -> dict[str, nn.Module]:
     """The names of running statistics, held or not, each with its norm."""
+    expect(net is None or isinstance(net, nn.Module), "a network, an nn.Module", net)
     places = [(p + "." if p else "", m) for p, m in net.named_modules()] if net else []
     named = [(p, k, m) for p, m in places for k in ("running_mean", "running_var") if hasattr(m, k)]
     return {p + k: m for p, k, m in named if not isinstance(getattr(m, k), nn.Parameter)}
@@ -195,32 +188,34 @@ def stale(net: nn.Module | None) -> frozenset[str]:
 
 def net_state(net: nn.Module, params: Params) -> Params:
     """The entries of `params` that belong to `net`: what `net.load_state_dict` takes."""
-    return {k: params[k].detach() for k in net.state_dict().keys() | norms(net) if k in params}
+    own = norms(net).keys() | net.state_dict().keys()
+    expect(not own or not own.isdisjoint(params), f"entries such as {[*own][:3]}", [*params][:3])
+    return {k: params[k].detach() for k in own if k in params}
 
 
 def load(net: nn.Module, params: Params) -> nn.Module:
     """Write φ back into the plain module, and return it. Raises ValueError if an entry is missing, misshapen or left over."""
-    require(params, (k for k, _ in net.named_parameters()))
-    require_statistics(params, {k: m for k, m in norms(net).items() if m.running_mean is not None})
-    state, here = net_state(net, params), {**net.state_dict(), **dict(net.named_buffers())}
-    if left := [k for k in params if k not in state]:
+    places, here = norms(net), {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    require(params, dict(net.named_parameters()))
+    require_statistics(params, {k: m for k, m in places.items() if m.running_mean is not None})
+    if left := [k for k in params if k not in here and k not in places]:
         raise ValueError(
             f"expected entries of {type(net).__name__} alone; {left[:5]} have no place in it. Multiply LoRA's out with "
             "`mtlib.learners.lora.merged`; load(net, net_state(net, params)) leaves behind what a method added."
         )
-    for k, v in state.items():
-        if k in here and here[k].shape != v.shape:
-            raise ValueError(f"expected {k} of shape {tuple(here[k].shape)}, got {tuple(v.shape)}")
-    for k in state.keys() - here:  # a norm's place for statistics, empty until now
-        setattr(norms(net)[k], k.rpartition(".")[2], state[k].clone())
-    net.load_state_dict(state, strict=False)
+    for k, v in params.items():
+        shape = here[k].shape if k in here else v.shape
+        expect(v.shape == shape, f"{k} of shape {tuple(shape)}", v)
+    for k in params.keys() & here.keys():
+        here[k].data.copy_(params[k])
+    for k in params.keys() - here:  # a norm's place for statistics, empty until now
+        setattr(places[k], k.rpartition(".")[2], params[k].detach().clone())
     return net
 
 
 def require(theta: Params, names: Iterable[str]) -> None:
     """Raise ValueError where `theta` lacks one of the names."""
-    missing = [k for k in names if k not in theta]
-    if missing:
+    if missing := [k for k in names if k not in theta]:
         raise ValueError(
             f"expected parameters named {missing[:5]}; got {list(theta)[:5]}. Were they trained for another network? "
             "`start(learner, trained)` carries them over."
@@ -239,12 +234,22 @@ def require_statistics(theta: Params, wanted: dict[str, nn.Module]) -> None:
 
 def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
     """loss(ŷ, y), once the two are known to fit (torch would broadcast, or fail far from here)."""
-    if not fits(loss, prediction, y):
+    if not fits(loss, prediction, y) or 0 in y.shape:
         raise ValueError(
-            f"expected predictions and targets of one shape (N, W); the learner predicts {tuple(prediction.shape)}, "
-            f"y is {tuple(y.shape)}. Does the head have one output for each class, and is y one-hot or (N, 1)?"
+            f"expected predictions and targets of one shape (N, W), at least one row; the learner predicts "
+            f"{tuple(prediction.shape)}, y is {tuple(y.shape)}. Does the head have one output for each class, and is y one-hot or (N, 1)?"
         )
-    return loss(prediction, y)
+    expect(not isinstance(loss, type), "a loss(prediction, y), not yet its class", loss)
+    value = loss(prediction, y)
+    expect(isinstance(value, Tensor) and not value.ndim, "a loss that is a scalar tensor", value)
+    return value
+
+
+def expect(right: bool, what: str, found: Any) -> None:
+    """Raise ValueError unless it is right: what was expected, and what came."""
+    if not right:
+        shown = tuple(found.shape) if isinstance(found, Tensor) else found
+        raise ValueError(f"expected {what}; got {type(found).__name__}: {str(shown)[:60]}")
 
 
 def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
@@ -257,25 +262,23 @@ def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     return torch.func.grad(loss)(theta)  # type: ignore[no-any-return]
 
 
-@dataclass
-class Ways:
-    """Two places where `mtlib.run` puts faster and safer ways to the same numbers."""
-
-    gradient: Callable[[Callable[[Params], Tensor], Params], Params]
-    call: Callable[[nn.Module, Params, Tensor], Tensor]
-
-
 def lend(net: nn.Module, theta: Params, x: Tensor) -> Tensor:
     """The network called with θ in the place of its parameters, and with copies of its buffers: a call writes to them."""
-    own = [k for k, _ in net.named_parameters()]
-    require(theta, own)
+    require(theta, own := [k for k, _ in net.named_parameters()])
     held = {**dict(net.named_buffers()), **{k: theta[k] for k in norms(net) if k in theta}}
     device = theta[own[0]].device if own else x.device
     copies = {k: theta.get(k, b).detach().to(device, copy=True) for k, b in held.items()}
-    return functional_call(net, {**{k: theta[k] for k in own}, **copies}, (x,))  # type: ignore[no-any-return]
+    return torch.func.functional_call(net, {**{k: theta[k] for k in own}, **copies}, (x,))  # type: ignore[no-any-return]
 
 
-ways = Ways(reference, lend)
+class Ways:
+    """Two places where `mtlib.run` puts faster and safer ways to the same numbers."""
+
+    gradient: Callable[[Callable[[Params], Tensor], Params], Params] = staticmethod(reference)
+    call: Callable[[nn.Module, Params, Tensor], Tensor] = staticmethod(lend)
+
+
+ways = Ways()
 
 
 class Start(NamedTuple):
@@ -293,17 +296,15 @@ def start(learner: Learner, trained: Params) -> Start:
     All of it is then where the trained entries are, in their dtype, without running statistics of what was replaced
     (`mtlib.norm.calibrate`). Raises ValueError when nothing fits.
     """
+    expect(isinstance(learner, Learner), "a learner, such as protonet(net)", learner)
+    expect(isinstance(trained, dict), "trained parameters, {name: tensor}", trained)
     phi, places = learner.init(), norms(learner.net).keys()
     phi |= {k: v for k, v in trained.items() if k in places}
     copied = tuple(k for k in phi if k in trained and trained[k].shape == phi[k].shape)
-    if not copied:
-        raise ValueError(
-            f"expected trained parameters that fit this learner, with entries such as {list(phi)[:3]}; "
-            f"got {list(trained)[:3]}. Was another network trained?"
-        )
+    fit = f"parameters that fit, such as {list(phi)[:3]}. Was another network trained?"
+    expect(bool(copied), fit, list(trained)[:3])
     old = {k for k in places - trained.keys() if any(c.startswith(k.split(".")[0]) for c in copied)}
-    own = {k: v for k, v in phi.items() if k not in old}
-    like = trained[copied[0]]
+    own, like = {k: v for k, v in phi.items() if k not in old}, trained[copied[0]]
     params = {k: trained[k].detach().clone() if k in copied else v.to(like) for k, v in own.items()}
     fresh, left = ([k for k in d if k not in copied] for d in (params, trained))
     return Start(params, copied, tuple(fresh), tuple(left))

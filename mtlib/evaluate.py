@@ -331,7 +331,7 @@ def answers(learner: Learner, params: Params, draw: Episode) -> Tensor:
     device = _device(learner, params)
     if not isinstance(draw, Episode):
         raise TypeError(f"expected a draw of episodes, `stream(0)`, got {type(draw).__name__}")
-    check_draw(draw)
+    check_draw(draw, numbers=False)
     draw = move(draw, device)
 
     def task(phi: Params, episode: Episode) -> Tensor:

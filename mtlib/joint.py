@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, combinations, pairwise
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Draw, Loss, Params, apply, classify, features, risk
+from mtlib.core import Batch, Draw, Loss, Params, apply, classify, expect, features, require, risk
 from mtlib.objective import Objective, over_tasks, whole
 
 Penalty = Callable[[Params, Tensor, Tensor], Tensor]
@@ -28,7 +30,11 @@ def joint(
     The weights are 1/T by default. Weights (1, 0) leave the target's labels unused: with an alignment penalty that is
     domain adaptation. (1 − α, α) is the α-weighted risk {cite}`bendavid2010theory`. If label spaces differ, `columns[t]`
     are the outputs of data set t (`own_columns`). Batches have a leading axis T (`mtlib.tasks.mixture`), and each data
-    set goes through the network by itself, so that batch statistics are its own.
+    set goes through the network by itself, so that batch statistics are its own. `cross_entropy(weight=...)` divides a sum
+    over one-hot rows by their number B; over class numbers it would divide by the sum of their weights (torch's rule).
+
+    Raises ValueError unless the weights are finite, at least 0 and not all 0, or where columns are empty, lie beyond the
+    head's outputs, or overlap in part (data sets may share all their columns), or no class of a data set is in its own.
 
     ```pycon
     >>> from mtlib.core import parameters
@@ -40,11 +46,19 @@ def joint(
 
     ```
     """
-    w = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+    w = None if weights is None else _weights(weights)
     f = apply(net)
+    _check(loss, columns)
+    expect(not callable(penalties), "penalties, a list: [coral()]", penalties)
+    for penalty in penalties:
+        expect(
+            _takes_three(penalty), "penalties(theta, z, logits), made by a call: [coral()]", penalty
+        )
 
     def term(theta: Params, batch: Batch) -> Tensor:
-        return risk(loss, f(theta, _batch(batch).x), batch.y)
+        x, y = _batch(batch)
+        expect(y.ndim > 1, "batches x (T, B, *item), y (T, B, W), T data sets, one-hot rows", y)
+        return risk(loss, f(theta, x), y)
 
     if not penalties and columns is None:
         return over_tasks(term, w, chunk, net=net)
@@ -69,6 +83,7 @@ def risks(
 ) -> Callable[[Params, Draw], Tensor]:
     """The risk L_t(f_θ) of each data set, (θ, batch) -> (T,), for weighted and other sums."""
     f = apply(net)
+    _check(loss, columns)
 
     def terms(theta: Params, draw: Draw) -> Tensor:
         batch = _batch(draw)
@@ -82,18 +97,28 @@ def own_columns(widths: Sequence[int]) -> list[slice]:
     """Separate heads as blocks of one head's outputs: widths (W_1, …, W_T) -> T slices of ΣW_t columns.
 
     The class numbers of data set t start at W_1 + … + W_{t−1}, so that `mtlib.tasks.mixture` makes targets of that width.
+    Raises ValueError unless each width is a whole number of at least 1.
     """
+    whole = [isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in widths]
+    expect(bool(whole) and all(whole), "widths, each a whole number of at least 1", list(widths))
     ends = list(accumulate(widths, initial=0))
     return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def toward(anchor: Params, strength: float) -> Penalty:
-    """L2-SP: λ · ½‖θ − anchor‖² over the anchor's entries, λ = `strength` ≥ 0 (else ValueError). {cite}`li2018l2sp`"""
-    if not 0 <= strength < float("inf"):
-        raise ValueError(f"expected a finite strength of at least 0, got {strength}")
+    """L2-SP: λ · ½‖θ − anchor‖² over the anchor's entries, λ = `strength` ≥ 0 (else ValueError). {cite}`li2018l2sp`
+
+    θ without one of them, or with one of another shape, raises ValueError, too.
+    """
+    expect(isinstance(anchor, dict), "an anchor, parameters {name: tensor}", anchor)
+    if not isinstance(strength, Real) or not 0 <= strength < float("inf"):
+        raise ValueError(f"expected a finite strength of at least 0, got {strength!r}")
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
-        return 0.5 * strength * sum(((theta[k] - v) ** 2).sum() for k, v in anchor.items())  # type: ignore[return-value]
+        require(theta, anchor)
+        for k, v in anchor.items():
+            expect(theta[k].shape == v.shape, f"an anchor {k} of θ's shape", v)
+        return 0.5 * strength * sum(((theta[k] - v) ** 2).sum() for k, v in anchor.items())
 
     return penalty
 
@@ -105,9 +130,61 @@ def _own_risks(loss: Loss, logits: Tensor, y: Tensor, columns: Sequence[slice] |
         raise ValueError(
             f"expected the columns of each data set: got {len(own)} for {len(logits)} data sets"
         )
+    if columns is not None:
+        _check_columns(columns, logits.shape[-1], y)
     return torch.stack(
         [risk(loss, a[:, c], b[:, c]) for a, b, c in zip(logits, y, own, strict=True)]
     )
+
+
+def _check_columns(columns: Sequence[slice], width: int, y: Tensor) -> None:
+    """Raise ValueError where columns are empty, lie beyond the head, overlap in part, or no class of a data set is in its own."""
+    places = [range(width)[c] for c in columns]
+    for c, place in zip(columns, places, strict=True):
+        ends = [abs(n) > width for n in (c.start, c.stop) if n is not None]
+        if not place or any(ends):
+            raise ValueError(
+                f"expected columns among the head's {width} outputs, at least one; got {c}"
+            )
+    for t, (c, place, rows) in enumerate(zip(columns, places, y, strict=True)):
+        if len(place) > 1 and not rows[:, c].any() and bool((rows.sum(1) == 1).all()):
+            raise ValueError(
+                f"expected the classes of data set {t} in its own columns {list(place)}, got them all in others: its class "
+                f"numbers start at {place[0]}"
+            )
+    for a, b in combinations(places, 2):
+        if a != b and set(a) & set(b):
+            raise ValueError(
+                f"expected columns of each data set alone, or shared as a whole; {list(a)} and {list(b)} overlap"
+            )
+
+
+def _check(loss: Loss, columns: Sequence[slice] | None) -> None:
+    made = callable(loss) and not isinstance(loss, type)
+    expect(made, "a loss, a function such as nn.functional.cross_entropy", loss)
+    slices = columns is None or all(isinstance(c, slice) for c in columns)
+    expect(slices, "columns as slices, such as own_columns([3, 2]) gives", columns)
+
+
+def _weights(weights: Sequence[float]) -> Tensor:
+    try:
+        w = torch.as_tensor(weights, dtype=torch.float64)
+    except (TypeError, ValueError):  # words, for one
+        w = torch.empty(0)
+    right = w.ndim == 1 and bool((w.isfinite() & (w >= 0)).all()) and bool((w > 0).any())
+    expect(right, "weights, one for each data set: finite, at least 0, not all 0", weights)
+    return w
+
+
+def _takes_three(penalty: Penalty) -> bool:
+    """Whether it can be called as penalty(theta, z, logits); `coral`, not yet made, cannot."""
+    try:
+        inspect.signature(penalty).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it does not say
+        return True
+    return True
 
 
 def _batch(batch: Draw) -> Batch:

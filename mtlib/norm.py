@@ -7,14 +7,16 @@ function with its own rule for `vmap`: T tasks of C channels are treated as T·C
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mtlib.core import Params
+from mtlib.core import Batch, Episode, Params, expect
 from mtlib.run.copies import before, evaluating, private
 from mtlib.run.fast import plain
 
@@ -39,6 +41,9 @@ class Norm(nn.Module):
         super().__init__()
         if statistics not in ("batch", "stored"):
             raise ValueError(f'expected statistics "batch" or "stored", got {statistics!r}')
+        whole = isinstance(channels, Integral) and not isinstance(channels, bool) and channels >= 1
+        expect(whole, "channels, a whole number of at least 1", channels)
+        expect(0 <= eps < math.inf, "a finite eps of at least 0", eps)
         self.statistics, self.eps = statistics, eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -54,7 +59,14 @@ class Norm(nn.Module):
             raise ValueError(
                 f"expected x of shape (B, {len(self.weight)}, ...) in this Norm, got {tuple(x.shape)}"
             )
+        if x.dtype != self.weight.dtype and torch.float64 in (x.dtype, self.weight.dtype):
+            raise ValueError(f"expected x of {self.weight.dtype} in this Norm, got {x.dtype}")
         own = self.running_mean is None or (self.statistics == "batch" and self.training)
+        if own and _elements(x) < 2:
+            raise ValueError(
+                f"expected more than one number per channel to take mean and variance of, got x {tuple(x.shape)}: "
+                'x − μ would be 0. Give more rows, or statistics="stored".'
+            )
         if own and not plain():
             return _Normalise.apply(x, self.weight, self.bias, self.eps)[0]
         if self.running_mean is None or self.running_var is None or own:
@@ -79,9 +91,14 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
     Where φ has the statistics of some norms (frozen in evaluation mode, so that it was trained with them) and lacks others,
     only those it lacks are computed; where it has all, or none, all are.
 
-    Raises ValueError if there is no such norm, or no batch.
+    Raises ValueError if there is no such norm, or no batch, or a norm meets NaN or infinity.
     """
+    expect(
+        not isinstance(batches, Tensor | Batch | Episode), "batches, a list of inputs: [x]", batches
+    )
     batches = list(batches)
+    for x in batches:
+        expect(not isinstance(x, Batch | Episode), "batches of inputs x, tensors without labels", x)
     places = [(k, m) for k, m in net.named_modules() if _tracks(m)]
     if not places:
         raise ValueError(
@@ -97,15 +114,17 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
     for place, norm in places:
         seen = [pair for x in batches for pair in _moments_at(place, net, phi, x)]
         total = sum(n for n, _, _ in seen)
-        if not total:
-            raise ValueError(
-                f"expected the norm at {place!r} to read these batches; it was not called"
-            )
+        if not total:  # not on the way that these batches take
+            continue
         mean = torch.stack([m * (n / total) for n, m, _ in seen]).sum(0)
         between = 0 if isinstance(norm, INSTANCE_NORMS) else 1
         var = torch.stack([(v + between * (m - mean) ** 2) * (n / total) for n, m, v in seen]).sum(
             0
         )
+        if not bool((mean.isfinite() & var.isfinite()).all()):
+            raise ValueError(
+                f"expected finite numbers at the norm {place!r}; the batches, or φ, hold NaN or infinity"
+            )
         dot = f"{place}." if place else ""
         phi |= {f"{dot}running_mean": mean, f"{dot}running_var": var}
     return phi
@@ -148,6 +167,7 @@ def _elements(x: Tensor) -> int:
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance per channel of x: (B, channels, ...)."""
+    expect(x.ndim > 1, "x of shape (B, channels, ...)", x)
     var, mean = torch.var_mean(x, _all_but_channels(x), correction=0)
     return mean, var
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from numbers import Integral
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mtlib.core import Draw, Params, fixed, over, take
+from mtlib.core import Draw, Params, expect, fixed, over, take
 from mtlib.run.fast import NeedsLoop, function_modes, plain, settled, watched
 from mtlib.run.threads import Share, sharing
 
@@ -75,8 +76,9 @@ def over_tasks(
     better part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
     Frozen parameters and buffers of `net` get no gradient.
     """
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"expected a chunk of at least 1 task, got {chunk}")
+    whole = isinstance(chunk, Integral) and not isinstance(chunk, bool) and chunk >= 1
+    expect(chunk is None or whole, "a chunk of at least 1 task, a whole number", chunk)
+    expect(callable(task), "a task, a function (phi, data) -> scalar", task)
     run = Batched(task, vmap and not isinstance(task, InLoop))
 
     def weigh(tasks: int) -> Tensor:
@@ -85,12 +87,14 @@ def over_tasks(
         return torch.full((tasks,), 1 / tasks, dtype=torch.float64) if weights is None else weights
 
     def value(phi: Params, data: Any) -> Tensor:
-        values = torch.stack([task(phi, take(data, t)) for t in range(count(data))])
+        values = run.loop(phi, data)
+        expect(values.ndim == 1, "a task whose value is a scalar, for T tasks (T,)", values)
         return weigh(len(values)).to(values) @ values
 
     def gradient(leaves: Params, data: Any, w: Tensor) -> tuple[Tensor, Params]:
         with torch.enable_grad():
             values = run(leaves, data)
+            expect(values.ndim == 1, "a task whose value is a scalar, for T tasks (T,)", values)
             part = w.to(values) @ values
         return part.detach(), add_gradient({}, part, leaves)
 
@@ -120,6 +124,8 @@ def whole(value: Callable[[Params, Any], Tensor], net: nn.Module | None = None) 
         leaves = leaves_of(phi, net)
         with torch.enable_grad():
             result = value(leaves, data)
+            right = isinstance(result, Tensor) and not result.ndim
+            expect(right, "a value that is a scalar tensor", result)
         return result.detach(), add_gradient({}, result, leaves)
 
     return Objective(value, value_and_grad, net=net)
@@ -264,12 +270,22 @@ class Batched:
                     stacklevel=3,
                 )
             return self.loop(phi, data)
+        except RuntimeError as error:
+            if "We don't support vmap over" in str(error) or "data-dependent control" in str(error):
+                raise ValueError(
+                    "expected a task, with its loss and its network, that gives tensors and runs under vmap: without "
+                    f".item(), float() or an `if` on their values. chunk=1 runs tasks one by one. torch says: {error}"
+                ) from error
+            raise
         self.first = False
         return result
 
     def loop(self, phi: Params, data: Any) -> Tensor:
         with settled():
-            return torch.stack([self.task(phi, take(data, t)) for t in range(count(data))])
+            values = [self.task(phi, take(data, t)) for t in range(count(data))]
+            for value in values:
+                expect(isinstance(value, Tensor), "a task that gives a tensor", value)
+            return torch.stack(values)
 
     def vmap(self, phi: Params, data: Any) -> Tensor:
         return torch.vmap(partial(self.task, phi), randomness="different")(data)

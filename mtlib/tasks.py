@@ -331,14 +331,6 @@ def whole(least: int = 0, **numbers: int) -> None:
             raise ValueError(f"expected {name} to be a whole number of at least {least}, got {n!r}")
 
 
-def above_zero(**numbers: float) -> None:
-    """Raise unless each is a finite number above 0."""
-    for name, n in numbers.items():
-        real = isinstance(n, Real) and not isinstance(n, bool)
-        if not (real and 0 < n < math.inf):
-            raise ValueError(f"expected a finite {name} > 0, got {n!r}")
-
-
 def functions(arguments: int, **found: object) -> None:
     """Raise unless each is a function of so many arguments; the class of a module has yet to be made one."""
     for name, f in found.items():
@@ -373,7 +365,7 @@ def above_zero(**numbers: float) -> None:
     for name, n in numbers.items():
         real = isinstance(n, Real) and not isinstance(n, bool)
         if not (real and 0 < n < math.inf):
-            raise ValueError(f"expected {name} above 0, a finite number, got {n!r}")
+            raise ValueError(f"expected {name} > 0, a finite number, got {n!r}")
 
 
 def check_seed(seed: int) -> None:

@@ -121,6 +121,7 @@ from mtlib.learners.finetune import (
     layers,
     linear_probe,
     lp_ft,
+    spectral_sum,
 )
 from mtlib.learners.gradient import (
     adam,
@@ -654,9 +655,9 @@ BAD |= {
     "Norm: no channels in x": (lambda: Norm(8)(torch.randn(8)), r"\(B, 8, ...\)"),
     "Norm: one row": (lambda: Norm(8)(torch.randn(1, 8)), "more than one|at least 2"),
     "Norm: double data": (lambda: Norm(8)(torch.randn(4, 8).double()), "float64"),
-    "calibrate: norms that store nothing": (
+    "calibrate: inputs that are no images": (
         lambda: calibrate(conv4(), parameters(conv4()), [torch.zeros(1)]),
-        "found none",
+        "expected images",
     ),
     "calibrate: a network without norms": (lambda: calibrate(NET, PHI, [SUPPORT.x]), "found none"),
     "calibrate: one tensor for the batches": (
@@ -697,7 +698,7 @@ BAD |= {
     "apply: a class for the network": (lambda: apply(nn.Identity), "nn.Module"),
     "apply: the network for φ": (lambda: apply(NET)(NET, SUPPORT.x), "parameters"),
     "apply: a list for φ": (lambda: apply(NET)(list(PHI.values()), SUPPORT.x), "parameters"),
-    "apply: numpy x": (lambda: apply(NET)(PHI, SUPPORT.x.numpy()), "tensor"),
+    "apply: numpy x": (lambda: apply(NET)(PHI, SUPPORT.x.numpy()), "must be Tensor, not numpy"),
     "apply: double data for a float network": (
         lambda: apply(NET)(PHI, SUPPORT.x.double()),
         "float64",
@@ -718,7 +719,7 @@ BAD |= {
     "apply: φ of another network": (lambda: apply(NET)(parameters(OTHER), SUPPORT.x), "shape"),
     "apply: a network of two inputs": (
         lambda: apply(Sum())({}, SUPPORT.x),
-        "one argument|one input",
+        "missing 1 required positional argument",
     ),
     "features: no body": (lambda: features(nn.Linear(3, 2)), "two named halves"),
     "features: φ for the network": (lambda: features(PHI), "nn.Module|two named halves"),
@@ -1332,7 +1333,7 @@ BAD |= {
     "maml: a negative strength": (lambda: maml(NET, cross_entropy, 0.1, 1, -1.0), "strength"),
     "maml: numpy support": (
         lambda: gives(NET, over(lambda d: d.numpy(), SUPPORT), LEARNERS["maml"]),
-        "tensor",
+        "must be Tensor, not numpy",
     ),
     "maml: a tuple for the support set": (
         lambda: gives(NET, (SUPPORT.x, SUPPORT.y), LEARNERS["maml"]),
@@ -1455,7 +1456,10 @@ BAD |= {
     "l2_sp: a head strength of NaN": (lambda: l2_sp(1.0, NAN), "head"),
     "delta: a negative strength": (lambda: delta(NET, -1.0), "strength"),
     "delta: no body": (lambda: delta(nn.Linear(3, 2), 1.0), "two named halves"),
-    "bss: no directions": (lambda: bss(NET, 1.0, smallest=0), "smallest"),
+    "bss: no directions": (
+        lambda: bss(NET, 1.0, smallest=0)(PHI, PHI, SUPPORT.x),
+        "from 1 to 5 singular values",
+    ),
     "bss: a negative strength": (lambda: bss(NET, -1.0), "strength"),
     "discriminative: a factor of 0": (lambda: discriminative(NET, 0.1, 0.0), "factor"),
     "discriminative: a negative rate": (lambda: discriminative(NET, -0.1), "lr|rate"),
@@ -1505,7 +1509,10 @@ BAD |= {
     "lora: no rank": (lambda: lora(NET, cross_entropy, 0.1, 1, rank=0), "rank of at least 1"),
     "lora: half a rank": (lambda: lora(NET, cross_entropy, 0.1, 1, rank=2.5), "rank"),
     "lora: a scale of NaN": (lambda: lora(NET, cross_entropy, 0.1, 1, scale=NAN), "scale"),
-    "merged: nothing to merge": (lambda: merged(PHI), "lora"),
+    "merged: nothing to merge": (
+        lambda: merged(PHI),
+        lambda theta: theta.keys() == PHI.keys(),
+    ),
     "merged: the network": (lambda: merged(NET), "parameters"),
     "policy_gradient: no spread": (
         lambda: policy_gradient(mlp(2, (8,), 2), lambda *a: a, 0.0, 0.1, 1),
@@ -1588,8 +1595,8 @@ BAD |= {
         r"features \(T, B, D\)",
     ),
     "mmd: no widths": (lambda: align.mmd(widths=()), "widths"),
-    "mmd: a width of 0": (lambda: align.mmd(widths=(0.0,)), "width above 0"),
-    "jan: a negative width": (lambda: align.jan(widths=(-1.0,)), "width above 0"),
+    "mmd: a width of 0": (lambda: align.mmd(widths=(0.0,)), "width > 0"),
+    "jan: a negative width": (lambda: align.jan(widths=(-1.0,)), "width > 0"),
     "mcc: a temperature of 0": (lambda: align.mcc(temperature=0.0), "temperature"),
     "mcc: a negative temperature": (lambda: align.mcc(temperature=-1.0), "temperature"),
     "bsp: no directions": (lambda: align.bsp(largest=0), "largest"),
@@ -2237,6 +2244,209 @@ BAD |= {
     ),
 }
 
+# numbers, kinds and shapes: the same kinds, other members -----------------------------------------
+
+
+def _steps(name: str, make: Callable[..., Any]) -> None:
+    BAD[f"{name}: True steps"] = (lambda: make(NET, cross_entropy, 0.1, True), "steps")
+    BAD[f"{name}: a loss class"] = (lambda: make(NET, nn.CrossEntropyLoss, 0.1, 1), "loss")
+    BAD[f"{name}: a loss by name"] = (lambda: make(NET, "mse", 0.1, 1), "loss")
+    BAD[f"{name}: no rate"] = (lambda: make(NET, cross_entropy, None, 1), "lr|rate")
+    BAD[f"{name}: a rate in words"] = (lambda: make(NET, cross_entropy, "0.1", 1), "lr|rate")
+    BAD[f"{name}: a negative rate of numpy's"] = (
+        lambda: make(NET, cross_entropy, np.float32(-0.1), 1),
+        "lr|rate",
+    )
+
+
+for _name, _make in _GRADIENT.items():
+    if _name != "entropy_finetune":
+        _steps(_name, _make)
+
+_TWO_SETS = Batch(
+    BATCH.x, one_hot(torch.arange(10).expand(2, -1) % 2, 5)
+)  # classes 0 and 1 in both
+BAD |= {
+    "maml: a strength of NaN": (lambda: maml(NET, cross_entropy, 0.1, 1, NAN), "strength"),
+    "maml: a negative rate of one entry": (
+        lambda: maml(NET, cross_entropy, {"head.bias": -0.1}, 1),
+        "rate of 'head.bias'",
+    ),
+    "maml: a rule by name": (lambda: maml(NET, cross_entropy, 0.1, 1, rule="adam"), "rule"),
+    "maml: a rule class": (lambda: maml(NET, cross_entropy, 0.1, 1, rule=torch.optim.SGD), "rule"),
+    "momentum: a negative μ": (lambda: momentum(-0.1), "mu"),
+    "adam: a β of NaN": (lambda: adam(NAN), "beta1"),
+    "adam: an ε of NaN": (lambda: adam(eps=NAN), "eps"),
+    "proximity: a number for a matrix": (
+        lambda: proximity({"a": torch.ones(3, 2)}, {"a": torch.ones(1)}),
+        "shape",
+    ),
+    "step: a rate in words": (
+        lambda: step(lambda p: p["a"].sum(), ({"a": torch.ones(2)}, None), "0.1", 0),
+        "rate",
+    ),
+    "step: no rate": (
+        lambda: step(lambda p: p["a"].sum(), ({"a": torch.ones(2)}, None), None, 0),
+        "rate",
+    ),
+    "learned: a class for the maker": (lambda: learned({"a": torch.ones(1)}, dict), "learner"),
+    "weight_decay: an infinite decay": (
+        lambda: hyper.weight_decay(NET, cross_entropy, 0.1, 1, INF),
+        "decay",
+    ),
+    "reweighted: half an example": (
+        lambda: hyper.reweighted(NET, cross_entropy, 0.1, 1, 2.5),
+        "examples",
+    ),
+    "distilled: a rate of NaN": (
+        lambda: hyper.distilled(NET, cross_entropy, NAN, 1, SUPPORT),
+        "rate|lr",
+    ),
+    "distilled: half a step": (
+        lambda: hyper.distilled(NET, cross_entropy, 0.1, 2.5, SUPPORT),
+        "steps",
+    ),
+    "distilled: no loss": (lambda: hyper.distilled(NET, None, 0.1, 1, SUPPORT), "loss"),
+    "lora: a scale of 0": (lambda: lora(NET, cross_entropy, 0.1, 1, scale=0.0), "scale > 0"),
+    "lora: a negative scale": (lambda: lora(NET, cross_entropy, 0.1, 1, scale=-1.0), "scale"),
+    "lora: True for the rank": (lambda: lora(NET, cross_entropy, 0.1, 1, rank=True), "rank"),
+    "policy_gradient: infinite spread": (
+        lambda: policy_gradient(mlp(2, (8,), 2), lambda *a: a, INF, 0.1, 1),
+        "spread",
+    ),
+    "policy_gradient: no world": (
+        lambda: gives(
+            mlp(2, (8,), 2),
+            Batch(torch.zeros(3, 4, 2), torch.ones(3, 4)),
+            lambda net: policy_gradient(net, None, 1.0, 0.1, 1),
+        ),
+        "world",
+    ),
+    "policy_gradient: half a step": (
+        lambda: policy_gradient(mlp(2, (8,), 2), lambda *a: a, 1.0, 0.1, 2.5),
+        "steps",
+    ),
+    "log_normal: a spread of NaN": (lambda: log_normal(Z, Z, NAN), "spread"),
+    "cavia: half a dimension": (lambda: cavia(NET, cross_entropy, 0.1, 1, dims=2.5), "dims"),
+    "linear_probe: half an iteration": (lambda: linear_probe(NET, iterations=2.5), "iterations"),
+    "linear_probe: infinite strength": (
+        lambda: linear_probe(NET, cross_entropy, INF),
+        "strength > 0",
+    ),
+    "linear_probe: a loss class": (lambda: linear_probe(NET, nn.MSELoss), "loss"),
+    "fresh_head: φ for the network": (lambda: fresh_head(LEARNER, PHI), "nn.Module"),
+    "bss: half a direction": (lambda: bss(NET, 1.0, smallest=1.5), "smallest"),
+    "spectral_sum: half a direction": (lambda: spectral_sum(Z, 1.5), "whole number"),
+    "discriminative: a factor of NaN": (lambda: discriminative(NET, 0.1, NAN), "factor"),
+    "discriminative: an infinite factor": (lambda: discriminative(NET, 0.1, INF), "factor"),
+    "gradual: half a step": (lambda: gradual(NET, 0.1, 2.5), "every"),
+    "risk: no rows": (lambda: risk(mse_loss, torch.zeros(0, 3), torch.zeros(0, 3)), "one row"),
+    "risk: a loss that gives a float": (
+        lambda: risk(lambda p, y: 0.5, torch.zeros(4, 3), torch.zeros(4, 3)),
+        "scalar",
+    ),
+    "apply: φ of a network with a head of one column": (
+        lambda: apply(NET)({**PHI, "head.bias": torch.zeros(1)}, SUPPORT.x),
+        r"head.bias of shape \(5,\)",
+    ),
+    "protomaml: a network of another number of outputs": (
+        lambda: gives(mlp(30, (8,), 2), SUPPORT, LEARNERS["protomaml"]),
+        lambda prediction: prediction.shape == (10, 5),
+    ),
+    "lp_ft: a network of another number of outputs": (
+        lambda: gives(mlp(30, (8,), 2), SUPPORT, LEARNERS["lp_ft"]),
+        lambda prediction: prediction.shape == (10, 5),
+    ),
+    "evaluate: φ with a bias of one number": (
+        lambda: scored(phi={**PHI, "head.bias": torch.zeros(1)}),
+        r"head.bias of the network.s shape \(5,\)",
+    ),
+    "bilevel: one task without its axis": (
+        lambda: OBJECTIVE(PHI, Episode(SUPPORT, take(QUERY, slice(0, 5)))),
+        r"\(T, ",
+    ),
+    "bilevel: a task with no rows": (
+        lambda: OBJECTIVE(PHI, DRAW._replace(support=over(lambda d: d[:, :0], DRAW.support))),
+        "one row",
+    ),
+    "bilevel: the loss for the hypergradient": (
+        lambda: bilevel(LEARNER, cross_entropy, 3),
+        "hypergradient",
+    ),
+    "implicit: an infinite pull": (lambda: implicit(INF), "strength > 0"),
+    "multi_step: a negative weight": (lambda: multi_step([1.0, -1.0]), "weights"),
+    "multi_step: weights that are all 0": (lambda: multi_step([0.0, 0.0]), "weights"),
+    "annealed: half a step": (lambda: annealed(2.5, 0.5), "steps"),
+    "conjugate_gradient: half an iteration": (
+        lambda: conjugate_gradient(lambda v: v, {"a": torch.ones(2)}, 2.5),
+        "iterations",
+    ),
+    "neumann: a rate of NaN": (
+        lambda: neumann(lambda v: v, {"a": torch.ones(2)}, 2, rate=NAN),
+        "rate",
+    ),
+    "neumann: a matrix, not a map": (
+        lambda: neumann(torch.eye(2), {"a": torch.ones(2)}, 2),
+        "matrix",
+    ),
+    "joint: an infinite weight": (lambda: joint(NET, cross_entropy, (1, INF)), "weights"),
+    "joint: a matrix of weights": (lambda: joint(NET, cross_entropy, torch.ones(2, 2)), "weights"),
+    "joint: a loss class": (lambda: joint(NET, nn.CrossEntropyLoss), "loss"),
+    "joint: columns before the first": (
+        lambda: joint(NET, cross_entropy, columns=[slice(0, 3), slice(-9, -5)])(PHI, BATCH),
+        "columns",
+    ),
+    "joint: columns from right to left": (
+        lambda: joint(NET, cross_entropy, columns=[slice(0, 3), slice(5, 3)])(PHI, BATCH),
+        "columns",
+    ),
+    "joint: columns that are shared": (
+        lambda: joint(NET, cross_entropy, columns=[slice(0, 5), slice(0, 5)])(PHI, BATCH),
+        lambda value: torch.allclose(value, JOINT(PHI, BATCH)),
+    ),
+    "joint: classes in another set's columns": (
+        lambda: joint(NET, cross_entropy, columns=own_columns([2, 3]))(PHI, _TWO_SETS),
+        "class numbers start at 2",
+    ),
+    "joint: no rows": (lambda: JOINT(PHI, over(lambda d: d[:, :0], BATCH)), "one row"),
+    "risks: no loss": (lambda: risks(NET, None), "loss"),
+    "risks: columns that overlap": (
+        lambda: risks(NET, cross_entropy, [slice(0, 3), slice(2, 5)])(PHI, BATCH),
+        "overlap",
+    ),
+    "toward: an anchor of another shape": (
+        lambda: joint(NET, cross_entropy, penalties=[toward({"head.bias": torch.zeros(1)}, 1.0)])(
+            PHI, BATCH
+        ),
+        "shape",
+    ),
+    "toward: a strength in words": (lambda: toward(PHI, "1"), "strength"),
+    "over_tasks: a task that gives a float": (
+        lambda: over_tasks(lambda p, d: 0.5)({"a": torch.ones(2)}, torch.ones(3, 2)),
+        "tensor",
+    ),
+    "over_tasks: a number for the task": (lambda: over_tasks(3), "task"),
+    "over_tasks: a task with .item()": (
+        lambda: over_tasks(lambda p, d: p["a"].sum() * d.sum().item()).value_and_grad(
+            {"a": torch.ones(2)}, torch.ones(3, 2)
+        ),
+        "under vmap",
+    ),
+    "over_tasks: a task with an if": (
+        lambda: over_tasks(lambda p, d: p["a"].sum() if d.sum() > 0 else d.sum()).value_and_grad(
+            {"a": torch.ones(2)}, torch.ones(3, 2)
+        ),
+        "under vmap",
+    ),
+    "Norm: True channels": (lambda: Norm(True), "channels"),
+    "Norm: an ε of NaN": (lambda: Norm(3, eps=NAN), "eps"),
+    "Norm: one image of one pixel": (lambda: Norm(8)(torch.randn(1, 8, 1, 1)), "more than one"),
+    "calibrate: an episode": (
+        lambda: calibrate(conv4(), parameters(conv4()), take(DRAW, 0)),
+        "batches",
+    ),
+}
+
 # data -------------------------------------------------------------------------------------------------
 
 BAD |= {
@@ -2331,8 +2541,8 @@ BAD |= {
     "digest_of: names alone": (lambda: digest_of(["a", "b"]), "bytes"),
     "check_seed: True": (lambda: check_seed(True), "expected the seed"),
     "mmd: one number for the widths": (lambda: align.mmd(widths=1.0), "widths"),
-    "mmd: words for the widths": (lambda: align.mmd(widths=("a",)), "width above 0"),
-    "mmd: an infinite width": (lambda: align.mmd(widths=(INF,)), "width above 0"),
+    "mmd: words for the widths": (lambda: align.mmd(widths=("a",)), "width > 0"),
+    "mmd: an infinite width": (lambda: align.mmd(widths=(INF,)), "width > 0"),
     "mcc: one output": (lambda: align.mcc()(PHI, Z[None], Z[None, :, :1]), "at least two classes"),
     "entropy penalty: one output": (
         lambda: align.entropy()(PHI, Z[None], Z[None, :, :1]),
@@ -2534,109 +2744,10 @@ BAD |= {
 # still open --------------------------------------------------------------------------------------
 
 _OPEN: dict[str, str] = {
-    "bilevel.py": """
-        bilevel: the network for the learner; a learner not yet made; a loss class; a loss that is a vector; no loss; a loss by name; a chunk of True; a chunk of 2.5; φ of another network; a hypergradient by name; implicit without its strength
-        checkpointed: the network for the learner
-        at: the network for the learner
-        secant: the network for the learner
-        unrolled: the network for the learner; a loss by name
-        implicit: half an iteration
-        multi_step: a weight of NaN; one number
-        annealed: no steps; progress below 0; progress of NaN
-        conjugate_gradient: negative iterations; a matrix, not a map
-        neumann: a rate of 0; negative iterations
-        first_order: learned rates
-    """,
     "core.py": """
-        conv4: images of bytes
-        apply: the network for φ; a list for φ; numpy x; a network of two inputs; φ for the network; a class for the network; φ of another network
         below: a list for φ; a prefix that is no word
-        parameters: φ for the network; a list of networks; a class
-        net_state: φ and network exchanged; nothing fits
-        load: φ and network exchanged
         take: a task that is not there; a word
         move: an unknown device
-        risk: a loss class, not an instance; a loss that is a vector
-        start: the network for the learner; the network for φ
-    """,
-    "data/parsing.py": """
-        whole: a value that is a vector; a value that is a number
-    """,
-    "joint.py": """
-        joint: φ for the network; a learner for the network; no loss; a negative weight; a weight of NaN; weights that are all 0; no weights; one number for the weights; one penalty, not a list; a chunk of 2.5; columns that overlap; columns out of range; empty columns; widths for columns; φ of another network; one task without its axis; words for weights; a penalty not yet made
-        risks: φ for the network
-        own_columns: a width of 0; negative; half a column; none
-        toward: the network for the anchor; another network's anchor
-    """,
-    "learners/context.py": """
-        protomaml: half a step; rate and steps exchanged; no loss
-        cavia: no context; half a step; rate and steps exchanged; no loss
-    """,
-    "learners/finetune.py": """
-        as_is: φ for the network
-        finetune: half a step; rate and steps exchanged; no loss; φ for the network
-        lp_ft: half a step; rate and steps exchanged; no loss; class numbers as labels
-        linear_probe: no iterations; a strength for the loss; class numbers as labels
-        fresh_head: no head; the network for the learner
-        bss: no directions
-        discriminative: φ for the network
-        layers: φ for the network; a class
-    """,
-    "learners/gradient.py": """
-        descend: negative steps; half a step; an optimizer for the rule; a loss that is a vector
-        maml: half a step; rate and steps exchanged; no loss; no rows; φ for the network; an optimizer for the rule; numpy support; a tuple for the support set; an episode for the support set
-        anil: half a step; rate and steps exchanged; no loss; φ for the network
-        boil: half a step; rate and steps exchanged; no loss; φ for the network
-        momentum: μ above 1; μ of NaN
-        adam: a β of 1; a negative β; an ε below 0
-        inner_loop: the network for f
-        descending: half a step; a rate for the function of φ
-        descent: a list of prefixes
-        proximity: other entries; other shapes
-        moving: φ for the network
-    """,
-    "learners/hyper.py": """
-        weight_decay: φ for the network; half a step; rate and steps exchanged; no loss
-        reweighted: φ for the network; no examples
-        flat: a network; no entries
-        unflat: a matrix
-        distilled: a tuple for the seeds
-    """,
-    "learners/lora.py": """
-        lora: φ for the network; half a step; rate and steps exchanged; no loss; a scale of NaN; half a rank
-        merged: the network; nothing to merge
-    """,
-    "learners/metric.py": """
-        baseline_plus_plus: half a step; rate and steps exchanged; no loss
-    """,
-    "learners/policy.py": """
-        policy_gradient: no dimensions
-        log_normal: no spread; negative spread
-    """,
-    "learners/preconditioned.py": """
-        meta_sgd: φ for the network; half a step; rate and steps exchanged; no loss
-        per_step_rates: φ for the network; rate and steps exchanged; no loss; half a step
-        meta_curvature: φ for the network; half a step; rate and steps exchanged; no loss
-        learned: a network for the maker; a maker that makes none
-        along: one matrix too many
-    """,
-    "norm.py": """
-        Norm: no channels; an ε below 0; one row; double data
-        calibrate: NaN; batches with labels; norms that store nothing; one tensor for the batches
-        moments: a vector
-    """,
-    "objective.py": """
-        over_tasks: a task that is a vector
-    """,
-    "transfer/critics.py": """
-        dann: φ for the critic
-        adversary: parameters; a class
-    """,
-    "transfer/unseen.py": """
-        scale_slope: a loss that is a vector
-    """,
-    "transfer/weights.py": """
-        uncertainty: columns that overlap
     """,
 }
 """By the file where it is to be mended: function, colon, and what of the table is not named there yet."""

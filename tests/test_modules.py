@@ -709,5 +709,31 @@ def test_loading_a_probe_or_another_shape_changes_nothing():
     theta = {**parameters(net), **probe.adapt(probe.init(), data.support)}
     with pytest.raises(ValueError, match=r"probe\.weight"):
         load(net, theta)
-    with pytest.raises(ValueError, match=r"head\.bias of shape \(2,\), got \(7,\)"):
+    with pytest.raises(ValueError, match=r"head\.bias of shape \(2,\); got Tensor: \(7,\)"):
         load(net, {**parameters(net), "head.bias": torch.zeros(7)})
+
+
+def test_loading_writes_buffers_that_no_state_dict_has():
+    class Scaled(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+        def forward(self, x):
+            return self.scale * x
+
+    one, other = (nn.Sequential(Scaled(s), nn.Linear(3, 2)) for s in (2.0, 5.0))
+    load(other, parameters(one))
+    x = torch.ones(4, 3)
+    assert other[0].scale == 2 and torch.equal(one(x), other(x))
+
+
+def test_a_norm_that_no_batch_reaches_keeps_its_statistics():
+    """An auxiliary branch that this forward pass does not take."""
+    torch.manual_seed(0)
+    net = two_halves(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2))
+    net.aside = nn.BatchNorm1d(7)
+    net.forward = MethodType(lambda self, x: self.head(self.body(x)), net)
+    phi = calibrate(net, parameters(net), [torch.randn(9, 3)])
+    assert torch.equal(phi["aside.running_mean"], net.aside.running_mean)
+    assert not torch.equal(phi["body.1.running_mean"], net.body[1].running_mean)

@@ -16,7 +16,7 @@ from mtlib.core import (
     parameters,
     require,
 )
-from mtlib.learners.gradient import Rate, Rule, inner_loop, moving
+from mtlib.learners.gradient import Rate, Rule, check_steps, inner_loop, moving
 from mtlib.learners.metric import above, among, body_of, defined, linear_head, prototypes
 
 
@@ -30,6 +30,7 @@ def cavia(
     It works with any network that has a linear head, and c = 0 is the network itself. θ carries c as `context`.
     {cite}`zintgraf2019cavia`
     """
+    check_steps(dims, "dims", 1)
     film = nn.Linear(dims, 2 * linear_head(net, bias=True).in_features, bias=False)
     film = film.to(next(net.parameters()))
     z, h, modulate = features(net), classify(net), apply(film)

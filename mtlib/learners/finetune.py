@@ -17,12 +17,23 @@ from mtlib.core import (
     Params,
     Steps,
     apply,
+    expect,
     features,
     half,
     parameters,
     risk,
 )
-from mtlib.learners.gradient import Pull, Rate, Rule, at_least_zero, descent, proximity
+from mtlib.learners.gradient import (
+    Pull,
+    Rate,
+    Rule,
+    at_least_zero,
+    check_steps,
+    descent,
+    made,
+    proximity,
+    weights,
+)
 
 
 def as_is(net: nn.Module) -> Learner:
@@ -58,9 +69,11 @@ def linear_probe(
     W*, b* = argmin L(z Wᵀ + b, y) + ½λ‖W‖², z = body(φ, x), λ = `strength` > 0; starts from zero, so φ's
     head is not used. The solution is a constant to the outer gradient. Runs in a loop over tasks only.
     """
-    if not strength > 0:
+    expect(made(loss), "a loss, a function such as nn.functional.cross_entropy", loss)
+    check_steps(iterations, "iterations", 1)
+    if not 0 < strength < float("inf"):
         raise ValueError(
-            f"expected strength > 0 (a probe on separable features has no optimum without), got {strength}"
+            f"expected a finite strength > 0 (a probe on separable features has no optimum without), got {strength}"
         )
     z = features(net)
 
@@ -68,6 +81,7 @@ def linear_probe(
         return {k: v for k, v in parameters(net).items() if k.startswith("body.")}
 
     def adapt(phi: Params, support: Batch) -> Params:
+        expect(support.y.ndim == 2, "targets y (N, W): one-hot rows, or real ones", support.y)
         with torch.no_grad():
             zs = z(phi, support.x)
         w = zs.new_zeros(support.y.shape[1], zs.shape[1]).requires_grad_()
@@ -128,7 +142,9 @@ def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Lea
     The source's class numbers mean nothing on the target. With zeros the body does not move in the first step:
     ∂L/∂z = Wᵀ ∂L/∂ŷ = 0.
     """
+    expect(isinstance(learner, Learner), "a learner, such as finetune(net, ...)", learner)
     head = {k: torch.zeros_like(v) for k, v in parameters(net).items() if k.startswith("head.")}
+    expect(bool(head), "a network with parameters named head.*", list(weights(net)))
     if seed is not None:
         other = deepcopy(half(net, "head"))
         with torch.random.fork_rng():
@@ -205,6 +221,7 @@ def bss(net: nn.Module, strength: float, smallest: int = 1) -> Pull:
     `spectral_sum`. Raises ValueError unless 1 ≤ k ≤ min(N, D), or if λ = `strength` < 0. {cite}`chen2019bss`
     """
     at_least_zero(strength=strength)
+    expect(isinstance(smallest, int), "smallest, a whole number", smallest)
     z = features(net)
 
     def pull(theta: Params, anchor: Params, x: Tensor) -> Tensor:
@@ -224,9 +241,9 @@ def spectral_sum(z: Tensor, k: int, largest: bool = False) -> Tensor:
     1 ≤ k ≤ min(N, D).
     """
     n, d = z.shape[-2:]
-    if not 1 <= k <= min(n, d):
+    if not isinstance(k, int) or not 1 <= k <= min(n, d):
         raise ValueError(
-            f"expected from 1 to {min(n, d)} singular values of features ({n}, {d}), got {k}"
+            f"expected a whole number, from 1 to {min(n, d)} singular values of features ({n}, {d}), got {k}"
         )
     gram = z @ z.mT if n <= d else z.mT @ z
     squares, u = torch.linalg.eigh(gram.detach())  # in ascending order
@@ -266,7 +283,7 @@ def layers(net: nn.Module, groups: Groups | None = None) -> list[list[str]]:
     to part them. Without `body` and `head` the network's own children are the layers. Raises ValueError if a prefix
     fits no name, or a name is in no group or in two.
     """
-    params: Params = dict(net.named_parameters())
+    params = weights(net)
     named = _children(net, params) if groups is None else groups
     parts = [(g,) if isinstance(g, str) else tuple(g) for g in named]
     for prefix in (p for part in parts for p in part):
@@ -295,8 +312,8 @@ def discriminative(
     stands still. Raises ValueError if `lr` < 0 or `factor` ≤ 0, and like `layers`. {cite}`howard2018ulmfit`
     """
     at_least_zero(lr=lr)
-    if not factor > 0:
-        raise ValueError(f"expected a factor > 0, got {factor}")
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"expected a finite factor > 0, got {factor}")
     order = list(reversed(layers(net, groups)))
     if factor ** (len(order) - 1) > 1e8:
         warnings.warn(
@@ -319,8 +336,8 @@ def gradual(
     if `lr` < 0 or `every` < 1, and like `layers`. {cite}`howard2018ulmfit`
     """
     at_least_zero(lr=lr)
-    if every < 1:
-        raise ValueError(f"expected every ≥ 1, got {every}")
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"expected every ≥ 1, a whole number, got {every}")
     order = list(reversed(layers(net, groups)))
 
     def rate(step: int) -> Params:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from mtlib.core import (
     Point,
     Steps,
     apply,
+    expect,
     fixed,
     parameters,
     require,
@@ -107,10 +109,12 @@ def moving(net: nn.Module, adapted: str = "") -> Callable[[Params, Batch], Param
 
     Those that are frozen when it is called stay. Raises ValueError if there is none, or all of them are frozen.
     """
-    names = [k for k, _ in net.named_parameters() if k.startswith(adapted)]
+    expect(isinstance(adapted, str), "adapted, a prefix of parameters' names", adapted)
+    own = weights(net)
+    names = [k for k in own if k.startswith(adapted)]
     if not names:
         raise ValueError(
-            f"expected a network with parameters named {adapted}*, got {[k for k, _ in net.named_parameters()][:5]}"
+            f"expected a network with parameters named {adapted}*, got {list(own)[:5]}"
         )
 
     def begin(phi: Params, support: Batch) -> Params:
@@ -142,10 +146,10 @@ def inner_loop(
 
     θ ← θ − α rule(∇_θ [ L^S(θ) + R(θ, θ₀, S) ]) with R = `pull`; the entries of φ that are not in θ₀ travel along.
     `begin` leaves out what is frozen in `net`, as `moving` does.
-    Raises ValueError if a rate is a plain number below 0 or NaN.
+    Raises ValueError as `check_descent` does.
     """
-    if not callable(lr):
-        check_rate(lr)
+    check_descent(loss, lr, steps, rule)
+    expect(made(f), "f, a function (theta, x) -> prediction", f)
     value = support_loss(f, loss, begin if pull else None, pull)
     adapt = descending(begin, value, lambda phi: lr, steps, lambda phi: rule)
     return Learner(init, adapt, f, net=net)
@@ -160,6 +164,7 @@ def support_loss(
     """L^S(θ) + R(θ, θ₀, S), where θ has the entries that move and φ the others; R = `pull`."""
 
     def value(phi: Params, support: Batch) -> Callable[[Params], Tensor]:
+        expect(isinstance(support, Batch), "a support set, Batch(x, y)", support)
         anchor = {**phi, **begin(phi, support)} if begin else {}
 
         def inner(theta: Params) -> Tensor:
@@ -181,11 +186,12 @@ def descending(
 ) -> Steps:
     """Gradient descent as an `adapt`: θ ← θ − α ∇_θ L(θ) from θ₀ = begin(φ, S), with L = value(φ, S), α = lr(φ).
 
-    A `rule`, which may depend on φ too, is another way of stepping. Raises ValueError if `steps` < 0, or where a rate
-    has the name of no entry.
+    A `rule`, which may depend on φ too, is another way of stepping. Raises ValueError unless `steps` is a whole number of
+    at least 0, or where a rate has the name of no entry.
     """
-    if steps < 0:
-        raise ValueError(f"expected a number of steps of at least 0, got {steps}")
+    check_steps(steps)
+    for f in (begin, value, lr, rule):
+        expect(made(f), "begin(phi, S), value(phi, S), lr(phi) and rule(phi), each a function", f)
 
     def start(phi: Params, support: Batch) -> Point:
         return begin(phi, support), None
@@ -209,7 +215,9 @@ def descend(
 
     `lr` is one rate, or a rate per entry of θ (a dict: discriminative rates, Meta-SGD), or a function of
     the step that gives either. With a `rule`, θ ← θ − α rule(∇L(θ)): momentum, Adam, a curvature.
+    Raises ValueError as `check_descent` does.
     """
+    check_descent(loss, lr, steps, rule)
     point: Point = (theta, None)
     for number in range(steps):
         point = step(loss, point, lr, number, rule)
@@ -244,11 +252,40 @@ def step(
     return moved, state
 
 
+def weights(net: nn.Module) -> Params:
+    """A network's own parameters, as they are: not copies. Raises ValueError where it is no network."""
+    expect(isinstance(net, nn.Module), "a network, an nn.Module", net)
+    return {k: v.detach() for k, v in net.named_parameters()}
+
+
+def check_descent(loss: object, lr: Rate, steps: int, rule: object = None) -> None:
+    """Raise ValueError unless there are a loss, rates of at least 0, a whole number of steps, and a rule or none."""
+    expect(made(loss), "a loss, a function such as nn.functional.mse_loss", loss)
+    expect(rule is None or made(rule), "a rule, a function such as momentum() or adam()", rule)
+    check_steps(steps)
+    if not made(lr):
+        check_rate(lr)
+
+
+def made(found: object) -> bool:
+    """Whether it can be called, and is no class that would first have to be made."""
+    return callable(found) and not isinstance(found, type)
+
+
+def check_steps(steps: int, name: str = "steps", least: int = 0) -> None:
+    """Raise ValueError unless it is a whole number of at least `least`."""
+    whole = isinstance(steps, Integral) and not isinstance(steps, bool) and steps >= least
+    if not whole:
+        raise ValueError(f"expected a whole number: {name} of at least {least}, got {steps!r:.60}")
+
+
 def at_least_zero(**numbers: Any) -> None:
-    """Raise ValueError where a plain number is negative, NaN or infinite; tensors, which may be learned, pass."""
+    """Raise ValueError unless each is a finite number of at least 0; tensors, which may be learned, pass."""
     for name, number in numbers.items():
-        if isinstance(number, int | float) and not 0 <= number < math.inf:
-            raise ValueError(f"expected a finite {name} of at least 0, got {number}")
+        if not isinstance(number, Tensor):
+            real = isinstance(number, Real) and not isinstance(number, bool)
+            if not (real and 0 <= number < math.inf):
+                raise ValueError(f"expected a finite {name} of at least 0, got {number!r:.60}")
 
 
 def check_rate(lr: Rate) -> None:
@@ -259,7 +296,16 @@ def check_rate(lr: Rate) -> None:
 
 
 def proximity(theta: Params, anchor: Params) -> Tensor:
-    """½ Σ ‖θ − anchor‖², over the entries of θ: L2-SP, iMAML and Reptile share it."""
+    """½ Σ ‖θ − anchor‖², over the entries of θ: L2-SP, iMAML and Reptile share it.
+
+    Raises ValueError where the anchor lacks one, or has it in another shape.
+    """
+    require(anchor, theta)
+    for k, v in theta.items():
+        if anchor[k].shape != v.shape:
+            raise ValueError(
+                f"expected an anchor {k} of shape {tuple(v.shape)}, got {tuple(anchor[k].shape)}"
+            )
     return 0.5 * sum(((theta[k] - anchor[k]) ** 2).sum() for k in theta)  # type: ignore[return-value]
 
 
@@ -276,7 +322,12 @@ def proximal(strength: float) -> Pull:
 
 
 def momentum(mu: float = 0.9) -> Rule:
-    """m ← μ m + g, and the step goes along m; torch.optim.SGD(momentum=μ). {cite}`polyak1964methods`"""
+    """m ← μ m + g, and the step goes along m; torch.optim.SGD(momentum=μ). {cite}`polyak1964methods`
+
+    Raises ValueError unless 0 ≤ μ < 1.
+    """
+    at_least_zero(mu=mu)
+    expect(mu < 1, "mu below 1: the steps would grow without end", mu)
 
     def rule(g: Params, m: Params | None) -> tuple[Params, Params]:
         m = {k: mu * m[k] + g[k] for k in g} if m else g
@@ -290,7 +341,10 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
 
     m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ). Where v = 0 the root counts as a constant: its slope is infinite
     there. {cite}`kingma2015adam`
+    Raises ValueError unless 0 ≤ β < 1 and ε ≥ 0.
     """
+    at_least_zero(beta1=beta1, beta2=beta2, eps=eps)
+    expect(max(beta1, beta2) < 1, "beta1 and beta2 below 1", max(beta1, beta2))
 
     def rule(g: Params, state: Any) -> tuple[Params, Any]:
         zero = {k: torch.zeros_like(v) for k, v in g.items()}

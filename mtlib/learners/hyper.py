@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, apply, require, risk
-from mtlib.learners.gradient import Rate, at_least_zero, descending
+from mtlib.core import Batch, Learner, Loss, Params, apply, expect, require, risk
+from mtlib.learners.gradient import (
+    Rate,
+    at_least_zero,
+    check_descent,
+    check_steps,
+    descending,
+    weights,
+)
 
 
 def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float = 1e-2) -> Learner:
@@ -24,10 +32,13 @@ def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float
     Diverges where lr · λ_k > 2. Raises ValueError if `decay` ≤ 0, `lr` < 0, or no parameter is a matrix.
     """
     at_least_zero(lr=lr)
+    check_descent(loss, lr, steps)
     start, f = _start(net), apply(net)
     decayed = [k for k, v in start.items() if v.ndim > 1]
-    if not decay > 0 or not decayed:
-        raise ValueError(f"expected decay > 0 and a weight matrix, got {decay} and {list(start)}")
+    if not 0 < decay < float("inf") or not decayed:
+        raise ValueError(
+            f"expected decay > 0, finite, and a weight matrix, got {decay} and {list(start)}"
+        )
 
     def init() -> Params:
         return {f"decay.{k}": start[k].new_tensor(decay).log() for k in decayed}
@@ -58,8 +69,8 @@ def reweighted(
     Raises ValueError if the support set has another number of rows, `examples` < 1, or `lr` or `decay` < 0.
     """
     at_least_zero(lr=lr, decay=decay)
-    if examples < 1:
-        raise ValueError(f"expected a weight for at least one example, got {examples}")
+    check_descent(loss, lr, steps)
+    check_steps(examples, "examples", 1)
     start, f = _start(net), apply(net)
 
     def init() -> Params:
@@ -94,8 +105,10 @@ def distilled(net: nn.Module, loss: Loss, lr: float, steps: int, seeds: Batch) -
     a *start* of the network: support.x (1, P) holds θ₀, `flat(params)`, and support.y is not used.
     Raises ValueError if `lr` ≤ 0, as its logarithm is learned. {cite}`wang2018distillation`
     """
-    if not lr > 0:
-        raise ValueError(f"expected lr > 0, whose logarithm is learned, got {lr}")
+    if not isinstance(lr, Real) or not 0 < lr < float("inf"):
+        raise ValueError(f"expected lr > 0, finite, whose logarithm is learned, got {lr!r}")
+    check_descent(loss, lr, steps)
+    expect(isinstance(seeds, Batch), "seeds, a Batch(x, y)", seeds)
     sizes, f = _start(net), apply(net)
 
     def init() -> Params:
@@ -114,15 +127,16 @@ def distilled(net: nn.Module, loss: Loss, lr: float, steps: int, seeds: Batch) -
 
 def flat(params: Params) -> Tensor:
     """All entries, one after the other: (P,)."""
+    expect(isinstance(params, dict) and bool(params), "parameters, at least one entry", params)
     return torch.cat([v.reshape(-1) for v in params.values()])
 
 
 def unflat(vector: Tensor, like: Params) -> Params:
     """The inverse of `flat`, with the names and shapes of `like`."""
     sizes = [v.numel() for v in like.values()]
-    if len(vector) != sum(sizes):
+    if vector.shape != (sum(sizes),):
         raise ValueError(
-            f"expected a start of {sum(sizes)} numbers, got {len(vector)}: another network's?"
+            f"expected a start of {sum(sizes)} numbers (P,), got {len(vector)}, of shape {tuple(vector.shape)}: another network's?"
         )
     parts = vector.split(sizes)
     return {k: p.reshape(v.shape) for p, (k, v) in zip(parts, like.items(), strict=True)}
@@ -137,4 +151,4 @@ def _rate(net: nn.Module, lr: float | Tensor) -> Rate:
 
 
 def _start(net: nn.Module) -> Params:
-    return {k: v.detach().clone() for k, v in net.named_parameters()}
+    return {k: v.clone() for k, v in weights(net).items()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, apply, fixed, parameters, require
-from mtlib.learners.gradient import Rate, inner_loop
+from mtlib.core import Batch, Learner, Loss, Params, apply, expect, fixed, parameters, require
+from mtlib.learners.gradient import Rate, at_least_zero, check_steps, inner_loop
 
 PREFIX = "lora."
 SCALE = f"{PREFIX}scale"
@@ -19,10 +19,11 @@ def lora(
 
     W₀ (m, n) is φ's, kernels flattened to (m, n); A (r, n) and B (m, r), r = min(`rank`, m, n), are φ's entries
     `lora.<name>.a` and `.b`. B starts at zero, so that θ₀ predicts as φ does; A is drawn, uniform in ±1/√n.
-    s = φ["lora.scale"] = `scale`, the paper's α/r, stays. {cite}`hu2022lora`
+    s = φ["lora.scale"] = `scale` > 0, the paper's α/r, stays. {cite}`hu2022lora`
     """
-    if rank < 1:
-        raise ValueError(f"expected a rank of at least 1, got {rank}")
+    check_steps(rank, "a rank", 1)
+    at_least_zero(scale=scale)
+    expect(scale > 0, "scale > 0: without one the adapters do nothing", scale)
     own = parameters(net)
     wide = {k: v for k, v in own.items() if k.startswith("body.") and v.ndim > 1}
     if not wide:
@@ -55,6 +56,7 @@ def merged(theta: Params, scale: float | None = None) -> Params:
     `scale` is needed only where θ has none. Raises ValueError where the two differ, where an adapter has no weight beside
     it, or its other half is missing.
     """
+    expect(isinstance(theta, dict), "parameters {name: tensor}", theta)
     if any(k.startswith(PREFIX) for k in theta) and scale is None:
         require(theta, (SCALE,))
     if (

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Params, apply, parameters
-from mtlib.learners.gradient import at_least_zero, descending, moving
+from mtlib.core import Batch, Learner, Params, apply, expect, parameters
+from mtlib.learners.gradient import at_least_zero, check_steps, descending, made, moving
 
 World = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """`world(state, action, hidden)` -> (next state, reward (N,)); it is never differentiated."""
@@ -28,8 +28,9 @@ def policy_gradient(
     {cite}`finn2017maml,foerster2018dice`
     """
     at_least_zero(lr=lr)
-    if not spread > 0:
-        raise ValueError(f"expected a policy with a spread > 0, got {spread}")
+    check_steps(dims, "dims", 1)
+    if not 0 < spread < math.inf:
+        raise ValueError(f"expected a policy with a spread > 0, finite, got {spread}")
     f = apply(net)
 
     def predict(theta: Params, x: Tensor) -> Tensor:
@@ -54,6 +55,7 @@ def act(
     dims: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Trajectories, as constants: states (N, H, `dims`), actions (N, H, `dims`), rewards (N, H)."""
+    expect(made(world), "world(state, action, hidden), a function", world)
     theta = {k: v.detach() for k, v in theta.items()}
     state, rows = x.new_zeros(len(x), dims), list[tuple[Tensor, Tensor, Tensor]]()
     for step in x.unbind(1):
@@ -86,7 +88,9 @@ def baseline(rewards: Tensor) -> Tensor:
 
 
 def log_normal(a: Tensor, mean: Tensor, spread: float) -> Tensor:
-    """log N(a; mean, spread² I), summed over the last axis."""
+    """log N(a; mean, spread² I), summed over the last axis. Raises ValueError if `spread` ≤ 0."""
+    if not 0 < spread < math.inf:
+        raise ValueError(f"expected a spread > 0, finite, got {spread}")
     z = (a - mean) / spread
     return -0.5 * (z**2).sum(-1) - a.shape[-1] * math.log(spread * math.sqrt(2 * math.pi))
 

@@ -16,10 +16,22 @@ from mtlib.core import (
     Steps,
     apply,
     below,
+    expect,
     parameters,
     require,
 )
-from mtlib.learners.gradient import Rate, Rule, at_least_zero, descending, moving, support_loss
+from mtlib.learners.gradient import (
+    Rate,
+    Rule,
+    at_least_zero,
+    check_descent,
+    check_steps,
+    descending,
+    made,
+    moving,
+    support_loss,
+    weights,
+)
 
 
 def meta_sgd(
@@ -30,7 +42,7 @@ def meta_sgd(
     θ ← θ − α ⊙ ∇L^S(θ), α = φ["lr.*"] of θ's shape, `lr` at first. Raises ValueError if `lr` < 0. {cite}`li2017metasgd`
     """
     at_least_zero(lr=lr)
-    own = {f"lr.{k}": torch.full_like(v, lr) for k, v in _weights(net).items()}
+    own = {f"lr.{k}": torch.full_like(v, lr) for k, v in weights(net).items()}
     return _descent(net, loss, own, lambda phi: below("lr.", phi), steps, lambda phi: rule)
 
 
@@ -43,7 +55,8 @@ def per_step_rates(
     rates, the last rate stays. Raises ValueError if `lr` < 0. {cite}`antoniou2019how`
     """
     at_least_zero(lr=lr)
-    own = {f"lr.{k}": v.new_full((max(steps, 1),), lr) for k, v in _weights(net).items()}
+    check_steps(steps)
+    own = {f"lr.{k}": v.new_full((max(steps, 1),), lr) for k, v in weights(net).items()}
 
     def rates(phi: Params) -> Rate:
         own = below("lr.", phi)
@@ -61,7 +74,7 @@ def meta_curvature(net: nn.Module, loss: Loss, lr: float, steps: int) -> Learner
     at_least_zero(lr=lr)
     own = {
         f"curvature.{k}.{i}": torch.eye(n).to(v)
-        for k, v in _weights(net).items()
+        for k, v in weights(net).items()
         for i, n in enumerate(_flat(v).shape)
     }
 
@@ -79,6 +92,7 @@ def meta_curvature(net: nn.Module, loss: Loss, lr: float, steps: int) -> Learner
 
 def along(g: Tensor, matrices: list[Tensor]) -> Tensor:
     """G ×₁ M₁ ×₂ M₂ …: matrix i multiplies axis i, G'[…, a, …] = Σ_b M_i[a, b] G[…, b, …]."""
+    expect(len(matrices) <= g.ndim, f"at most one matrix for each of {g.ndim} axes", len(matrices))
     for i, m in enumerate(matrices):
         g = torch.tensordot(m, g, dims=([1], [i])).movedim(0, i)
     return g
@@ -91,7 +105,9 @@ def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
     rest of φ; `unrolled` reaches them, and so does the rule `constant` at the cost of `first_order`, which refuses
     such learners.
     """
+    expect(made(make) and not isinstance(make, nn.Module), "make, a function own -> learner", make)
     base = make(own)
+    expect(isinstance(base, Learner), "make(own) to give a learner, such as maml(net, ...)", base)
 
     def init() -> Params:
         return {**base.init(), **{k: v.clone() for k, v in own.items()}}
@@ -105,9 +121,9 @@ def learned(own: Params, make: Callable[[Params], Learner]) -> Learner:
 
     def steps(phi: Params) -> Steps:
         require(phi, own)
-        made = make(phi).adapt
-        assert isinstance(made, Steps)
-        return made
+        found = make(phi).adapt
+        assert isinstance(found, Steps)
+        return found
 
     def step(phi: Params, support: Batch, number: int, point: Point) -> Point:
         return steps(phi).step(phi, support, number, point)
@@ -137,21 +153,18 @@ def _descent(
     rule: Callable[[Params], Rule | None],
 ) -> Learner:
     """MAML whose rates and rule are made from entries of φ; `own` are their first values."""
-    weights, f = moving(net), apply(net)
+    start, f = moving(net), apply(net)
+    check_descent(loss, 0.0, steps)
 
     def init() -> Params:
         return {**parameters(net), **{k: v.clone() for k, v in own.items()}}
 
     def begin(phi: Params, support: Batch) -> Params:
         require(phi, own)
-        return weights(phi, support)
+        return start(phi, support)
 
     adapt = descending(begin, support_loss(f, loss), lr, steps, rule)
     return Learner(init, adapt, f, net=net, settings=tuple(own))
-
-
-def _weights(net: nn.Module) -> Params:
-    return {k: v.detach() for k, v in net.named_parameters()}
 
 
 def _flat(g: Tensor) -> Tensor:

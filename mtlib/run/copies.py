@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Params, lend, norms, require, require_statistics, stale, ways
+from mtlib.core import Params, expect, lend, norms, require, require_statistics, stale, ways
 
 
 class _Mode(threading.local):
@@ -95,19 +95,23 @@ class Buffer(NamedTuple):
 def private(net: nn.Module, theta: Params) -> Copy:
     """A copy of a network with θ's entries in it; everything else is shared. Its buffers are copies that may be written to.
 
-    Raises ValueError where θ lacks a parameter, or a statistic that a norm reads.
+    Raises ValueError where θ lacks a parameter, or a statistic that a norm reads, or a parameter has another shape.
     """
+    expect(isinstance(theta, dict), "parameters {name: tensor}", theta)
     copies, given, buffers = dict[int, nn.Module](), dict[int, Tensor](), list[Buffer]()
     like = next(iter(theta.values()), None)
     device = None if like is None else like.device
 
-    def parameter(p: Tensor | None, name: str) -> Tensor | None:
+    def parameter(p: Tensor | None, module: nn.Module, place: str, k: str) -> Tensor | None:
         if p is None:
             return None
+        name = place + k
         if id(p) not in given:  # tied parameters have the first name
             if name not in theta:
                 require(theta, (k for k, _ in net.named_parameters()))
             given[id(p)] = theta[name]
+            if theta[name].shape != p.shape:
+                _check_outputs(module, place, k, theta)
         return given[id(p)]
 
     def copied(module: nn.Module, place: str) -> nn.Module:
@@ -119,7 +123,9 @@ def private(net: nn.Module, theta: Params) -> Copy:
         new = copies[id(module)] = object.__new__(type(module))
         vars(new).update(own)
         now, follows = vars(new), own.get("track_running_stats", False) and own["training"]
-        now["_parameters"] = {k: parameter(p, place + k) for k, p in own["_parameters"].items()}
+        now["_parameters"] = {
+            k: parameter(p, module, place, k) for k, p in own["_parameters"].items()
+        }
         if own["_buffers"]:
             held = own["_buffers"].items()
             now["_buffers"] = {k: buffer(new, b, k, place, follows) for k, b in held}
@@ -152,6 +158,26 @@ def private(net: nn.Module, theta: Params) -> Copy:
     for m in [*copies.values()]:
         _rebind(vars(m), copies)
     return Copy(whole, buffers)
+
+
+def _check_outputs(module: nn.Module, place: str, k: str, theta: Params) -> None:
+    """Raise ValueError where an entry has another shape, unless it is a linear layer with another number of outputs.
+
+    Such is a head that a learner makes in the task, one output for each of its classes.
+    """
+    w, b = theta.get(f"{place}weight"), theta.get(f"{place}bias")
+    if (
+        isinstance(module, nn.Linear)
+        and w is not None
+        and w.shape[1:] == module.weight.shape[1:]
+        and (module.bias is None or (b is not None and b.shape == w.shape[:1]))
+    ):
+        return
+    raise ValueError(
+        f"expected {place}{k} of shape {tuple(getattr(module, k).shape)}, as the network has it; got "
+        f"{tuple(theta[place + k].shape)}. Were the parameters trained for another network? `start(learner, trained)` "
+        "carries them over."
+    )
 
 
 def before(module: nn.Module, look: Callable[[nn.Module, tuple[Any, ...]], Any]) -> None:
@@ -229,6 +255,10 @@ def _lent(net: nn.Module, theta: Params, x: Tensor, reason: Exception) -> Tensor
         k: m for k, m in norms(net).items() if m.running_mean is not None and k not in stale(net)
     }
     require_statistics(theta, read)
+    for k, p in net.named_parameters():
+        if k in theta and theta[k].shape != p.shape:
+            path, _, last = k.rpartition(".")
+            _check_outputs(net.get_submodule(path), path and f"{path}.", last, theta)
     with _LENT:
         return lend(net, theta, x)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlib.core import Params, reference, ways
+from mtlib.core import Params, expect, reference, ways
 from mtlib.run.switches import is_on
 
 
@@ -123,6 +123,7 @@ def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     ∂Σ_t L_t(θ_t)/∂θ_t is each task's own gradient.
     """
     outer, way = torch.is_grad_enabled(), way_to_autograd()
+    loss = scalar(loss)
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         with (
             torch.inference_mode(False),
@@ -140,8 +141,6 @@ def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
         with IN_PLACE(True):
             point = {k: v if v.requires_grad else v.requires_grad_() for k, v in point.items()}
         value = loss({k: rewrap(v) for k, v in point.items()})
-        if value.ndim:
-            raise ValueError(f"expected a loss that is a scalar, got shape {tuple(value.shape)}")
         value = unwrap(value).sum()
         if not value.requires_grad:  # it does not read θ
             return {k: torch.zeros_like(v) for k, v in theta.items()}
@@ -149,6 +148,19 @@ def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
             value, list(point.values()), create_graph=outer, materialize_grads=True
         )
     return dict(zip(theta, map(rewrap, g), strict=True))
+
+
+def scalar(loss: Callable[[Params], Tensor]) -> Callable[[Params], Tensor]:
+    """L(θ), and ValueError where it is no scalar."""
+
+    def checked(theta: Params) -> Tensor:
+        value = loss(theta)
+        expect(
+            isinstance(value, Tensor) and not value.ndim, "a loss that is a scalar tensor", value
+        )
+        return value
+
+    return checked
 
 
 def way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:

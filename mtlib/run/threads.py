@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from numbers import Integral
 from typing import Any
@@ -73,7 +73,14 @@ def on_threads(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
 
     pool = _pool(os.getpid(), workers, torch.get_num_threads())
     futures = [pool.submit(run, call) for call in calls]
-    wait(futures)
+    try:
+        for future in futures:
+            future.exception()  # all of them are done before one's error is raised
+    except BaseException:  # Ctrl-C: these workers go on for a while, the next call has others
+        for future in futures:
+            future.cancel()
+        _pool.cache_clear()
+        raise
     return [future.result() for future in futures]
 
 
@@ -90,6 +97,10 @@ def _pool(process: int, workers: int, threads: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(workers, "mtlib-tasks", begin)
     for _ in range(workers):
         pool.submit(lambda: None)
-    ready.wait()
+    try:
+        ready.wait()
+    except BaseException:  # Ctrl-C: let the workers go, too
+        ready.abort()
+        raise
     torch.set_num_threads(threads)  # the last setting is what a new thread begins with
     return pool
