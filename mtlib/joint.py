@@ -46,7 +46,7 @@ def joint(
 
     ```
     """
-    w = None if weights is None else _weights(weights)
+    w = None if weights is None else _weights(weights, bool(penalties))
     f = apply(net)
     _check(loss, columns)
     expect(not callable(penalties), "penalties, a list: [coral()]", penalties)
@@ -166,12 +166,15 @@ def _check(loss: Loss, columns: Sequence[slice] | None) -> None:
     expect(slices, "columns as slices, such as own_columns([3, 2]) gives", columns)
 
 
-def _weights(weights: Sequence[float]) -> Tensor:
+def _weights(weights: Sequence[float], penalties: bool) -> Tensor:
+    """The weights (T,); all 0 where penalties are all there is."""
     try:
         w = torch.as_tensor(weights, dtype=torch.float64)
     except (TypeError, ValueError):  # words, for one
         w = torch.empty(0)
-    right = w.ndim == 1 and bool((w.isfinite() & (w >= 0)).all()) and bool((w > 0).any())
+    right = (
+        w.ndim == 1 and bool((w.isfinite() & (w >= 0)).all()) and (penalties or bool((w > 0).any()))
+    )
     expect(right, "weights, one for each data set: finite, at least 0, not all 0", weights)
     return w
 

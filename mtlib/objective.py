@@ -416,9 +416,7 @@ def _watch_functions() -> Iterator[None]:
         _LOOKING.functions = outer
         if function_modes() is None:
             mode.__exit__(None, None, None)
-        while (
-            (on := function_modes()) and isinstance(on[-1], _WatchFunctions) and on[-1] is not outer
-        ):
+        while (on := function_modes()) and isinstance(on[-1], type(mode)) and on[-1] is not outer:
             mode.__exit__(None, None, None)  # Ctrl-C may have left another, or taken this one off
 
 

@@ -171,7 +171,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_numbers_that_make_no_sense_are_refused(name):
-    with pytest.raises(ValueError, match="> 0, got"):
+    with pytest.raises(ValueError, match="> 0"):
         BAD[name](mlp(3, (8,), 2))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from functools import partial
 from types import MethodType
@@ -644,6 +646,23 @@ def test_a_network_that_cannot_be_copied_says_so_in_an_evaluation():
         evaluate(learner, learner.init(), lambda step: data, 4, progress=False)
     net.eval()
     assert evaluate(learner, learner.init(), lambda step: data, 4, progress=False).mean >= 0
+
+
+def test_a_call_leaves_nothing_for_pythons_collector():
+    """Copies go with their call: θ of a step before is not held."""
+    net = small()
+    phi, x = parameters(net), torch.ones(2, 3, dtype=torch.float64)
+    gc.collect()
+    gc.disable()
+    try:
+        theta = {k: v.clone() for k, v in phi.items()}
+        seen = [weakref.ref(v) for v in theta.values()]
+        with torch.no_grad():
+            apply(net)(theta, x)
+        del theta
+        assert not any(ref() is not None for ref in seen)
+    finally:
+        gc.enable()
 
 
 def test_layer_norms_of_other_threads_are_not_looked_at():

@@ -278,17 +278,17 @@ def test_other_settings_that_are_none_are_refused():
             distilled(NET, mse_loss, s, 1, Batch(torch.rand(2, 3), torch.rand(2, 2)))
         with pytest.raises(ValueError, match="spread > 0"):
             policy_gradient(NET, None, s, 0.1, 1)
-        with pytest.raises(ValueError, match="temperature above 0"):
+        with pytest.raises(ValueError, match="temperature > 0"):
             mcc(temperature=s)
-        with pytest.raises(ValueError, match="margin above 0"):
+        with pytest.raises(ValueError, match="margin > 0"):
             mdd(nn.Linear(4, 2), margin=s)
-        with pytest.raises(ValueError, match="width above 0"):
+        with pytest.raises(ValueError, match="width > 0"):
             mmd(widths=(1.0, s))
     with pytest.raises(ValueError, match="at least one width"):
         jan(widths=())
     with pytest.raises(ValueError, match="negative number of source labels or distance"):
         best_alpha(10, 10, math.nan, 5.0)
-    with pytest.raises(ValueError, match="deviation above 0"):
+    with pytest.raises(ValueError, match="deviation > 0"):
         exact_alpha(10, 10, math.nan, 1.0)
 
 

@@ -339,7 +339,7 @@ def members(path: Path) -> list[zipfile.ZipInfo]:
 
     Raises ValueError if it is damaged, a name points outside, or it is larger than any of ours: nothing is unpacked.
     """
-    if os.path.isdir(path):
+    if isinstance(path, str | os.PathLike) and os.path.isdir(path):
         raise ValueError(f"expected a zip archive, a file; {path} is a folder")
     with _unharmed(path), zipfile.ZipFile(path) as archive:
         entries = sorted(archive.infolist(), key=lambda m: m.filename)

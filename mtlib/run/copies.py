@@ -98,66 +98,79 @@ def private(net: nn.Module, theta: Params) -> Copy:
     Raises ValueError where θ lacks a parameter, or a statistic that a norm reads, or a parameter has another shape.
     """
     expect(isinstance(theta, dict), "parameters {name: tensor}", theta)
-    copies, given, buffers = dict[int, nn.Module](), dict[int, Tensor](), list[Buffer]()
-    like = next(iter(theta.values()), None)
-    device = None if like is None else like.device
+    work = _Copying(net, theta)
+    whole = work.copied(net, "")
+    for m in [*work.copies.values()]:
+        _rebind(vars(m), work.copies)
+    return Copy(whole, work.buffers)
 
-    def parameter(p: Tensor | None, module: nn.Module, place: str, k: str) -> Tensor | None:
-        if p is None:
-            return None
-        name = place + k
-        if id(p) not in given:  # tied parameters have the first name
-            if name not in theta:
-                require(theta, (k for k, _ in net.named_parameters()))
-            given[id(p)] = theta[name]
-            if theta[name].shape != p.shape:
-                _check_outputs(module, place, k, theta)
-        return given[id(p)]
 
-    def copied(module: nn.Module, place: str) -> nn.Module:
-        if id(module) in copies:
-            return copies[id(module)]
+class _Copying:
+    """One network being copied. (Functions that call themselves would hold θ until Python's collector comes.)"""
+
+    def __init__(self, net: nn.Module, theta: Params):
+        self.net, self.theta = net, theta
+        self.copies, self.given = dict[int, nn.Module](), dict[int, Tensor]()
+        self.buffers = list[Buffer]()
+        like = next(iter(theta.values()), None)
+        self.device = None if like is None else like.device
+
+    def copied(self, module: nn.Module, place: str) -> nn.Module:
+        """The copy of a module and of those below it, each once."""
+        if id(module) in self.copies:
+            return self.copies[id(module)]
         if isinstance(module, torch.jit.ScriptModule):
             raise _Bound("it is TorchScript")
-        own = dict(vars(module))
-        new = copies[id(module)] = object.__new__(type(module))
-        vars(new).update(own)
-        now, follows = vars(new), own.get("track_running_stats", False) and own["training"]
+        own = vars(module)
+        new = self.copies[id(module)] = object.__new__(type(module))
+        now = vars(new)
+        now.update(own)
+        follows = own.get("track_running_stats", False) and own["training"]
         now["_parameters"] = {
-            k: parameter(p, module, place, k) for k, p in own["_parameters"].items()
+            k: self.parameter(p, module, place, k) for k, p in own["_parameters"].items()
         }
         if own["_buffers"]:
             held = own["_buffers"].items()
-            now["_buffers"] = {k: buffer(new, b, k, place, follows) for k, b in held}
+            now["_buffers"] = {k: self.buffer(new, b, k, place, follows) for k, b in held}
         if _MODE.evaluating and own["training"]:
             now["training"] = bool(
                 follows
                 and own["_buffers"].get("running_mean") is not None
-                and f"{place}running_mean" not in theta
+                and f"{place}running_mean" not in self.theta
             )
         now["_modules"] = {
-            k: None if m is None else copied(m, f"{place}{k}.") for k, m in own["_modules"].items()
+            k: None if m is None else self.copied(m, f"{place}{k}.")
+            for k, m in own["_modules"].items()
         }
         return new
 
+    def parameter(self, p: Tensor | None, module: nn.Module, place: str, k: str) -> Tensor | None:
+        """θ's entry for a parameter; of tied ones, that of the first."""
+        if p is None:
+            return None
+        if id(p) not in self.given:
+            name = place + k
+            if name not in self.theta:
+                require(self.theta, (k for k, _ in self.net.named_parameters()))
+            self.given[id(p)] = self.theta[name]
+            if self.theta[name].shape != p.shape:
+                _check_outputs(module, place, k, self.theta)
+        return self.given[id(p)]
+
     def buffer(
-        module: nn.Module, b: Tensor | None, k: str, place: str, follows: bool
+        self, module: nn.Module, b: Tensor | None, k: str, place: str, follows: bool
     ) -> Tensor | None:
+        """A copy of θ's entry for a buffer, or of the module's own."""
         name = place + k
-        held = theta.get(name, b)
+        held = self.theta.get(name, b)
         if held is None:
             return None
-        if name not in theta and k in ("running_mean", "running_var") and not follows:
-            require_statistics(theta, {name: module})
-        new = held.detach().to(device, copy=True)
+        if name not in self.theta and k in ("running_mean", "running_var") and not follows:
+            require_statistics(self.theta, {name: module})
+        new = held.detach().to(self.device, copy=True)
         if not hasattr(module, "track_running_stats"):
-            buffers.append(Buffer(module, k, new, new._version))
+            self.buffers.append(Buffer(module, k, new, new._version))
         return new
-
-    whole = copied(net, "")
-    for m in [*copies.values()]:
-        _rebind(vars(m), copies)
-    return Copy(whole, buffers)
 
 
 def _check_outputs(module: nn.Module, place: str, k: str, theta: Params) -> None:
