@@ -288,7 +288,7 @@ def test_other_settings_that_are_none_are_refused():
         jan(widths=())
     with pytest.raises(ValueError, match="negative number of source labels or distance"):
         best_alpha(10, 10, math.nan, 5.0)
-    with pytest.raises(ValueError, match="deviation > 0"):
+    with pytest.raises(ValueError, match="deviation above 0"):
         exact_alpha(10, 10, math.nan, 1.0)
 
 
