@@ -19,6 +19,8 @@ ATTACKS = {
 }
 
 
+# Ctrl-C in a destructor is one that Python itself cannot pass on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_nothing_gives_way(name):
     result = ATTACKS[name]()
