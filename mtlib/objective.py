@@ -320,6 +320,7 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
     The first runs as it is: it shows which entries a gradient reaches, and whether `vmap` is exact. So does each call
     after torch's compiler has failed, with a warning that says why, or while a norm is in a mode that `vmap` gets wrong.
     """
+    torch.compiler.assume_constant_result(fixed)  # or a program looks at every module at each call
     reached: dict[frozenset[str], list[str]] = {}  # by the entries that move
     norms = dict[int, nn.Module]()
     program: Callable[..., Any] | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlib.core import Params, expect, fixed, reference, ways
+from mtlib.core import Params, expect, reference, ways
 from mtlib.run.switches import is_on
 
 
@@ -189,5 +189,3 @@ def way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
 
 
 ways.gradient = gradient
-# A compiled program takes it as it was when it was traced, or it would look at every module at each call.
-torch.compiler.assume_constant_result(fixed)
