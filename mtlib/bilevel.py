@@ -6,10 +6,8 @@ FOMAML, Reptile and iMAML are one learner under four hypergradients.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from mtlib.core import Batch, Episode, Learner, Loss, Params, Point, Steps, expect, fixed, risk
 from mtlib.objective import InLoop, Objective, Task, over_tasks
 from mtlib.run.replay import replay
+from mtlib.tasks import above_zero, positive, whole
 
 Hypergradient = Callable[[Learner, Loss], Task]
 """Turns a learner into `task(phi, episode)`: a scalar with value L^Q(adapt(φ, S)) and the gradient it claims.
@@ -132,7 +131,7 @@ def annealed(steps: int, progress: float) -> list[float]:
     w_j = (1 − p)/K + p [j = K], p = min(progress, 1). Train in a few phases of growing p. Raises ValueError unless `steps`
     is a whole number of at least 1 and `progress` ≥ 0.
     """
-    expect(_whole(steps, 1), "steps, a whole number of at least 1", steps)
+    positive(steps=steps)
     expect(progress >= 0, "progress of at least 0", progress)
     p = min(progress, 1.0)
     return [(1 - p) / steps + p * (j == steps) for j in range(1, steps + 1)]
@@ -220,10 +219,8 @@ def implicit(strength: float, iterations: int = 5, solver: Solver | None = None)
     with: maml(..., strength=λ). Exact where the learner has reached θ*, and it moves every entry of φ that may move.
     {cite}`rajeswaran2019imaml`
     """
-    if not isinstance(strength, Real) or not 0 < strength < math.inf or not _whole(iterations, 1):
-        raise ValueError(
-            f"expected strength > 0, finite, and iterations ≥ 1, a whole number, got {strength!r:.60} and {iterations!r:.60}"
-        )
+    above_zero(strength=strength)
+    positive(iterations=iterations)
 
     def hypergradient(learner: Learner, loss: Loss) -> Task:
         def task(phi: Params, episode: Episode) -> Tensor:
@@ -265,7 +262,7 @@ def conjugate_gradient(matrix: Callable[[Params], Params], b: Params, iterations
     Raises ValueError unless `iterations` ≥ 1.
     """
     expect(callable(matrix), "matrix, a function x -> Ax of dicts of tensors", matrix)
-    expect(_whole(iterations, 1), "iterations, a whole number of at least 1", iterations)
+    positive(iterations=iterations)
     x = {k: torch.zeros_like(v) for k, v in b.items()}
     r, p = b, b
     rr = _dot(r, r)
@@ -291,8 +288,8 @@ def neumann(
     Raises ValueError unless α > 0 and n ≥ 0.
     """
     expect(callable(matrix), "matrix, a function x -> Ax of dicts of tensors", matrix)
-    expect(_whole(iterations, 0), "iterations, a whole number of at least 0", iterations)
-    expect(0 < rate < math.inf, "a finite rate > 0", rate)
+    whole(0, iterations=iterations)
+    above_zero(rate=rate)
     x = {k: rate * v for k, v in b.items()}
     for _ in range(iterations):
         ax = matrix(x)
@@ -300,29 +297,26 @@ def neumann(
     return x
 
 
-def _whole(n: object, least: int) -> bool:
-    return isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= least
-
-
 def _without_settings(learner: Learner, who: str) -> None:
     if learner.settings:
         raise ValueError(
             f"{who} expects a learner without entries of φ that only the inner steps read; here "
-            f"{list(learner.settings)[:3]} would never be trained. Use unrolled; if the learner takes a rule, rule=constant leaves out the second derivatives."
+            f"{list(learner.settings)[:3]} would never be trained. Use unrolled; if the learner takes a rule, rule=constant "
+            "leaves out the second derivatives."
         )
 
 
 def _adapted(learner: Learner, phi: Params, episode: Episode, who: str) -> Params:
     """θ as a constant: adapted from a detached φ, so that no graph of the inner steps is kept."""
-    fixed = {k: v.detach() for k, v in phi.items()}
+    start = {k: v.detach() for k, v in phi.items()}
     with torch.no_grad():
-        theta = learner.adapt(fixed, episode.support)
+        theta = learner.adapt(start, episode.support)
     extra = [k for k in theta if k not in phi]
     if extra:
         raise ValueError(
             f"{who} expects a learner whose θ has the entries of φ; this one adds {extra[:3]}. Use unrolled."
         )
-    return {k: phi[k] if v is fixed[k] else v.detach() for k, v in theta.items()}
+    return {k: phi[k] if k in start and v is start[k] else v.detach() for k, v in theta.items()}
 
 
 def _with_gradient(value: Tensor, phi: Params, g: Params) -> Tensor:

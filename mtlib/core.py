@@ -167,7 +167,7 @@ def parameters(net: nn.Module) -> Params:
 
 def fixed(net: nn.Module | None) -> frozenset[str]:
     """The entries of φ that may not move, as the network is now: frozen parameters (`requires_grad`) and buffers."""
-    net = net or nn.Identity()
+    net = nn.Identity() if net is None else net  # which may have a length, and be 0 long
     frozen = {k for k, p in net.named_parameters() if not p.requires_grad}
     return frozenset(frozen | dict(net.named_buffers()).keys() | norms(net).keys())
 
@@ -175,7 +175,7 @@ def fixed(net: nn.Module | None) -> frozenset[str]:
 def norms(net: nn.Module | None) -> dict[str, nn.Module]:
     """The names of running statistics, held or not, each with its norm."""
     expect(net is None or isinstance(net, nn.Module), "a network, an nn.Module", net)
-    places = [(p + "." if p else "", m) for p, m in net.named_modules()] if net else []
+    places = [(p + "." if p else "", m) for p, m in net.named_modules()] if net is not None else []
     named = [(p, k, m) for p, m in places for k in ("running_mean", "running_var") if hasattr(m, k)]
     return {p + k: m for p, k, m in named if not isinstance(getattr(m, k), nn.Parameter)}
 

@@ -111,13 +111,14 @@ def evaluate(
     ```
 
     The interval is one over episodes *of these classes*, given these parameters: of ten classes it holds the mean over
-    new ones in a case of five. `over_classes` tells what other classes would give, `over_seeds` another training run.
+    new ones in one case of five. `over_classes` tells what other classes would give, `over_seeds` another training run.
     Like `interval`'s it is exact near 0 and 1, also where nearly all episodes score 0 or 1.
 
     Draws stream(0), stream(1), … until `episodes` are scored; memory does not grow with their number. Runs where
     `params` are. Networks adapt and predict in evaluation mode, whatever mode they are in: without dropout, and with
-    norms that read their running statistics if `params` has them (`mtlib.norm.calibrate`). Raises ValueError where the stream gives its tasks again (one that comes twice by chance may),
-    `NotFinite` where a prediction or score is NaN. Warns (`LossRose`) where the inner loss, with its pull, ends above
+    norms that read their running statistics if `params` has them (`mtlib.norm.calibrate`).
+
+    Raises ValueError where the stream gives its tasks again (one that comes twice by chance may), `NotFinite` where a prediction or score is NaN. Warns (`LossRose`) where the inner loss, with its pull, ends above
     where it began, as a mean over the first draw: the steps diverged.
     """
     device = _device(learner, params)
@@ -209,7 +210,7 @@ def _told(rate: Any) -> str:
     """A rate, or between which numbers its entries are; of a function of the step, the first."""
     rate = rate(0) if callable(rate) else rate
     parts = rate.values() if isinstance(rate, Mapping) else [rate]
-    numbers = torch.cat([torch.as_tensor(r).detach().double().cpu().flatten() for r in parts])
+    numbers = torch.cat([torch.as_tensor(r).detach().cpu().double().flatten() for r in parts])
     low, high = numbers.min().item(), numbers.max().item()
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from itertools import accumulate, combinations, pairwise
-from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Draw, Loss, Params, apply, classify, expect, features, require, risk
 from mtlib.objective import Objective, over_tasks, whole
+from mtlib.tasks import positive, takes, within
 
 Penalty = Callable[[Params, Tensor, Tensor], Tensor]
 """`penalty(theta, z, logits)` -> scalar; z: (T, B, D) features, logits: (T, B, W), T the number of data sets."""
@@ -51,9 +51,7 @@ def joint(
     _check(loss, columns)
     expect(not callable(penalties), "penalties, a list: [coral()]", penalties)
     for penalty in penalties:
-        expect(
-            _takes_three(penalty), "penalties(theta, z, logits), made by a call: [coral()]", penalty
-        )
+        expect(takes(penalty, 3), "penalties(theta, z, logits), made by a call: [coral()]", penalty)
 
     def term(theta: Params, batch: Batch) -> Tensor:
         x, y = _batch(batch)
@@ -99,8 +97,8 @@ def own_columns(widths: Sequence[int]) -> list[slice]:
     The class numbers of data set t start at W_1 + … + W_{t−1}, so that `mtlib.tasks.mixture` makes targets of that width.
     Raises ValueError unless each width is a whole number of at least 1.
     """
-    whole = [isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in widths]
-    expect(bool(whole) and all(whole), "widths, each a whole number of at least 1", list(widths))
+    expect(len(widths) > 0, "widths, at least one", list(widths))
+    positive(**{f"widths[{t}]": n for t, n in enumerate(widths)})
     ends = list(accumulate(widths, initial=0))
     return [slice(a, b) for a, b in pairwise(ends)]
 
@@ -111,14 +109,14 @@ def toward(anchor: Params, strength: float) -> Penalty:
     θ without one of them, or with one of another shape, raises ValueError, too.
     """
     expect(isinstance(anchor, dict), "an anchor, parameters {name: tensor}", anchor)
-    if not isinstance(strength, Real) or not 0 <= strength < float("inf"):
-        raise ValueError(f"expected a finite strength of at least 0, got {strength!r}")
+    within(0, strength=strength)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         require(theta, anchor)
         for k, v in anchor.items():
             expect(theta[k].shape == v.shape, f"an anchor {k} of θ's shape", v)
-        return 0.5 * strength * sum(((theta[k] - v) ** 2).sum() for k, v in anchor.items())
+        squares: Any = sum(((theta[k] - v) ** 2).sum() for k, v in anchor.items())
+        return 0.5 * strength * squares  # type: ignore[no-any-return]
 
     return penalty
 
@@ -177,17 +175,6 @@ def _weights(weights: Sequence[float], penalties: bool) -> Tensor:
     )
     expect(right, "weights, one for each data set: finite, at least 0, not all 0", weights)
     return w
-
-
-def _takes_three(penalty: Penalty) -> bool:
-    """Whether it can be called as penalty(theta, z, logits); `coral`, not yet made, cannot."""
-    try:
-        inspect.signature(penalty).bind(None, None, None)
-    except TypeError:
-        return False
-    except ValueError:  # it does not say
-        return True
-    return True
 
 
 def _batch(batch: Draw) -> Batch:

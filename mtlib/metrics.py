@@ -67,8 +67,6 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 OF_CLASSES: tuple[Metric, ...] = (accuracy, macro_f1, auroc)
-
-
 """The metrics above: they need one-hot rows."""
 
 

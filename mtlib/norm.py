@@ -91,7 +91,7 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
     Where φ has the statistics of some norms (frozen in evaluation mode, so that it was trained with them) and lacks others,
     only those it lacks are computed; where it has all, or none, all are.
 
-    Raises ValueError if there is no such norm, or no batch, or a norm meets NaN or infinity.
+    Raises ValueError if there is no such norm, or no batch reaches one, or a norm meets NaN or infinity.
     """
     expect(
         not isinstance(batches, Tensor | Batch | Episode), "batches, a list of inputs: [x]", batches
@@ -108,13 +108,26 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
     if not batches:
         raise ValueError("expected at least one batch of inputs to calibrate on, got none")
     lacking = [(k, m) for k, m in places if f"{k}.running_mean".lstrip(".") not in phi]
-    places = lacking or places
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     phi = {**{k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}, **phi}
-    for place, norm in places:
-        seen = [pair for x in batches for pair in _moments_at(place, net, phi, x)]
+    found: Params = {}
+    for chosen in (lacking, places):
+        if not found:  # none lacks any, or those that do are not on the way that these batches take
+            found = _statistics(chosen, net, phi, batches)
+    if not found:
+        raise ValueError("expected batches that reach a norm of the network; they reach none")
+    return {**phi, **found}
+
+
+def _statistics(
+    norms: list[tuple[str, nn.Module]], net: nn.Module, phi: Params, batches: list[Tensor]
+) -> Params:
+    """The running statistics of those of the norms that the batches reach, one after the other."""
+    found: Params = {}
+    for place, norm in norms:
+        seen = [pair for x in batches for pair in _moments_at(place, net, {**phi, **found}, x)]
         total = sum(n for n, _, _ in seen)
-        if not total:  # not on the way that these batches take
+        if not total:
             continue
         mean = torch.stack([m * (n / total) for n, m, _ in seen]).sum(0)
         between = 0 if isinstance(norm, INSTANCE_NORMS) else 1
@@ -126,8 +139,8 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
                 f"expected finite numbers at the norm {place!r}; the batches, or φ, hold NaN or infinity"
             )
         dot = f"{place}." if place else ""
-        phi |= {f"{dot}running_mean": mean, f"{dot}running_var": var}
-    return phi
+        found |= {f"{dot}running_mean": mean, f"{dot}running_var": var}
+    return found
 
 
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from numbers import Integral
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from mtlib.core import Draw, Params, expect, fixed, over, take
 from mtlib.run.fast import NeedsLoop, function_modes, plain, settled, watched
 from mtlib.run.threads import Share, sharing
+from mtlib.tasks import positive
 
 _Part = TypeVar("_Part")
 SMALL_TASK = 100_000  # numbers in one task's data, up to which one thread per task is faster
@@ -76,8 +76,8 @@ def over_tasks(
     better part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
     Frozen parameters and buffers of `net` get no gradient.
     """
-    whole = isinstance(chunk, Integral) and not isinstance(chunk, bool) and chunk >= 1
-    expect(chunk is None or whole, "a chunk of at least 1 task, a whole number", chunk)
+    if chunk is not None:
+        positive(chunk=chunk)
     expect(callable(task), "a task, a function (phi, data) -> scalar", task)
     run = Batched(task, vmap and not isinstance(task, InLoop))
 
@@ -320,7 +320,6 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
     The first runs as it is: it shows which entries a gradient reaches, and whether `vmap` is exact. So does each call
     after torch's compiler has failed, with a warning that says why, or while a norm is in a mode that `vmap` gets wrong.
     """
-    torch.compiler.assume_constant_result(fixed)  # or a program looks at every module at each call
     reached: dict[frozenset[str], list[str]] = {}  # by the entries that move
     norms = dict[int, nn.Module]()
     program: Callable[..., Any] | None = None

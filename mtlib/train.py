@@ -201,7 +201,7 @@ def fit(
 
     Raises `Diverged` where a number stops being finite, naming step and tasks (the checkpoint then still holds the last
     state written); ValueError or TypeError for a stream that gives `stream(first)` differently the second time, or
-    something of another kind later on, for a loss that no gradient reaches, and for arguments that are none.
+    something of another kind later on, for a loss that no gradient reaches, and for arguments of another kind.
 
     Under `torchrun`, inside `with mtlib.run.processes.processes()`, each process takes a part of the tasks of an objective
     that is separable, and one all_reduce per step averages value and gradient; another objective runs whole in every
@@ -548,7 +548,7 @@ def _check_processes(job: _Job, failed: Exception | None) -> None:
             "failed": float(failed is not None),
             "step": len(t.losses),
             "parameters": sum(v.numel() for v in t.phi.values()),
-            "sum of φ": sum(v.double().sum().item() for v in t.phi.values()),
+            "sum of φ": sum(v.detach().cpu().double().sum().item() for v in t.phi.values()),
             "seed": job.seed,
             "first step": job.first,
             "stream sum": fingerprint(job.draws.start)["stream sum"],

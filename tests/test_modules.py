@@ -756,3 +756,57 @@ def test_a_norm_that_no_batch_reaches_keeps_its_statistics():
     phi = calibrate(net, parameters(net), [torch.randn(9, 3)])
     assert torch.equal(phi["aside.running_mean"], net.aside.running_mean)
     assert not torch.equal(phi["body.1.running_mean"], net.body[1].running_mean)
+
+
+def test_a_network_that_counts_as_false_keeps_what_is_frozen():
+    """A module may have a length, and be 0 long."""
+
+    class Memory(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+        def __len__(self):
+            return 0
+
+    net = Memory()
+    net.linear.weight.requires_grad_(False)
+    assert {"linear.weight", "norm.running_mean"} <= fixed(net)
+    assert not any("running" in k for k in parameters(net))
+
+
+def test_statistics_of_another_domain_are_computed_where_a_norm_stands_aside():
+    """That one never gets any; the others are not taken for frozen."""
+    net = two_halves(nn.Sequential(nn.Linear(3, 4), Norm(4)), nn.Linear(4, 2))
+    net.aside = Norm(7)
+    net.forward = MethodType(lambda self, x: self.head(self.body(x)), net)
+    g = torch.Generator().manual_seed(0)
+    one, other = torch.randn(9, 3, generator=g), 5 + torch.randn(9, 3, generator=g)
+    first = calibrate(net, parameters(net), [one])
+    again = calibrate(net, first, [other])
+    right = calibrate(net, parameters(net), [other])
+    assert torch.equal(again["body.1.running_mean"], right["body.1.running_mean"])
+    assert not torch.equal(again["body.1.running_mean"], first["body.1.running_mean"])
+    net.forward = MethodType(lambda self, x: self.head(self.body[0](x)), net)
+    with pytest.raises(ValueError, match="they reach none"):
+        calibrate(net, first, [other])
+
+
+def test_an_error_while_ctrl_c_is_handled_is_that_error():
+    """What a user does on Ctrl-C may fail for a reason of its own."""
+
+    def broken(theta, x):
+        raise LookupError("of the user's own")
+
+    learner = as_is(small())._replace(predict=broken)
+    with pytest.raises(LookupError, match="of the user's own"):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            answers(learner, learner.init(), vectors())
+
+
+def test_a_program_compiled_elsewhere_sees_what_is_frozen_later():
+    """Nothing marks `fixed` as a constant for all of torch.compile."""
+    bilevel(maml(small(), mse_loss, 0.1, 1), mse_loss, compile=True)
+    assert not getattr(fixed, "_dynamo_marked_constant", False)

@@ -26,9 +26,9 @@ PROJECT = PYPROJECT["project"]
 STAR = {
     "core": set(),
     "run": {"core", "run", "tasks"},
-    "objective": {"core", "run"},
-    "bilevel": {"core", "objective", "run"},
-    "joint": {"core", "objective"},
+    "objective": {"core", "run", "tasks"},
+    "bilevel": {"core", "objective", "run", "tasks"},
+    "joint": {"core", "objective", "tasks"},
     "norm": {"core", "run"},
     "nets": {"core", "norm", "run", "tasks"},
     "tasks": {"core"},

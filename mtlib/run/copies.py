@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Params, expect, lend, norms, require, require_statistics, stale, ways
+from mtlib.core import Params, expect, lend, require, require_statistics, ways
 
 
 class _Mode(threading.local):
@@ -258,20 +258,12 @@ def _parts(v: Any) -> list[Any]:
 
 
 def _lent(net: nn.Module, theta: Params, x: Tensor, reason: Exception) -> Tensor:
-    """θ put into the user's own network, one thread at a time: where it cannot be copied."""
+    """θ put into the user's own network, one thread at a time: where it cannot be copied. (The attempt has looked at θ.)"""
     if _MODE.evaluating and any(m.training for m in net.modules()):
         raise ValueError(
             f"expected a network that can be copied for an evaluation; {reason}. Call net.eval() first: dropout is then "
             "off, and norms read their stored statistics."
         )
-    read = {
-        k: m for k, m in norms(net).items() if m.running_mean is not None and k not in stale(net)
-    }
-    require_statistics(theta, read)
-    for k, p in net.named_parameters():
-        if k in theta and theta[k].shape != p.shape:
-            path, _, last = k.rpartition(".")
-            _check_outputs(net.get_submodule(path), path and f"{path}.", last, theta)
     with _LENT:
         return lend(net, theta, x)
 

@@ -5,6 +5,7 @@ Where torch lacks one of them, the plain reference runs. `MTLIB_PLAIN=1` asks fo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -88,6 +89,7 @@ def settled() -> Iterator[None]:
     Torch's own ways into and out of a transform leave the level where they are interrupted, or fail over it.
     """
     depth = DEPTH() if DEPTH and UNDO else None
+    earlier = sys.exception()  # being handled where this is called
     try:
         yield
     except BaseException as error:
@@ -96,9 +98,9 @@ def settled() -> Iterator[None]:
             if DEPTH() > depth:
                 UNDO(depth)
         cause: BaseException | None = error
-        while cause and not isinstance(cause, KeyboardInterrupt):
+        while cause and cause is not earlier and not isinstance(cause, KeyboardInterrupt):
             cause = cause.__context__
-        if cause and cause is not error:
+        if cause and cause is not earlier and cause is not error:
             raise cause from None
         raise
 

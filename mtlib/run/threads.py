@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from numbers import Integral
 from typing import Any
 
 import torch
 
 from mtlib.run.copies import evaluating, is_evaluating
+from mtlib.tasks import positive
 
 RANDOM = threading.RLock()
 """Held by who sets torch's random state and needs it to stay: all threads share one generator."""
@@ -59,8 +59,7 @@ def on_threads(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
 
     Gradients are as enabled there as in the thread that asks, and networks in its mode.
     """
-    if not isinstance(workers, Integral) or workers < 1:
-        raise ValueError(f"expected workers to be a whole number of at least 1, got {workers!r}")
+    positive(workers=workers)
     if not isinstance(calls, Sequence) or not all(map(callable, calls)):
         raise TypeError(
             "expected functions to call, without arguments, in a list, got something else"

@@ -326,8 +326,8 @@ def evidence(value: Tensor, grads: Params) -> dict[str, Any]:
     """A step's loss and gradient in a few figures: for each entry its norm, and its product with one fixed direction."""
 
     def figures(g: Tensor) -> list[float]:
-        g = g.detach().double().flatten()
-        wave = torch.cos(torch.arange(1.0, len(g) + 1, dtype=torch.float64, device=g.device))
+        g = g.detach().cpu().double().flatten()  # not every device has float64
+        wave = torch.cos(torch.arange(1.0, len(g) + 1, dtype=torch.float64))
         return [g.norm().item(), (g @ wave).item()]
 
     return {
@@ -382,7 +382,7 @@ def fingerprint(draw: Any) -> dict[str, Any]:
     def add(d: Tensor) -> Tensor:
         nonlocal total
         found.append(list(d.shape))
-        total += d.double().abs().sum().item()
+        total += d.detach().cpu().double().abs().sum().item()
         return d
 
     over(add, draw)
