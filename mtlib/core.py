@@ -176,8 +176,8 @@ def norms(net: nn.Module | None) -> dict[str, nn.Module]:
     """The names of running statistics, held or not, each with its norm."""
     expect(net is None or isinstance(net, nn.Module), "a network, an nn.Module", net)
     places = [(p + "." if p else "", m) for p, m in net.named_modules()] if net is not None else []
-    named = [(p, k, m) for p, m in places for k in ("running_mean", "running_var") if hasattr(m, k)]
-    return {p + k: m for p, k, m in named if not isinstance(getattr(m, k), nn.Parameter)}
+    names = ("running_mean", "running_var")
+    return {p + k: m for p, m in places for k in names if k in m._buffers}
 
 
 def stale(net: nn.Module | None) -> frozenset[str]:
