@@ -120,9 +120,13 @@ def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
             return ways.call(net, theta, x)
         except (RuntimeError, TypeError) as error:
             words = ("shape", "size", "channels", "dtype", "scalar type", "be Tensor", "missing")
-            if hasattr(x, "dtype") and any(word in str(error) for word in words):
+            if hasattr(x, "dtype") and any(word in str(error) for word in (*words, "Input type")):
+                advice = (
+                    ". Bytes become 0 to 1 with cast=torch.float32 in `episodes` and `mixture`."
+                )
                 raise ValueError(
                     f"{type(net).__name__} cannot read x of shape {tuple(x.shape)}, {x.dtype}: {error}"
+                    + (advice if x.dtype == torch.uint8 else "")
                 ) from error
             raise
 

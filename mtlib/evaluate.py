@@ -483,7 +483,7 @@ def over_classes(measure: Callable[[ClassSet], float | Score], data: ClassSet) -
     constant that makes θ their mean. Raises ValueError for fewer than three classes.
     """
     functions(1, measure=measure)
-    classes, _ = check_classes(data)
+    classes = len(check_classes(data))
     if classes < 3:
         raise ValueError(f"expected at least 3 classes to leave one out, got {classes}")
     whole = _number(measure(data))

@@ -35,7 +35,16 @@ from mtlib.run.trainee import (
     start_of,
     walk,
 )
-from mtlib.tasks import check_draw, check_shapes, finite, functions, positive, takes, within
+from mtlib.tasks import (
+    check_draw,
+    check_shapes,
+    finite,
+    functions,
+    positive,
+    some_tasks,
+    takes,
+    within,
+)
 
 MakeOptimizer = Callable[[list[Any]], Optimizer]
 """From φ's entries, or groups of them as torch's optimizers take them, to an optimizer."""
@@ -205,7 +214,8 @@ def fit(
 
     Under `torchrun`, inside `with mtlib.run.processes.processes()`, each process takes a part of the tasks of an objective
     that is separable, and one all_reduce per step averages value and gradient; another objective runs whole in every
-    process, with a warning. Each process must begin with the same φ and stream. The first one alone writes the
+    process, with a warning. A stream with `part`, as those of `episodes`, `mixture` and `rows`, draws each process's own
+    tasks alone, but for the first draw, which all of them see. Each process must begin with the same φ and stream. The first one alone writes the
     checkpoint, and all of them read it: it must lie where all can see it. The number of processes may change from
     one resumption to the next. The result is that of one process up to rounding, except for random draws inside the
     objective: they follow (`seed`, step, rank).
@@ -306,14 +316,15 @@ class _Job(NamedTuple):
         for step in range(self.first + len(t.losses), self.last):
             if self.stop and self.stop.ended(t):
                 return
-            draw = self.draws(step)
             now = now if step == self.first else follow(self.objective, step, now)
-            value, grads = self.draws.named(
-                step, draw, partial(_step, now, t.phi, draw, self.seed, step)
-            )
+            mine = self.draws.own_part() if now.separable else None
+            draw = self.draws(step, mine)
+            work = partial(_step, now, t.phi, draw, self.seed, step, self.draws.tasks(mine))
+            value, grads = self.draws.named(step, draw, work, mine)
             loss = value.item()
             if not (math.isfinite(loss) and _finite(grads)):
-                raise Diverged(self.diagnosis(now, draw, step, value), self.run())
+                every = draw if mine is None else self.draws(step)
+                raise Diverged(self.diagnosis(now, every, step, value), self.run())
             if step == self.first:
                 self.look(now, value, grads)
             seen = {k: g.clone() for k, g in grads.items()} if self.hook else {}
@@ -404,8 +415,19 @@ class _Draws:
         check_draw(self.start)
         self.kind = _kind(self.start)
 
-    def __call__(self, step: int) -> Any:
-        draw = self.stream(step)
+    def own_part(self) -> slice | None:
+        """Of several processes, the tasks that this one draws, where the stream can draw them alone."""
+        return part(count(self.start)) if size() > 1 and hasattr(self.stream, "part") else None
+
+    def tasks(self, mine: slice | None) -> int | None:
+        """How many tasks the whole has of which a part is drawn."""
+        return None if mine is None else count(self.start)
+
+    def __call__(self, step: int, mine: slice | None = None) -> Any:
+        if mine is not None and mine.start == mine.stop:
+            return take(self.start, mine)  # no task at all
+        draw = self.stream(step) if mine is None else some_tasks(self.stream, step, mine)
+        start = self.start if mine is None else take(self.start, mine)
         try:
             check_draw(draw, numbers=step == self.first)
         except (TypeError, ValueError) as error:
@@ -415,7 +437,7 @@ class _Draws:
                 f"expected draws of one kind from the stream: stream({self.first}) gave {_said(self.start)}, "
                 f"stream({step}) {_said(draw)}"
             )
-        if step == self.first and not all(map(torch.equal, _tensors(self.start), _tensors(draw))):
+        if step == self.first and not all(map(torch.equal, _tensors(start), _tensors(draw))):
             raise ValueError(
                 f"expected a pure stream, got two different draws from stream({step}): draw the random numbers from a "
                 "generator made of the step, np.random.default_rng([seed, step]), and keep no counter or iterator."
@@ -423,13 +445,18 @@ class _Draws:
         return draw
 
     def named(
-        self, step: int, draw: Any, work: Callable[[], tuple[Tensor, Params]]
+        self,
+        step: int,
+        draw: Any,
+        work: Callable[[], tuple[Tensor, Params]],
+        mine: slice | None = None,
     ) -> tuple[Tensor, Params]:
         """work(), whose error names the step where the draw has not the shapes of the first, or says what torch means."""
         try:
             return work()
         except (ValueError, RuntimeError) as error:
-            here, there = ([tuple(d.shape) for d in _tensors(x)] for x in (draw, self.start))
+            start = self.start if mine is None else take(self.start, mine)
+            here, there = ([tuple(d.shape) for d in _tensors(x)] for x in (draw, start))
             if here == there:
                 advice = next((v for k, v in MEANT.items() if k in str(error)), None)
                 if advice is None or not isinstance(error, RuntimeError):
@@ -645,21 +672,22 @@ def follow(
 
 
 def _step(
-    objective: Objective, phi: Params, draw: Any, seed: int, step: int
+    objective: Objective, phi: Params, draw: Any, seed: int, step: int, tasks: int | None = None
 ) -> tuple[Tensor, Params]:
     """Value and gradient over all tasks of a draw, of which each process takes a part where that is exact.
 
-    torch's random state is set by (seed, step, rank) and given back afterwards.
+    With `tasks`, the draw is this process's part already, of so many. torch's random state is set by (seed, step, rank) and given back afterwards.
     """
     device = next(iter(phi.values())).device
     if size() == 1 or not objective.separable:
         return _seeded(objective, phi, move(draw, device), seed * 1_000_003 + step)
-    tasks = count(draw)
+    drawn_alone = tasks is not None
+    tasks = count(draw) if tasks is None else tasks
     mine = part(tasks)
     share = (mine.stop - mine.start) / tasks
     value, grads = torch.zeros((), device=device), dict[str, Tensor]()
     if share:
-        data = move(take(draw, mine), device)
+        data = move(draw if drawn_alone else take(draw, mine), device)
         value, grads = _seeded(
             objective, phi, data, seed * 1_000_003 + step + rank() * 2_654_435_761
         )

@@ -112,9 +112,10 @@ def omniglot(
 def turned(data: ClassSet) -> ClassSet:
     """Each class four times, its images turned by 0, 90, 180 and 270 degrees."""
     check_classes(data)
-    if data.items.ndim != 5 or data.items.shape[-1] != data.items.shape[-2]:
+    shape = tuple(getattr(data.items, "shape", ()))
+    if len(shape) != 5 or shape[-1] != shape[-2]:
         raise ValueError(
-            f"expected square images (C, n, channels, size, size), got {tuple(data.items.shape)}"
+            f"expected square images (C, n, channels, size, size), got {shape or type(data.items).__name__}"
         )
     items = torch.stack([torch.rot90(data.items, k, (-2, -1)) for k in range(4)], 1).flatten(0, 1)
     names = [f"{name}/rot{degrees:03d}" for name in data.names for degrees in ROTATIONS]

@@ -1,7 +1,8 @@
 """Several processes over the axis of tasks, with torch.distributed: started by `torchrun`, used by `fit`.
 
 The mean over T tasks is the mean over each process's part, weighted by its share of the tasks. So each process
-takes a part, one all_reduce per step adds up value and gradient, and all of them take the same optimizer step.
+takes a part, one all_reduce per step adds up value and gradient, and all of them take the same optimizer step. A
+stream may have a method `part(step, tasks)` that gives take(stream(step), tasks): then each draws its own tasks alone.
 """
 
 from __future__ import annotations
