@@ -173,7 +173,7 @@ from mtlib.models.detection import (
     targets,
 )
 from mtlib.models.encoders import minilm
-from mtlib.nets import conv2, conv4, mlp, seeded, two_halves
+from mtlib.nets import conv2, conv4, mlp, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
 from mtlib.plots import against, band, bars, figure, losses, player, scores
@@ -2729,6 +2729,11 @@ BAD |= {
     "against: no methods": (
         lambda: on_axes(lambda axes: against(axes, [1], {}, "x", "y")),
         "at least one",
+    ),
+    "wrap: an unknown head": (lambda: wrap(NET, "classifier"), "none called 'classifier'. It has"),
+    "wrap: a softmax in the call": (
+        lambda: wrap(NET, "head", call=lambda net, x: net(x).softmax(1))(torch.rand(4, 30)),
+        "after the head",
     ),
 } | {
     f"{name}: no support items": (

@@ -142,6 +142,10 @@ class _Copying:
             k: None if m is None else self.copied(m, f"{place}{k}.")
             for k, m in own["_modules"].items()
         }
+        if isinstance(module, Called):
+            twin = self.copies[id(module.part)] = object.__new__(type(module.part))
+            vars(twin).update(vars(module.part), **{k: now[k] for k in (*_TENSORS, "training")})
+            self.copied(module.whole, place)
         return new
 
     def parameter(self, p: Tensor | None, module: nn.Module, place: str, k: str) -> Tensor | None:
@@ -171,6 +175,68 @@ class _Copying:
         if not hasattr(module, "track_running_stats"):
             self.buffers.append(Buffer(module, k, new, new._version))
         return new
+
+
+class Called(nn.Module):
+    """call(whole, x) as a module: it has the tensors of `part`, a module of `whole` or `whole` itself, under their names there.
+
+    The two share the dicts of their tensors and children, so that what is put into the one is in the other.
+    """
+
+    whole: nn.Module
+    part: nn.Module
+    call: Callable[[nn.Module, Any], Any]
+
+    def __init__(self, whole: nn.Module, part: nn.Module, call: Callable[[nn.Module, Any], Any]):
+        super().__init__()
+        shared = (*_TENSORS, "_non_persistent_buffers_set", "training")
+        vars(self).update({k: vars(part)[k] for k in shared}, whole=whole, part=part, call=call)
+
+    def forward(self, x: Any) -> Any:
+        return self.call(self.whole, x)
+
+    def train(self, mode: bool = True) -> Called:
+        """The mode of both; what has no tensors, such as a dropout, may be in the whole alone."""
+        self.whole.train(mode)
+        return super().train(mode)
+
+
+def replaced(net: nn.Module, place: str, new: nn.Module) -> nn.Module:
+    """The network with another module in one place: the modules on the way there are copies, all else is shared.
+
+    Raises ValueError where one of them cannot be copied.
+    """
+    copies = dict[int, nn.Module]()
+
+    def copied(module: nn.Module, way: list[str]) -> nn.Module:
+        if not way:
+            return new
+        if isinstance(module, torch.jit.ScriptModule):
+            raise _Bound("it is TorchScript")
+        twin = copies[id(module)] = object.__new__(type(module))
+        child = copied(module.get_submodule(way[0]), way[1:])
+        vars(twin).update(vars(module), _modules={**module._modules, way[0]: child})
+        return twin
+
+    try:
+        whole = copied(net, place.split("."))
+        for m in copies.values():
+            _rebind(vars(m), copies)
+    except _Bound as reason:
+        raise ValueError(
+            f"expected a network that can be copied, got {type(net).__name__}; {reason}"
+        ) from reason
+    return whole
+
+
+def copyable(net: nn.Module, theta: Params) -> None:
+    """Raise ValueError where there can be no private copy of a network."""
+    try:
+        private(net, theta)
+    except _Bound as reason:
+        raise ValueError(
+            f"expected a network that can be copied, got {type(net).__name__}; {reason}"
+        ) from reason
 
 
 def _check_outputs(module: nn.Module, place: str, k: str, theta: Params) -> None:
