@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Params, expect, lend, require, require_statistics, ways
+from mtlib.core import Params, expect, lend, over, require, require_statistics, rows, ways
 
 
 class _Mode(threading.local):
@@ -52,18 +52,59 @@ def is_evaluating() -> bool:
     return _MODE.evaluating
 
 
-def call(net: nn.Module, theta: Params, x: Tensor) -> Tensor:
-    """The network's answer to x, with θ's entries in the place of its parameters and buffers."""
+def call(net: nn.Module, theta: Params, x: Any) -> Tensor:
+    """The network's answer to x, with θ's entries in the place of its parameters and buffers.
+
+    Raises ValueError where it cannot read x, or its answer is no tensor, or tensors of x have not one number of rows.
+    """
+    nest = not isinstance(x, Tensor)
+    if nest:
+        rows(x)
+    try:
+        out: Any = _called(net, theta, x)
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if any(word in str(error) for word in WORDS) or (
+            nest and not isinstance(error, RuntimeError)
+        ):
+            raise ValueError(_unreadable(net, x, error)) from error
+        raise
+    if not isinstance(out, Tensor):
+        part = "[0]" if isinstance(out, tuple | list) else ".logits"
+        raise ValueError(
+            f"expected {type(net).__name__} to give a tensor, got {type(out).__name__}: "
+            f"`mtlib.nets.wrap(net, call=lambda net, x: net(x){part})` takes it out"
+        )
+    return out
+
+
+def _called(net: nn.Module, theta: Params, x: Any) -> Any:
     if torch.compiler.is_compiling():
         return lend(net, theta, x)
     try:
         copy = private(net, theta)
     except _Bound as reason:
         return _lent(net, theta, x, reason)
-    out: Tensor = copy.net(x)
+    out = copy.net(x)
     for kept in copy.buffers:
         kept.warn_if_written()
     return out
+
+
+WORDS = ("shape", "size", "channels", "dtype", "scalar type", "Input type", "be Tensor", "missing")
+"""What torch's messages say where a network cannot read x."""
+
+
+def _unreadable(net: nn.Module, x: Any, error: Exception) -> str:
+    shown = over(lambda d: f"{tuple(d.shape)}, {d.dtype}", x)
+    more = ""
+    if not isinstance(x, Tensor):
+        more = (
+            ". It is called with x as one argument; for keywords, "
+            "`mtlib.nets.wrap(net, call=lambda net, x: net(**x))`"
+        )
+    elif x.dtype == torch.uint8:
+        more = ". Bytes become 0 to 1 with cast=torch.float32 in `episodes` and `mixture`."
+    return f"{type(net).__name__} cannot read x of shape {shown}: {error}{more}"
 
 
 class Copy(NamedTuple):
@@ -323,7 +364,7 @@ def _parts(v: Any) -> list[Any]:
     return list(getattr(v, "__dict__", {}).values()) if not isinstance(v, type) else []
 
 
-def _lent(net: nn.Module, theta: Params, x: Tensor, reason: Exception) -> Tensor:
+def _lent(net: nn.Module, theta: Params, x: Any, reason: Exception) -> Any:
     """θ put into the user's own network, one thread at a time: where it cannot be copied. (The attempt has looked at θ.)"""
     if _MODE.evaluating and any(m.training for m in net.modules()):
         raise ValueError(
