@@ -698,7 +698,10 @@ BAD |= {
     "apply: a class for the network": (lambda: apply(nn.Identity), "nn.Module"),
     "apply: the network for φ": (lambda: apply(NET)(NET, SUPPORT.x), "parameters"),
     "apply: a list for φ": (lambda: apply(NET)(list(PHI.values()), SUPPORT.x), "parameters"),
-    "apply: numpy x": (lambda: apply(NET)(PHI, SUPPORT.x.numpy()), "must be Tensor, not numpy"),
+    "apply: numpy x": (
+        lambda: apply(NET)(PHI, SUPPORT.x.numpy()),
+        "got ndarray; torch.from_numpy converts",
+    ),
     "apply: double data for a float network": (
         lambda: apply(NET)(PHI, SUPPORT.x.double()),
         "float64",
@@ -1333,7 +1336,7 @@ BAD |= {
     "maml: a negative strength": (lambda: maml(NET, cross_entropy, 0.1, 1, -1.0), "strength"),
     "maml: numpy support": (
         lambda: gives(NET, over(lambda d: d.numpy(), SUPPORT), LEARNERS["maml"]),
-        "must be Tensor, not numpy",
+        "got ndarray; torch.from_numpy converts",
     ),
     "maml: a tuple for the support set": (
         lambda: gives(NET, (SUPPORT.x, SUPPORT.y), LEARNERS["maml"]),
