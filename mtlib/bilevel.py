@@ -68,7 +68,9 @@ def bilevel(
                 "a stream of batches goes with `joint`"
             )
         expect(
-            episode.query.y.ndim > 1, "episodes with an axis of tasks, y (T, Q, W)", episode.query.y
+            episode.query.y.ndim > 1,
+            "episodes with an axis of tasks, y (T, Q, W), one-hot rows of classes: `mtlib.tasks.one_hot(y, ways)`",
+            episode.query.y,
         )
         return task(phi, episode)
 

@@ -21,7 +21,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Batch(NamedTuple):
     """Items `x` (B, *item) and their targets `y` (B, W), one-hot or real; a draw of a stream has an axis T before."""
 
-    x: Tensor
+    x: Any  # a tensor, or any nest of dicts, lists and tuples of tensors, which is one argument of the network
     y: Tensor
 
 
@@ -83,13 +83,13 @@ class Learner(NamedTuple):
 
     init: Callable[[], Params]
     adapt: Callable[[Params, Batch], Params] | Steps
-    predict: Callable[[Params, Tensor], Tensor]
+    predict: Callable[[Params, Any], Tensor]
     vmap: bool = True  # False where only a loop over tasks runs (L-BFGS, for one)
     net: nn.Module | None = None  # the network in it: what `fixed(net)` names does not move
     settings: tuple[str, ...] = ()  # entries of φ that `adapt` alone reads: learned rates, for one
 
 
-def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
+def over(f: Callable[[Tensor], Any], data: Any) -> Any:
     """f on each tensor of a Batch, an Episode, or any nest of tuples, lists and dicts of tensors."""
     if isinstance(data, Tensor):
         return f(data)
@@ -98,7 +98,17 @@ def over(f: Callable[[Tensor], Tensor], data: Any) -> Any:
     if isinstance(data, tuple | list):
         parts = [over(f, d) for d in data]
         return type(data)(*parts) if hasattr(data, "_fields") else type(data)(parts)
-    raise TypeError(f"expected tensors in tuples, lists or dicts, got {type(data).__name__}")
+    kind = type(data).__name__ + "; torch.from_numpy converts" * hasattr(data, "__array__")
+    raise TypeError(f"expected tensors in tuples, lists or dicts, got {kind}")
+
+
+def rows(x: Any) -> int:
+    """B, the number of rows that each tensor of x has. ValueError shows all shapes where it is not one number."""
+    found = set[tuple[int, ...]]()
+    shapes = over(lambda d: found.add(d.shape[:1]) or tuple(d.shape), x)  # type: ignore[func-returns-value]
+    if len(found) == 1 and () not in found:
+        return found.pop()[0]
+    raise ValueError(f"expected tensors of x with one number of rows, got shapes {shapes}")
 
 
 def take(data: Any, tasks: int | slice) -> Any:
@@ -111,29 +121,13 @@ def move(data: Any, device: torch.device | str) -> Any:
     return over(lambda d: d.to(device), data)
 
 
-def apply(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
+def apply(net: nn.Module) -> Callable[[Params, Any], Tensor]:
     """f(θ, x): the network with its parameters as an argument; entries of θ it does not know stay out."""
     expect(isinstance(net, nn.Module), "a network, an nn.Module", net)
-
-    def f(theta: Params, x: Tensor) -> Tensor:
-        try:
-            return ways.call(net, theta, x)
-        except (RuntimeError, TypeError) as error:
-            words = ("shape", "size", "channels", "dtype", "scalar type", "be Tensor", "missing")
-            if hasattr(x, "dtype") and any(word in str(error) for word in (*words, "Input type")):
-                advice = (
-                    ". Bytes become 0 to 1 with cast=torch.float32 in `episodes` and `mixture`."
-                )
-                raise ValueError(
-                    f"{type(net).__name__} cannot read x of shape {tuple(x.shape)}, {x.dtype}: {error}"
-                    + (advice if x.dtype == torch.uint8 else "")
-                ) from error
-            raise
-
-    return f
+    return lambda theta, x: ways.call(net, theta, x)
 
 
-def features(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
+def features(net: nn.Module) -> Callable[[Params, Any], Tensor]:
     """z(θ, x) of shape (B, D): the network's `body` alone."""
     f = apply(half(net, "body"))
     return lambda theta, x: f(below("body.", theta), x)
@@ -150,8 +144,7 @@ def half(net: nn.Module, name: str) -> nn.Module:
     if isinstance(module := getattr(net, name, None), nn.Module):
         return module
     raise ValueError(
-        f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no `{name}`. Give it one: "
-        "`mtlib.nets.two_halves(body, head)`."
+        f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no `{name}`. `mtlib.nets.wrap` and `two_halves` make them."
     )
 
 
@@ -237,13 +230,16 @@ def require_statistics(theta: Params, wanted: dict[str, nn.Module]) -> None:
 
 
 def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
-    """loss(ŷ, y), once the two are known to fit (torch would broadcast, or fail far from here)."""
+    """loss(ŷ, y), once the two are known to fit (torch would broadcast, or fail far from here), y in the dtype of ŷ."""
     if not fits(loss, prediction, y) or 0 in y.shape:
         raise ValueError(
             f"expected predictions and targets of one shape (N, W), at least one row; the learner predicts "
-            f"{tuple(prediction.shape)}, y is {tuple(y.shape)}. Does the head have one output for each class, and is y one-hot or (N, 1)?"
+            f"{tuple(prediction.shape)}, y is {tuple(y.shape)}. Does the head have one output for each class, and is y one-hot, `mtlib.tasks.one_hot(y, ways)`, or (N, 1)?"
         )
     expect(not isinstance(loss, type), "a loss(prediction, y), not yet its class", loss)
+    if y.dtype != prediction.dtype and y.is_floating_point() and prediction.is_floating_point():
+        wide = torch.promote_types(prediction.dtype, torch.float32)  # half precision is coarse
+        prediction, y = prediction.to(wide), y.to(wide)
     value = loss(prediction, y)
     expect(isinstance(value, Tensor) and not value.ndim, "a loss that is a scalar tensor", value)
     return value
@@ -266,11 +262,11 @@ def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     return torch.func.grad(loss)(theta)  # type: ignore[no-any-return]
 
 
-def lend(net: nn.Module, theta: Params, x: Tensor) -> Tensor:
+def lend(net: nn.Module, theta: Params, x: Any) -> Tensor:
     """The network called with θ in the place of its parameters, and with copies of its buffers: a call writes to them."""
     require(theta, own := [k for k, _ in net.named_parameters()])
     held = {**dict(net.named_buffers()), **{k: theta[k] for k in norms(net) if k in theta}}
-    device = theta[own[0]].device if own else x.device
+    device = next((v.device for v in theta.values()), None)
     copies = {k: theta.get(k, b).detach().to(device, copy=True) for k, b in held.items()}
     return torch.func.functional_call(net, {**{k: theta[k] for k in own}, **copies}, (x,))  # type: ignore[no-any-return]
 
@@ -279,7 +275,7 @@ class Ways:
     """Two places where `mtlib.run` puts faster and safer ways to the same numbers."""
 
     gradient: Callable[[Callable[[Params], Tensor], Params], Params] = staticmethod(reference)
-    call: Callable[[nn.Module, Params, Tensor], Tensor] = staticmethod(lend)
+    call: Callable[[nn.Module, Params, Any], Tensor] = staticmethod(lend)
 
 
 ways = Ways()

@@ -160,7 +160,8 @@ class _Scored:
         if not fits(self.metric, prediction, y):
             raise ValueError(
                 f"expected predictions of the targets' shape {tuple(y.shape)}, got {tuple(prediction.shape)}: the head "
-                f"has {prediction.shape[-1]} outputs. `start(learner, trained)` gives a learner of the right width."
+                f"has {prediction.shape[-1]} outputs. `start(learner, trained)` gives a learner of the right width, "
+                "`mtlib.tasks.one_hot(y, ways)` rows of class numbers."
             )
         value = self.metric(prediction, y)
         if not isinstance(value, Tensor):

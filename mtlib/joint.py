@@ -9,8 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Draw, Loss, Params, apply, classify, expect, features, require, risk
-from mtlib.objective import Objective, over_tasks, whole
+from mtlib.core import (
+    Batch,
+    Draw,
+    Loss,
+    Params,
+    apply,
+    classify,
+    expect,
+    features,
+    require,
+    risk,
+    take,
+)
+from mtlib.objective import Objective, count, over_tasks, whole
 from mtlib.tasks import positive, takes, within
 
 Penalty = Callable[[Params, Tensor, Tensor], Tensor]
@@ -27,8 +39,8 @@ def joint(
 ) -> Objective:
     """min_θ Σ_t w_t L_t(f_θ) + Σ_r R_r(θ): sources and targets are the entries t of one batch.
 
-    The weights are 1/T by default. Weights (1, 0) leave the target's labels unused: with an alignment penalty that is
-    domain adaptation. (1 − α, α) is the α-weighted risk {cite}`bendavid2010theory`. If label spaces differ, `columns[t]`
+    The weights are 1/T by default. Weights (1, 0) leave the target's labels unused, so that any may stand there: with an
+    alignment penalty that is domain adaptation. (1 − α, α) is the α-weighted risk {cite}`bendavid2010theory`. If label spaces differ, `columns[t]`
     are the outputs of data set t (`own_columns`). Batches have a leading axis T (`mtlib.tasks.mixture`), and each data
     set goes through the network by itself, so that batch statistics are its own. `cross_entropy(weight=...)` divides a sum
     over one-hot rows by their number B; over class numbers it would divide by the sum of their weights (torch's rule).
@@ -55,7 +67,7 @@ def joint(
 
     def term(theta: Params, batch: Batch) -> Tensor:
         x, y = _batch(batch)
-        expect(y.ndim > 1, "batches x (T, B, *item), y (T, B, W), T data sets, one-hot rows", y)
+        expect(y.ndim > 1, ROWS, y)
         return risk(loss, f(theta, x), y)
 
     if not penalties and columns is None:
@@ -63,7 +75,9 @@ def joint(
     z, head = features(net), classify(net)
 
     def value(theta: Params, batch: Batch) -> Tensor:
-        zs = torch.stack([z(theta, x) for x in _batch(batch).x])  # (T, B, D)
+        batch = _batch(batch)
+        sets = [take(batch.x, t) for t in range(count(batch))]
+        zs = torch.stack([z(theta, x) for x in sets])  # (T, B, D)
         logits = torch.stack([head(theta, zt) for zt in zs])  # (T, B, W)
         terms = _own_risks(loss, logits, batch.y, columns)  # (T,)
         v = torch.full_like(terms, 1 / len(terms)) if w is None else w.to(terms)
@@ -85,7 +99,7 @@ def risks(
 
     def terms(theta: Params, draw: Draw) -> Tensor:
         batch = _batch(draw)
-        logits = torch.stack([f(theta, x) for x in batch.x])  # (T, B, W)
+        logits = torch.stack([f(theta, take(batch.x, t)) for t in range(count(batch))])  # (T, B, W)
         return _own_risks(loss, logits, batch.y, columns)
 
     return terms
@@ -124,6 +138,7 @@ def toward(anchor: Params, strength: float) -> Penalty:
 def _own_risks(loss: Loss, logits: Tensor, y: Tensor, columns: Sequence[slice] | None) -> Tensor:
     """Each data set's risk on its own columns of logits and targets (T, B, W) -> (T,)."""
     own = [slice(None)] * len(logits) if columns is None else columns
+    expect(y.ndim == 3, ROWS, y)
     if len(own) != len(logits):
         raise ValueError(
             f"expected the columns of each data set: got {len(own)} for {len(logits)} data sets"
@@ -177,10 +192,17 @@ def _weights(weights: Sequence[float], penalties: bool) -> Tensor:
     return w
 
 
+ROWS = (
+    "batches x (T, B, *item), y (T, B, W) of T data sets, one-hot rows of classes (`mtlib.tasks.one_hot(y, ways)`) or real "
+    "targets; a data set without labels has any, and weight 0 in `weights`"
+)
+
+
 def _batch(batch: Draw) -> Batch:
     if not isinstance(batch, Batch):
         raise TypeError(
             f"joint expects batches (x, y), got {type(batch).__name__}; a stream of episodes goes with "
             "`bilevel`, or through `mtlib.tasks.quiz`"
         )
+    expect(isinstance(batch.y, Tensor), ROWS, batch.y)
     return batch

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from mtlib.core import expect
 from mtlib.norm import Norm, Statistics
-from mtlib.run.fast import plain
-from mtlib.tasks import positive
+from mtlib.run.copies import Called, before, copyable, evaluating, private, replaced
+from mtlib.run.fast import as_stored, plain
+from mtlib.tasks import functions, positive
 
 
 def two_halves(body: nn.Module, head: nn.Module) -> nn.Sequential:
@@ -27,6 +29,193 @@ def two_halves(body: nn.Module, head: nn.Module) -> nn.Sequential:
         if not isinstance(part, nn.Module):
             raise TypeError(f"expected the {name} to be an nn.Module, an instance, got {part!r}")
     return nn.Sequential(OrderedDict(body=body, head=head))
+
+
+def wrap(
+    net: nn.Module,
+    head: str | None = None,
+    body: str | None = None,
+    call: Callable[[Any, Any], Any] | None = None,
+    x: Any = None,
+) -> nn.Module:
+    """A network made elsewhere as one of two named halves, head(body(x)) = call(net, x); by default call(net, x) = net(x).
+
+    `head` is the name of its last module: "classifier", "fc", "classifier.out_proj". The body is the rest, the network with
+    `nn.Identity` there: body(x) = call(that, x) (B, D). `call` takes the features through keywords, and the logits out of an
+    object, and nothing else, as what it does after the head (a softmax, a temperature) is in neither half:
+
+        wrap(BertForSequenceClassification(config), "classifier", call=lambda net, x: net(**x).logits)
+
+    The body's parameters are `body.<name in net>`; with `body="bert"` they all stand under `bert` there, and the names do
+    without it. Without `head` the network has no halves, its names stay, and `call` alone is used.
+
+    ```pycon
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> ours = wrap(net, head="2")
+    >>> [name for name, _ in ours.named_parameters()]
+    ['body.0.weight', 'body.0.bias', 'head.weight', 'head.bias']
+
+    ```
+
+    The tensors are the network's own: `load(wrap(net, ...), params)` writes into `net`, which is not changed otherwise.
+    Raises ValueError where there is no such head or body, where both use one tensor (a tied language-model head), and, at the
+    first call or for the example `x`, where head(body(x)) is not call(net, x).
+    """
+    expect(isinstance(net, nn.Module), "a network, an nn.Module", net)
+    call = _plainly if call is None else call
+    functions(2, call=call)
+    expect(not isinstance(call, nn.Module), "call, a function (net, x) -> prediction", call)
+    if head is None:
+        expect(body is None, "the name of the head, too, where the body is named", head)
+        ours: Whole | Halves = Whole(net, net, call)
+    else:
+        last = _named(net, head, "head")
+        whole = replaced(net, head, nn.Identity())
+        part = whole if body is None else _named(whole, body, "body")
+        ours = Halves(Called(whole, part, call), last, head)
+        _check_apart(net, ours, head, body)
+    copyable(ours, _state(ours))
+    if x is not None:
+        ours.first.look(ours, x)
+    return ours
+
+
+def _plainly(net: nn.Module, x: Any) -> Any:
+    return net(x)
+
+
+def _named(net: nn.Module, name: str, what: str) -> nn.Module:
+    """The module of that name, with parameters, or an error that lists those that there are."""
+    every: dict[str, nn.Module] = dict(net.named_modules(remove_duplicate=False))
+    own = {k: m for k, m in every.items() if k and any(True for _ in m.parameters())}
+    if name not in own:
+        leaves = [k for k, m in own.items() if not any(True for _ in m.children())]
+        last = [*dict.fromkeys([*(k for k in own if "." not in k), *leaves[-3:]])]
+        raise ValueError(
+            f"expected the name of the network's {what}, a module with parameters; {type(net).__name__} has none called "
+            f"{name!r}. It has {', '.join(last[-12:])}"
+        )
+    return own[name]
+
+
+def _check_apart(net: nn.Module, ours: Halves, head: str, body: str | None) -> None:
+    """Raise ValueError unless each tensor of the network is in one of the halves."""
+    names = {id(t): k for k, t in (*net.named_parameters(), *net.named_buffers())}
+    inside = {id(t) for t in (*ours.body.parameters(), *ours.body.buffers())}
+    held = {id(t) for t in (*ours.head.parameters(), *ours.head.buffers())}
+    if tied := [names[i] for i in names if i in inside & held]:
+        raise ValueError(
+            f"expected a head with tensors of its own; {head} and the body share {tied[0]} (tied weights). Untie them: "
+            f"head.weight = nn.Parameter(head.weight.detach().clone()); or wrap it without `head`, as one whole."
+        )
+    if left := [names[i] for i in names if i not in inside | held]:
+        raise ValueError(
+            f"expected all parameters and buffers but the head's under {body!r}; {left[:5]} are not. Without `body` the "
+            "names are those in the network."
+        )
+
+
+def _state(net: nn.Module) -> dict[str, Tensor]:
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+class First:
+    """The first call of a wrapped network, at which it is looked at; its private copies share this."""
+
+    done = False
+
+    @torch.no_grad()
+    def look(self, net: Whole | Halves, x: Any) -> None:
+        """Raise ValueError where the user's `call` does not do what `wrap` asks."""
+        if self.done or torch.compiler.is_compiling():
+            return
+        with evaluating():
+            self.done = net.agrees(x)
+
+
+class Whole(Called):
+    """A network called in the user's way, without halves."""
+
+    def __init__(self, whole: nn.Module, part: nn.Module, call: Callable[[Any, Any], Any]):
+        super().__init__(whole, part, call)
+        self.first = First()
+
+    def forward(self, x: Any) -> Any:
+        self.first.look(self, x)
+        return super().forward(x)
+
+    def agrees(self, x: Any) -> bool:
+        """Raise ValueError where `call` uses another network than its argument."""
+        copy: Any = private(self, _state(self)).net
+        seen = list[nn.Module]()
+        for module in copy.whole.modules():
+            before(module, lambda module, args: seen.append(module))
+        copy.call(copy.whole, x)
+        expect(bool(seen), "call(net, x) to call its argument `net`, or a module of it", self.call)
+        return True
+
+
+FAULTS = (RuntimeError, TypeError, AttributeError, ValueError, LookupError)
+
+
+class Halves(nn.Module):
+    """What `wrap` makes of a network: its last module, and the rest called in the user's way."""
+
+    def __init__(self, body: Called, head: nn.Module, place: str):
+        super().__init__()
+        self.body, self.head, self.place, self.first = body, head, place, First()
+
+    def forward(self, x: Any) -> Any:
+        self.first.look(self, x)
+        return self.head(self.body(x))
+
+    def agrees(self, x: Any) -> bool:
+        """Whether head(body(x)) is call(net, x), for a head off its values (one of zeros hides what follows it).
+
+        False where the numbers are NaN and tell nothing; else ValueError.
+        """
+        copy: Any = private(self, {**_state(self), **_moved(self.head)}).net
+        right = copy.body.call(replaced(copy.body.whole, self.place, copy.head), x)
+        expect(isinstance(right, Tensor), "call(net, x) to give a tensor", right)
+        try:
+            z = copy.body(x)
+        except FAULTS as error:
+            raise ValueError(
+                f"expected a network that runs with nn.Identity for its {self.place}, which its features (B, D) come "
+                f"from; it says: {error}"
+            ) from error
+        try:
+            found = copy.head(z)
+        except FAULTS as error:
+            raise ValueError(_apart(self.place, f"no answer ({error})")) from error
+        if not isinstance(found, Tensor) or found.shape != right.shape:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(_apart(self.place, f"{got}, and it is {tuple(right.shape)}"))
+        stored = as_stored(torch.stack([(found - right).abs().max(), right.abs().max()], -1))
+        gap, size = (-1.0, 0.0) if stored is None else stored.reshape(-1, 2).amax(0).tolist()
+        if gap > min(1e3 * torch.finfo(right.dtype).eps, 0.05) * size:
+            raise ValueError(
+                _apart(
+                    self.place, f"other numbers, {gap:.2g} apart where the largest is {size:.2g}"
+                )
+            )
+        return stored is not None and gap == gap
+
+
+def _moved(head: nn.Module) -> dict[str, Tensor]:
+    """The head's parameters, each number a little off."""
+    waves = {
+        k: torch.arange(v.numel(), device=v.device).cos().to(v).view_as(v) / 10
+        for k, v in head.named_parameters()
+    }
+    return {f"head.{k}": v + waves[k] for k, v in head.named_parameters()}
+
+
+def _apart(place: str, gap: str) -> str:
+    return (
+        f"expected call(net, x) to be head(body(x)), with {place} as the head; that gives {gap}. What comes after the head (a "
+        "softmax, a temperature, a choice of columns) belongs in the loss or in `predict`, and `head` names the last module."
+    )
 
 
 @contextmanager

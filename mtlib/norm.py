@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
 from typing import Any, ClassVar, Literal
 
@@ -81,8 +81,8 @@ class Norm(nn.Module):
 
 
 @torch.no_grad()
-def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
-    """φ with running statistics of each norm: the moments of its input over all items of `batches`, x: (B, *item).
+def calibrate(net: nn.Module, phi: Params, batches: Iterable[Any]) -> Params:
+    """φ with running statistics of each norm: the moments of its input over all items of `batches`, x: (B, *item), or nests of such.
 
     μ = Σ_b n_b μ_b / N,  σ² = Σ_b n_b (σ_b² + (μ_b − μ)²) / N, for n_b numbers per channel in batch b, N in all. Layer by
     layer, in evaluation mode, so that each norm sees what it gets once the norms before it read theirs. `Norm` and torch's
@@ -94,7 +94,9 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
     Raises ValueError if there is no such norm, or no batch reaches one, or a norm meets NaN or infinity.
     """
     expect(
-        not isinstance(batches, Tensor | Batch | Episode), "batches, a list of inputs: [x]", batches
+        not isinstance(batches, Tensor | Batch | Episode | Mapping),
+        "batches, a list of inputs: [x]",
+        batches,
     )
     batches = list(batches)
     for x in batches:
@@ -120,7 +122,7 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Tensor]) -> Params:
 
 
 def _statistics(
-    norms: list[tuple[str, nn.Module]], net: nn.Module, phi: Params, batches: list[Tensor]
+    norms: list[tuple[str, nn.Module]], net: nn.Module, phi: Params, batches: list[Any]
 ) -> Params:
     """The running statistics of those of the norms that the batches reach, one after the other."""
     found: Params = {}
@@ -147,7 +149,7 @@ INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _Moments = tuple[int, Tensor, Tensor]
 
 
-def _moments_at(place: str, net: nn.Module, phi: Params, x: Tensor) -> list[_Moments]:
+def _moments_at(place: str, net: nn.Module, phi: Params, x: Any) -> list[_Moments]:
     """Numbers per channel, mean and variance of what one norm reads as the network reads x in evaluation mode."""
     seen: list[_Moments] = []
 

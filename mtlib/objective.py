@@ -193,18 +193,18 @@ def in_chunks(
 
 def count(data: Draw) -> int:
     """T: the leading axis every tensor of a Batch or Episode shares."""
-    sizes: list[int] = []
+    sizes = set[int]()
 
-    def measure(d: Tensor) -> Tensor:
-        sizes.append(len(d))
-        return d
+    def length(d: Tensor) -> int:
+        sizes.add(d.shape[0] if d.ndim else 0)
+        return d.shape[0] if d.ndim else 0
 
-    over(measure, data)
-    if len(set(sizes)) != 1 or 0 in sizes:
+    lengths = over(length, data)
+    if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
-            f"expected tensors with one leading axis of tasks, at least one long; got lengths {sizes}"
+            f"expected tensors with one leading axis of tasks, at least one long; got lengths {lengths}"
         )
-    return sizes[0]
+    return sizes.pop()
 
 
 def default_chunk(phi: Params, tasks: int) -> int:

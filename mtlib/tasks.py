@@ -535,13 +535,13 @@ def check_rows(data: Batch, what: str) -> None:
     if data.y.ndim == 1 and (data.y.dtype != torch.int64 or int(data.y.min()) < 0):
         raise ValueError(
             f"expected y of {what} to be targets (n, W), or class numbers (n,) of dtype int64 from 0 on; "
-            f"got {tuple(data.y.shape)} of {data.y.dtype}. For regression write y[:, None]."
+            f"got {tuple(data.y.shape)} of {data.y.dtype}. For regression write y[:, None]. {UNLABELLED}"
         )
     if data.y.ndim > 2:
         raise ValueError(f"expected y of {what} with one or two axes, got {tuple(data.y.shape)}")
     if data.y.ndim == 2:
         _real_targets(data.y, what)
-    finite(data.y, f"y of {what}")
+    finite(data.y, f"y of {what}", UNLABELLED)
 
 
 def check_cast(cast: object) -> None:
@@ -684,15 +684,16 @@ def check_draw(data: object, numbers: bool = True) -> None:
                 or x.shape[:2] != part.y.shape[:2]
                 or 0 in x.shape
             ):
+                shapes = over(lambda d: tuple(d.shape), part.x)
                 raise ValueError(
-                    f"expected x (T, rows, *item) and y (T, rows, W) in {what}, got {tuple(x.shape)} and "
-                    f"{tuple(part.y.shape)}. Labels are one-hot rows, regression targets need an axis W = 1."
+                    f"expected x (T, rows, *item) and y (T, rows, W) in {what}, got {shapes} and {tuple(part.y.shape)}. Labels "
+                    "are one-hot rows, `one_hot(y, ways)`, regression targets need an axis W = 1."
                 )
         _real_targets(part.y, what)
         for x in leaves:
             _readable(x, f"x of {what}", masks=not isinstance(part.x, Tensor), numbers=numbers)
         if numbers:
-            finite(part.y, f"y of {what}")
+            finite(part.y, f"y of {what}", UNLABELLED)
     tasks = [len(part.y) for part in parts.values()]
     if len(set(tasks)) > 1:
         raise ValueError(f"expected as many tasks in support and query, got {tasks}")
@@ -711,14 +712,17 @@ def check_shapes(net: nn.Module, phi: Params) -> None:
             )
 
 
-def finite(x: Tensor, what: str) -> None:
+UNLABELLED = "Items without labels may have any label, with weight 0 in `joint`."
+
+
+def finite(x: Tensor, what: str, advice: str = "Drop or impute them first.") -> None:
     """Raise if x holds NaN or infinity, saying how many and where the first is."""
     check_tensor(x, what)
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).nonzero()
         raise ValueError(
             f"expected finite numbers in {what}; {len(bad)} are NaN or infinite, the first at {bad[0].tolist()}. "
-            "Drop or impute them first."
+            + advice
         )
 
 
@@ -793,6 +797,7 @@ def check_tensor(x: object, what: str) -> None:
 
 def _kind(found: Any) -> str:
     advice = "; convert with torch.from_numpy" if isinstance(found, np.ndarray) else ""
+    advice = f". {UNLABELLED}" if found is None else advice
     return f"{type(found).__name__}{advice}"
 
 

@@ -492,8 +492,7 @@ def _tensors(draw: Any) -> list[Tensor]:
 
 def _kind(draw: Episode | Batch) -> tuple[Any, ...]:
     """What all draws of a stream share: type, dtypes, numbers of axes."""
-    parts = draw if isinstance(draw, Episode) else (draw,)
-    return type(draw), *((p.x.dtype, p.x.ndim, p.y.dtype) for p in parts)
+    return type(draw), over(lambda d: (d.dtype, d.ndim), draw)
 
 
 def _said(draw: Any) -> str:

@@ -173,7 +173,7 @@ from mtlib.models.detection import (
     targets,
 )
 from mtlib.models.encoders import minilm
-from mtlib.nets import conv2, conv4, mlp, seeded, two_halves
+from mtlib.nets import conv2, conv4, mlp, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
 from mtlib.plots import against, band, bars, figure, losses, player, scores
@@ -698,7 +698,10 @@ BAD |= {
     "apply: a class for the network": (lambda: apply(nn.Identity), "nn.Module"),
     "apply: the network for φ": (lambda: apply(NET)(NET, SUPPORT.x), "parameters"),
     "apply: a list for φ": (lambda: apply(NET)(list(PHI.values()), SUPPORT.x), "parameters"),
-    "apply: numpy x": (lambda: apply(NET)(PHI, SUPPORT.x.numpy()), "must be Tensor, not numpy"),
+    "apply: numpy x": (
+        lambda: apply(NET)(PHI, SUPPORT.x.numpy()),
+        "got ndarray; torch.from_numpy converts",
+    ),
     "apply: double data for a float network": (
         lambda: apply(NET)(PHI, SUPPORT.x.double()),
         "float64",
@@ -1333,7 +1336,7 @@ BAD |= {
     "maml: a negative strength": (lambda: maml(NET, cross_entropy, 0.1, 1, -1.0), "strength"),
     "maml: numpy support": (
         lambda: gives(NET, over(lambda d: d.numpy(), SUPPORT), LEARNERS["maml"]),
-        "must be Tensor, not numpy",
+        "got ndarray; torch.from_numpy converts",
     ),
     "maml: a tuple for the support set": (
         lambda: gives(NET, (SUPPORT.x, SUPPORT.y), LEARNERS["maml"]),
@@ -2729,6 +2732,11 @@ BAD |= {
     "against: no methods": (
         lambda: on_axes(lambda axes: against(axes, [1], {}, "x", "y")),
         "at least one",
+    ),
+    "wrap: an unknown head": (lambda: wrap(NET, "classifier"), "none called 'classifier'. It has"),
+    "wrap: a softmax in the call": (
+        lambda: wrap(NET, "head", call=lambda net, x: net(x).softmax(1))(torch.rand(4, 30)),
+        "after the head",
     ),
 } | {
     f"{name}: no support items": (

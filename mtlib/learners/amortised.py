@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +33,14 @@ def cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learner:
 
     def adapt(phi: Params, support: Batch) -> Params:
         zs = z(phi, support.x)
-        check_targets(zs, support.y)
-        values = h(phi, joined(zs, support.y[..., None]))  # (N, W, hidden)
+        y = check_targets(zs, support.y)
+        values = h(phi, joined(zs, y[..., None]))  # (N, W, hidden)
         return {**phi, "process.task": values.mean(0)}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
-        r = theta["process.task"].expand(len(x), -1, -1)  # (B, W, hidden)
-        return distribution(g(theta, joined(z(theta, x), r)), floor)
+    def predict(theta: Params, x: Any) -> Tensor:
+        zq = z(theta, x)
+        r = theta["process.task"].expand(len(zq), -1, -1)  # (B, W, hidden)
+        return distribution(g(theta, joined(zq, r)), floor)
 
     return Learner(lambda: {**body_of(net), **own()}, adapt, predict, net=net)
 
@@ -62,11 +64,11 @@ def attentive_cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learn
 
     def adapt(phi: Params, support: Batch) -> Params:
         zs = z(phi, support.x)
-        check_targets(zs, support.y)
-        values = h(phi, joined(zs, support.y[..., None]))  # (N, W, hidden)
+        y = check_targets(zs, support.y)
+        values = h(phi, joined(zs, y[..., None]))  # (N, W, hidden)
         return {**phi, "process.keys": k(phi, zs), "process.values": values}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         zq, values = z(theta, x), theta["process.values"]
         r = attend(q(theta, zq), theta["process.keys"], values.flatten(1))  # (B, W·hidden)
         return distribution(g(theta, joined(zq, r.unflatten(1, values.shape[1:]))), floor)
@@ -96,7 +98,7 @@ def point(learner: Learner) -> Learner:
     if not isinstance(learner, Learner):
         raise TypeError(f"expected a learner, e.g. cnp(net), got {type(learner).__name__}")
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         found = learner.predict(theta, x)
         if found.shape[-1] % 2:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
     def adapt(phi: Params, support: Batch) -> Params:
         require(phi, names)
         zs, prior = with_one(z(phi, support.x)), head_matrix(phi)  # (N, D+1), (D+1, W)
-        check_targets(zs, support.y, prior.shape[1])
-        v = prior + ridge_solution(zs, support.y - zs @ prior, phi[names[2]].exp())
+        y = check_targets(zs, support.y, prior.shape[1])
+        v = prior + ridge_solution(zs, y - zs @ prior, phi[names[2]].exp())
         return {**phi, "head.weight": v[:-1].mT, "head.bias": v[-1]}
 
     return Learner(init, adapt, f, net=net, settings=names[2:])
@@ -59,14 +60,14 @@ def bayesian(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learn
     def adapt(phi: Params, support: Batch) -> Params:
         require(phi, names)
         zs, prior = with_one(z(phi, support.x)), head_matrix(phi)  # (N, D+1), (D+1, W)
-        check_targets(zs, support.y, prior.shape[1])
+        y = check_targets(zs, support.y, prior.shape[1])
         a = zs.mT @ zs + phi[names[2]].exp() * torch.eye(zs.shape[1]).to(zs)
         inverse = torch.linalg.inv(a)
-        v = prior + inverse @ zs.mT @ (support.y - zs @ prior)
+        v = prior + inverse @ zs.mT @ (y - zs @ prior)
         head = {"head.weight": v[:-1].mT, "head.bias": v[-1]}
         return {**phi, **head, "bayes.covariance": inverse}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         mean, zq = f(theta, x), with_one(z(theta, x))
         variance = 1 + ((zq @ theta["bayes.covariance"]) * zq).sum(1, keepdim=True)  # (B, 1)
         scale = theta[names[3]].exp() * variance.sqrt()
@@ -95,7 +96,7 @@ def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Lea
         alpha = crammer_singer(zs @ zs.mT, support.y, strength)  # (N, W)
         return {**phi, "svm.weight": alpha.mT @ zs}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         return theta["svm.log_scale"].exp() * z(theta, x) @ theta["svm.weight"].mT
 
     return Learner(init, adapt, predict, net=net)
@@ -108,7 +109,7 @@ solve: Callable[[Tensor, Tensor], Tensor] = torch.linalg.solve  # torch gives it
 
 def ridge_solution(z: Tensor, y: Tensor, strength: Tensor) -> Tensor:
     """argmin_V ‖Z V − Y‖² + λ‖V‖²: (N, D), (N, W) -> (D, W), by the smaller of the two systems."""
-    check_targets(z, y)
+    y = check_targets(z, y)
     n, d = z.shape
     if n <= d:
         return z.mT @ solve(z @ z.mT + strength * torch.eye(n).to(z), y)
@@ -126,7 +127,7 @@ def crammer_singer(gram: Tensor, y: Tensor, strength: float, steps: int = 40) ->
     """
     above_zero(strength=strength)
     positive(steps=steps)
-    check_targets(gram, y)
+    y = check_targets(gram, y)
     y = torch.where((y.sum(1, keepdim=True) - 1).abs() < 1e-3, y, torch.nan)
     eps = torch.finfo(gram.dtype).eps
     k = gram + eps ** (2 / 3) * (gram.diagonal().mean() + eps) * torch.eye(len(gram)).to(gram)

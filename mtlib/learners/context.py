@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mtlib.core import (
@@ -42,7 +44,7 @@ def cavia(
         require(phi, ["context.weight"])
         return {"context": phi["context.weight"].new_zeros(dims)}
 
-    def f(theta: Params, x: Tensor) -> Tensor:
+    def f(theta: Params, x: Any) -> Tensor:
         scale, shift = modulate(below("context.", theta), theta["context"]).chunk(2)  # (D,), (D,)
         return h(theta, z(theta, x) * (1 + scale) + shift)
 

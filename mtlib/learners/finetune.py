@@ -81,7 +81,11 @@ def linear_probe(
         return {k: v for k, v in parameters(net).items() if k.startswith("body.")}
 
     def adapt(phi: Params, support: Batch) -> Params:
-        expect(support.y.ndim == 2, "targets y (N, W): one-hot rows, or real ones", support.y)
+        expect(
+            support.y.ndim == 2,
+            "targets y (N, W): `mtlib.tasks.one_hot(y, ways)`, or real ones",
+            support.y,
+        )
         with torch.no_grad():
             zs = z(phi, support.x)
         w = zs.new_zeros(support.y.shape[1], zs.shape[1]).requires_grad_()
@@ -156,7 +160,7 @@ def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Lea
         return {k: v for k, v in learner.init().items() if k not in head}
 
     def given(phi: Params, support: Batch) -> Params:
-        return {**phi, **{k: v.to(support.x) for k, v in head.items()}}
+        return {**phi, **{k: v.to(next(iter(phi.values()), v)) for k, v in head.items()}}
 
     return learner._replace(init=init, adapt=from_there(learner.adapt, given))
 
@@ -209,7 +213,7 @@ def delta(net: nn.Module, strength: float) -> Pull:
 
     def pull(theta: Params, anchor: Params, x: Tensor) -> Tensor:
         gap = z(theta, x) - z(anchor, x)
-        return 0.5 * strength * (gap**2).sum() / len(x)
+        return 0.5 * strength * (gap**2).sum() / len(gap)
 
     return pull
 

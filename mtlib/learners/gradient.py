@@ -33,7 +33,7 @@ Rate = float | Tensor | Params | Callable[[int], Any]
 Rule = Callable[[Params, Any], tuple[Params, Any]]
 """`rule(gradient, state)` -> (direction, state): how a step is made from a gradient; `state` is None at first."""
 
-Pull = Callable[[Params, Params, Tensor], Tensor]
+Pull = Callable[[Params, Params, Any], Tensor]
 """`pull(theta, anchor, x)` -> scalar: what holds θ near where it began, or its features of x in some shape."""
 
 Value = Callable[[Params, Batch], Callable[[Params], Tensor]]
@@ -133,7 +133,7 @@ def moving(net: nn.Module, adapted: str = "") -> Callable[[Params, Batch], Param
 def inner_loop(
     init: Callable[[], Params],
     begin: Callable[[Params, Batch], Params],
-    f: Callable[[Params, Tensor], Tensor],
+    f: Callable[[Params, Any], Tensor],
     loss: Loss,
     lr: Rate,
     steps: int,
@@ -156,7 +156,7 @@ def inner_loop(
 
 
 def support_loss(
-    f: Callable[[Params, Tensor], Tensor],
+    f: Callable[[Params, Any], Tensor],
     loss: Loss,
     begin: Callable[[Params, Batch], Params] | None = None,
     pull: Pull | None = None,

@@ -45,7 +45,8 @@ def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float
 
     def begin(phi: Params, support: Batch) -> Params:
         require(phi, (f"decay.{k}" for k in decayed))
-        return {k: v.to(support.x) for k, v in start.items()}
+        like = next(iter(phi.values()))
+        return {k: v.to(like) for k, v in start.items()}
 
     def value(phi: Params, support: Batch) -> Callable[[Params], Tensor]:
         def inner(theta: Params) -> Tensor:
@@ -82,7 +83,8 @@ def reweighted(
             raise ValueError(
                 f"expected {examples} support rows, one per weight; got {len(support.y)}"
             )
-        return {k: v.to(support.x) for k, v in start.items()}
+        like = next(iter(phi.values()))
+        return {k: v.to(like) for k, v in start.items()}
 
     def value(phi: Params, support: Batch) -> Callable[[Params], Tensor]:
         w = phi["example.logit"].softmax(0)
@@ -109,6 +111,8 @@ def distilled(net: nn.Module, loss: Loss, lr: float, steps: int, seeds: Batch) -
         raise ValueError(f"expected lr > 0, finite, whose logarithm is learned, got {lr!r}")
     check_descent(loss, lr, steps)
     expect(isinstance(seeds, Batch), "seeds, a Batch(x, y)", seeds)
+    learnable = isinstance(seeds.x, Tensor) and seeds.x.is_floating_point()
+    expect(learnable, "seeds whose x is one tensor of real numbers, which are learned", seeds.x)
     sizes, f = _start(net), apply(net)
 
     def init() -> Params:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from mtlib.core import (
     below,
     features,
     half,
+    over,
     parameters,
     require,
 )
@@ -42,7 +44,7 @@ def protonet(net: nn.Module) -> Learner:
     def adapt(phi: Params, support: Batch) -> Params:
         return {**phi, **prototypes(z(phi, support.x), support.y)}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         return nearness(theta, z(theta, x))
 
     return Learner(init, adapt, predict, net=net)
@@ -61,10 +63,9 @@ def matching(net: nn.Module, scale: float = 1.0) -> Learner:
 
     def adapt(phi: Params, support: Batch) -> Params:
         zs = z(phi, support.x)
-        check_targets(zs, support.y)
-        return {**phi, "support.z": zs, "support.y": support.y}
+        return {**phi, "support.z": zs, "support.y": check_targets(zs, support.y)}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         log_a = (scale * cosines(z(theta, x), theta["support.z"])).log_softmax(1)  # (B, N)
         votes, known = log_a[:, :, None] + theta["support.y"].log(), seen(theta["support.y"])
         return among(known, torch.where(known, votes, 0.0).logsumexp(1))  # (B, W)
@@ -92,7 +93,7 @@ def relation(net: nn.Module, hidden: int = 64) -> Learner:
     def adapt(phi: Params, support: Batch) -> Params:
         return {**phi, **prototypes(z(phi, support.x), support.y)}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         known, c = defined(theta)
         pairs = every_pair(c, z(theta, x))  # (B, W, 2D)
         return among(known, score(below("relation.", theta), pairs)[..., 0])
@@ -143,7 +144,7 @@ def simpleshot(net: nn.Module) -> Learner:
     """
     z, d = features(net), width(net)
 
-    def u(phi: Params, x: Tensor) -> Tensor:
+    def u(phi: Params, x: Any) -> Tensor:
         return unit(z(phi, x) - phi["centre.mean"])
 
     def init() -> Params:
@@ -157,19 +158,19 @@ def simpleshot(net: nn.Module) -> Learner:
             )
         return {**phi, **prototypes(u(phi, support.x), support.y)}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         return nearness(theta, u(theta, x))
 
     return Learner(init, adapt, predict, net=net)
 
 
 @torch.no_grad()
-def centred(net: nn.Module, phi: Params, x: Tensor) -> Params:
-    """φ for `simpleshot` with μ the mean feature of the training items x: (B, *item). Returns a new φ.
+def centred(net: nn.Module, phi: Params, x: Any) -> Params:
+    """φ for `simpleshot` with μ the mean feature of the training items x: (B, *item), or a nest. Returns a new φ.
 
-    Raises TypeError or ValueError where x is no tensor of finite numbers, or the mean is not finite.
+    Raises TypeError or ValueError where x has no tensor, or other than finite numbers, or the mean is not finite.
     """
-    finite(x, "the training items x")
+    over(lambda d: finite(d, "the training items x"), x)
     mean = features(net)(phi, x).mean(0)
     finite(mean, "the mean feature")
     return {**phi, "centre.mean": mean}
@@ -199,7 +200,7 @@ def feat(net: nn.Module) -> Learner:
         moved = c + attend(c @ q, c @ k, c @ v, known) @ o
         return {**phi, **own, "prototypes": torch.where(known[:, None], moved, torch.nan)}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         return nearness(theta, z(theta, x))
 
     return Learner(init, adapt, predict, net=net)
@@ -239,15 +240,16 @@ def linear_head(net: nn.Module, bias: bool = False) -> nn.Linear:
 
 def class_means(z: Tensor, y: Tensor) -> Tensor:
     """(N, D) features and one-hot (N, W) labels -> the W class means (W, D); NaN where a class has no item."""
-    check_targets(z, y)
+    y = check_targets(z, y)
     n = y.sum(0)[:, None]
     return torch.where(n != 0, (y.mT @ z) / torch.where(n != 0, n, 1.0), torch.nan)
 
 
-def check_targets(z: Tensor, y: Tensor, width: int | None = None) -> None:
-    """Raise ValueError unless y has a row of floating-point numbers for each of N features: (N, W), W = `width` if given.
+def check_targets(z: Tensor, y: Tensor, width: int | None = None) -> Tensor:
+    """y in the dtype of the features z: (N, W), W = `width` if given.
 
-    Class numbers would be broadcast, or taken for targets. It looks at shapes alone, so that it also runs under `vmap`.
+    Raises ValueError unless it has a row of floating-point numbers for each of N features: class numbers would be
+    broadcast, or taken for targets. It looks at shapes alone, so that it also runs under `vmap`.
     """
     if len(z) == 0:
         raise ValueError("expected at least one item in the support set, got none")
@@ -258,6 +260,7 @@ def check_targets(z: Tensor, y: Tensor, width: int | None = None) -> None:
             f"expected y as rows of floating-point numbers (N, W), here {wanted}, one for each item: one-hot rows of "
             f"classes, `mtlib.tasks.one_hot(y, ways)`, or real targets; got {tuple(y.shape)} of {y.dtype}"
         )
+    return y.to(z.dtype)
 
 
 def same_width(a: Tensor, b: Tensor) -> None:

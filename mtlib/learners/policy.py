@@ -56,6 +56,7 @@ def act(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Trajectories, as constants: states (N, H, `dims`), actions (N, H, `dims`), rewards (N, H)."""
     expect(made(world), "world(state, action, hidden), a function", world)
+    expect(isinstance(x, Tensor) and x.ndim == 3, "x (N, H, dims + hidden), one tensor", x)
     theta = {k: v.detach() for k, v in theta.items()}
     state, rows = x.new_zeros(len(x), dims), list[tuple[Tensor, Tensor, Tensor]]()
     for step in x.unbind(1):

@@ -8,6 +8,8 @@ a support item cannot be predicted, as in `mtlib.learners.metric`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from mtlib.learners.gradient import Rate, check_rate, descend
 from mtlib.learners.metric import (
     among,
     body_of,
+    check_targets,
     cosines,
     defined,
     nearness,
@@ -48,7 +51,7 @@ def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learne
         head = {"head.weight": w, "head.bias": bias}
         return {**phi, **head, "support.x": support.x, "support.y": support.y}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         def inner(moving: Params) -> Tensor:
             now = {**theta, **moving}
             fit = risk(loss, f(now, theta["support.x"]), theta["support.y"])
@@ -74,9 +77,9 @@ def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
 
     def adapt(phi: Params, support: Batch) -> Params:
         zs = z(phi, support.x)
-        return {**phi, "support.z": zs, "support.y": support.y}
+        return {**phi, "support.z": zs, "support.y": check_targets(zs, support.y)}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         zs, ys, zq = theta["support.z"], theta["support.y"], z(theta, x)
         known, c = defined(prototypes(zs, ys))  # (W,), (W, D)
         zq = zq + zs.mean(0) - zq.mean(0)
@@ -106,7 +109,7 @@ def laplacian_shot(
     def adapt(phi: Params, support: Batch) -> Params:
         return {**phi, **prototypes(z(phi, support.x), support.y)}
 
-    def predict(theta: Params, x: Tensor) -> Tensor:
+    def predict(theta: Params, x: Any) -> Tensor:
         zq = z(theta, x)
         w = nearest(zq, neighbours)  # (B, B)
         alone = nearness(theta, zq)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Params, expect, lend, require, require_statistics, ways
+from mtlib.core import Params, expect, lend, over, require, require_statistics, rows, ways
 
 
 class _Mode(threading.local):
@@ -52,18 +52,59 @@ def is_evaluating() -> bool:
     return _MODE.evaluating
 
 
-def call(net: nn.Module, theta: Params, x: Tensor) -> Tensor:
-    """The network's answer to x, with θ's entries in the place of its parameters and buffers."""
+def call(net: nn.Module, theta: Params, x: Any) -> Tensor:
+    """The network's answer to x, with θ's entries in the place of its parameters and buffers.
+
+    Raises ValueError where it cannot read x, or its answer is no tensor, or tensors of x have not one number of rows.
+    """
+    nest = not isinstance(x, Tensor)
+    if nest:
+        rows(x)
+    try:
+        out: Any = _called(net, theta, x)
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if any(word in str(error) for word in WORDS) or (
+            nest and not isinstance(error, RuntimeError)
+        ):
+            raise ValueError(_unreadable(net, x, error)) from error
+        raise
+    if not isinstance(out, Tensor):
+        part = "[0]" if isinstance(out, tuple | list) else ".logits"
+        raise ValueError(
+            f"expected {type(net).__name__} to give a tensor, got {type(out).__name__}: "
+            f"`mtlib.nets.wrap(net, call=lambda net, x: net(x){part})` takes it out"
+        )
+    return out
+
+
+def _called(net: nn.Module, theta: Params, x: Any) -> Any:
     if torch.compiler.is_compiling():
         return lend(net, theta, x)
     try:
         copy = private(net, theta)
     except _Bound as reason:
         return _lent(net, theta, x, reason)
-    out: Tensor = copy.net(x)
+    out = copy.net(x)
     for kept in copy.buffers:
         kept.warn_if_written()
     return out
+
+
+WORDS = ("shape", "size", "channels", "dtype", "scalar type", "Input type", "be Tensor", "missing")
+"""What torch's messages say where a network cannot read x."""
+
+
+def _unreadable(net: nn.Module, x: Any, error: Exception) -> str:
+    shown = over(lambda d: f"{tuple(d.shape)}, {d.dtype}", x)
+    more = ""
+    if not isinstance(x, Tensor):
+        more = (
+            ". It is called with x as one argument; for keywords, "
+            "`mtlib.nets.wrap(net, call=lambda net, x: net(**x))`"
+        )
+    elif x.dtype == torch.uint8:
+        more = ". Bytes become 0 to 1 with cast=torch.float32 in `episodes` and `mixture`."
+    return f"{type(net).__name__} cannot read x of shape {shown}: {error}{more}"
 
 
 class Copy(NamedTuple):
@@ -142,6 +183,10 @@ class _Copying:
             k: None if m is None else self.copied(m, f"{place}{k}.")
             for k, m in own["_modules"].items()
         }
+        if isinstance(module, Called):
+            twin = self.copies[id(module.part)] = object.__new__(type(module.part))
+            vars(twin).update(vars(module.part), **{k: now[k] for k in (*_TENSORS, "training")})
+            self.copied(module.whole, place)
         return new
 
     def parameter(self, p: Tensor | None, module: nn.Module, place: str, k: str) -> Tensor | None:
@@ -171,6 +216,68 @@ class _Copying:
         if not hasattr(module, "track_running_stats"):
             self.buffers.append(Buffer(module, k, new, new._version))
         return new
+
+
+class Called(nn.Module):
+    """call(whole, x) as a module: it has the tensors of `part`, a module of `whole` or `whole` itself, under their names there.
+
+    The two share the dicts of their tensors and children, so that what is put into the one is in the other.
+    """
+
+    whole: nn.Module
+    part: nn.Module
+    call: Callable[[nn.Module, Any], Any]
+
+    def __init__(self, whole: nn.Module, part: nn.Module, call: Callable[[nn.Module, Any], Any]):
+        super().__init__()
+        shared = (*_TENSORS, "_non_persistent_buffers_set", "training")
+        vars(self).update({k: vars(part)[k] for k in shared}, whole=whole, part=part, call=call)
+
+    def forward(self, x: Any) -> Any:
+        return self.call(self.whole, x)
+
+    def train(self, mode: bool = True) -> Called:
+        """The mode of both; what has no tensors, such as a dropout, may be in the whole alone."""
+        self.whole.train(mode)
+        return super().train(mode)
+
+
+def replaced(net: nn.Module, place: str, new: nn.Module) -> nn.Module:
+    """The network with another module in one place: the modules on the way there are copies, all else is shared.
+
+    Raises ValueError where one of them cannot be copied.
+    """
+    copies = dict[int, nn.Module]()
+
+    def copied(module: nn.Module, way: list[str]) -> nn.Module:
+        if not way:
+            return new
+        if isinstance(module, torch.jit.ScriptModule):
+            raise _Bound("it is TorchScript")
+        twin = copies[id(module)] = object.__new__(type(module))
+        child = copied(module.get_submodule(way[0]), way[1:])
+        vars(twin).update(vars(module), _modules={**module._modules, way[0]: child})
+        return twin
+
+    try:
+        whole = copied(net, place.split("."))
+        for m in copies.values():
+            _rebind(vars(m), copies)
+    except _Bound as reason:
+        raise ValueError(
+            f"expected a network that can be copied, got {type(net).__name__}; {reason}"
+        ) from reason
+    return whole
+
+
+def copyable(net: nn.Module, theta: Params) -> None:
+    """Raise ValueError where there can be no private copy of a network."""
+    try:
+        private(net, theta)
+    except _Bound as reason:
+        raise ValueError(
+            f"expected a network that can be copied, got {type(net).__name__}; {reason}"
+        ) from reason
 
 
 def _check_outputs(module: nn.Module, place: str, k: str, theta: Params) -> None:
@@ -257,7 +364,7 @@ def _parts(v: Any) -> list[Any]:
     return list(getattr(v, "__dict__", {}).values()) if not isinstance(v, type) else []
 
 
-def _lent(net: nn.Module, theta: Params, x: Tensor, reason: Exception) -> Tensor:
+def _lent(net: nn.Module, theta: Params, x: Any, reason: Exception) -> Any:
     """θ put into the user's own network, one thread at a time: where it cannot be copied. (The attempt has looked at θ.)"""
     if _MODE.evaluating and any(m.training for m in net.modules()):
         raise ValueError(

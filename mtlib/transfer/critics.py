@@ -21,10 +21,11 @@ from mtlib.core import (
     classify,
     features,
     parameters,
+    take,
 )
 from mtlib.joint import Penalty
 from mtlib.learners.gradient import at_least_zero
-from mtlib.objective import Objective, whole
+from mtlib.objective import Objective, count, whole
 from mtlib.tasks import above_zero, check_tensor, within
 
 CRITIC = "critic."  # prefix of the critic's parameters in θ
@@ -171,13 +172,13 @@ def adda(net: nn.Module, anchor: Params, critic: nn.Module) -> Objective:
     def value(theta: Params, batch: Batch) -> Tensor:
         if not isinstance(batch, Batch):
             raise TypeError(f"adda expects batches (x, y), got {type(batch).__name__}")
-        if len(batch.x) != 2:
-            raise ValueError(f"adda expects a source and a target, got {len(batch.x)} domains")
+        if count(batch) != 2:
+            raise ValueError(f"adda expects a source and a target, got {count(batch)} domains")
         own = _own(theta)
         fixed = {k: v.detach() for k, v in own.items()}
         with torch.no_grad():
-            source = z(anchor, batch.x[0])
-        target = z(theta, batch.x[1])
+            source = z(anchor, take(batch.x, 0))
+        target = z(theta, take(batch.x, 1))
         both = torch.stack([source, target.detach()]).flatten(0, 1)  # (2B, D)
         log_q = torch.log_softmax(_wide(f(own, both), 2, "domains"), -1)
         b = len(source)

@@ -10,7 +10,7 @@ from mtlib.bilevel import at, unrolled
 from mtlib.core import Batch, Draw, Episode, Loss, Params, Stream, apply, over, risk
 from mtlib.joint import risks
 from mtlib.learners.gradient import at_least_zero, maml
-from mtlib.objective import Objective, add_gradient, leaves_of, over_tasks, whole
+from mtlib.objective import Objective, add_gradient, count, leaves_of, over_tasks, whole
 from mtlib.tasks import check_seed, check_stream, positive
 
 GROUP = "group."  # prefix of `group_dro`'s own entries in φ
@@ -123,8 +123,9 @@ def held_out(stream: Stream, seed: int) -> Stream:
 
     def episodes(step: int) -> Episode:
         batch = _domains(stream(step), "held_out")
-        out = int(np.random.default_rng([seed, step, 53]).integers(len(batch.x)))
-        kept = [t for t in range(len(batch.x)) if t != out]
+        domains = count(batch)
+        out = int(np.random.default_rng([seed, step, 53]).integers(domains))
+        kept = [t for t in range(domains) if t != out]
         return Episode(
             over(lambda d: d[kept].flatten(0, 1)[None], batch), over(lambda d: d[out][None], batch)
         )
@@ -147,8 +148,8 @@ def mixup(stream: Stream, strength: float, seed: int) -> Stream:
     def mixed(step: int) -> Batch:
         batch = _domains(stream(step), "mixup", 1)
         rng = np.random.default_rng([seed, step, 59])
-        sets, items = batch.x.shape[:2]
-        order = torch.from_numpy(rng.permutation(sets * items)).to(batch.x.device)
+        sets, items = batch.y.shape[:2]
+        order = torch.from_numpy(rng.permutation(sets * items))
         share = torch.from_numpy(rng.beta(strength, strength, sets * items))
 
         def mix(d: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def mixup(stream: Stream, strength: float, seed: int) -> Stream:
                 )
             flat = d.flatten(0, 1)  # (T·B, ...)
             w = share.to(d).view(-1, *[1] * (flat.ndim - 1))
-            return (w * flat + (1 - w) * flat[order]).view_as(d)
+            return (w * flat + (1 - w) * flat[order.to(d.device)]).view_as(d)
 
         result: Batch = over(mix, batch)
         return result
@@ -184,7 +185,7 @@ def _logits(phi: Params, values: Tensor) -> Tensor:
 
 
 def _domains(batch: object, who: str, least: int = 2) -> Batch:
-    if isinstance(batch, Batch) and len(batch.x) >= least:
+    if isinstance(batch, Batch) and count(batch) >= least:
         return batch
-    got = f"{len(batch.x)} domain" if isinstance(batch, Batch) else type(batch).__name__
+    got = f"{count(batch)} domain" if isinstance(batch, Batch) else type(batch).__name__
     raise ValueError(f"{who} expects batches (T, B, ...) of at least {least} domains, got {got}")

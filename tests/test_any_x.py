@@ -1,0 +1,713 @@
+"""Any x, and any network: nests of tensors go through everything, and networks made elsewhere are wrapped."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections import UserDict
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import images, largest, normal, seeded
+from test_contract import ROWS, WAYS
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from mtlib.bilevel import (
+    bilevel,
+    checkpointed,
+    first_order,
+    implicit,
+    multi_step,
+    neumann,
+    secant,
+    unrolled,
+)
+from mtlib.core import (
+    Batch,
+    Episode,
+    apply,
+    features,
+    fixed,
+    load,
+    move,
+    net_state,
+    over,
+    parameters,
+    risk,
+    rows,
+    take,
+)
+from mtlib.evaluate import answers, evaluate
+from mtlib.joint import joint, risks
+from mtlib.learners.finetune import layers
+from mtlib.learners.gradient import maml
+from mtlib.learners.metric import protonet
+from mtlib.nets import conv4, two_halves, wrap
+from mtlib.norm import calibrate
+from mtlib.tasks import check_draw, mixture, one_hot
+from mtlib.train import fit
+from mtlib.transfer.align import coral
+from mtlib.transfer.critics import adda, adversary, dann
+
+# Networks of another library ------------------------------------------------------------------
+
+SMALL = {
+    "vocab_size": 30,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 16,
+}
+SHORT = {"vocab_size": 30, "dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 16}
+FEW = {"vocab_size": 30, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16}
+CLASSIFIERS = {  # the head's name, and settings
+    "Bert": ("classifier", SMALL),
+    "DistilBert": ("classifier", {**SHORT, "max_position_embeddings": 16}),
+    "Roberta": ("classifier.out_proj", SMALL),
+    "GPT2": ("score", {**FEW, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),
+}
+
+
+def logits(net, x):
+    return net(**x).logits
+
+
+def classifier(name):
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{name}Config")(
+        **CLASSIFIERS[name][1], num_labels=3, attn_implementation="eager"
+    )
+    return seeded(lambda: getattr(transformers, f"{name}ForSequenceClassification")(config)).eval()
+
+
+@pytest.fixture(params=CLASSIFIERS)
+def name(request):
+    return request.param
+
+
+def sentences(tasks=2, rows=6, length=7, seed=0):
+    """Token ids with their attention masks, some shorter than others, and one-hot labels."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 30, (tasks, rows, length), generator=g)
+    mask = (
+        torch.arange(length) < torch.tensor([length, 4, 5])[torch.arange(rows) % 3, None]
+    ).long()
+    mask = mask.expand(tasks, -1, -1)
+    y = one_hot(torch.arange(rows) % 3, 3, torch.float64).expand(tasks, -1, -1)
+    return Batch({"input_ids": ids * mask, "attention_mask": mask}, y)
+
+
+def texts():
+    return Episode(sentences(seed=0), sentences(seed=1))
+
+
+def looped(objective, phi, data):
+    """Value and gradient; a first call may warn that layer norms run in a loop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "layer_norm has an inexact")
+        return objective.value_and_grad(phi, data)
+
+
+def test_second_order_through_a_classifier_with_masks(name):
+    """Against MAML by hand: torch.func.functional_call on the untouched network, and plain autograd."""
+    net = classifier(name)
+    ours = wrap(net, CLASSIFIERS[name][0], call=logits)
+    learner, episode = maml(ours, cross_entropy, 0.1, 2), texts()
+    value, grads = looped(bilevel(learner, cross_entropy), learner.init(), episode)
+
+    start = {k: v.detach().requires_grad_() for k, v in net.named_parameters()}
+    total = 0.0
+    for t in range(2):
+        support, query = take(episode, t)
+        theta = start
+        for _ in range(2):
+            out = torch.func.functional_call(net, theta, (), support.x).logits
+            loss = cross_entropy(out, support.y)
+            g = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+            theta = {k: v - 0.1 * gk for (k, v), gk in zip(theta.items(), g, strict=True)}
+        out = torch.func.functional_call(net, theta, (), query.x).logits
+        total = total + cross_entropy(out, query.y) / 2
+    right = torch.autograd.grad(total, list(start.values()))
+    assert abs(value - total) <= 1e-12
+    names = {id(p): k for k, p in ours.named_parameters()}
+    right = {names[id(p)]: g for p, g in zip(net.parameters(), right, strict=True)}
+    assert largest(grads, right) <= 1e-9
+    assert max(g.abs().max() for g in right.values()) > 1e-3
+
+
+def test_the_halves_are_the_network(name):
+    net, head = classifier(name), CLASSIFIERS[name][0]
+    kept = {k: v.clone() for k, v in net.state_dict().items()}
+    x = take(sentences(), 0).x
+    ours = wrap(net, head, call=logits, x=x)
+    assert torch.equal(ours(x), net(**x).logits)
+    assert ours.body(x).shape == (6, 8) and ours.head is net.get_submodule(head)
+    phi = parameters(ours)
+    assert torch.equal(features(ours)(phi, x), ours.body(x))
+    inner = {k.removeprefix("body.") for k, _ in ours.named_parameters() if k.startswith("body.")}
+    assert inner == {k for k, _ in net.named_parameters() if not k.startswith(head)}
+    assert {k: v.shape for k, v in net.state_dict().items()} == {
+        k: v.shape for k, v in kept.items()
+    }
+    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
+    assert isinstance(net.get_submodule(head), nn.Linear)
+
+    moved = {k: v + 0.1 for k, v in phi.items()}
+    load(ours, moved)
+    assert torch.equal(net(**x).logits, apply(ours)(moved, x))
+    assert not torch.equal(net.get_submodule(head).weight, kept[f"{head}.weight"])
+
+
+def test_a_prefix_may_be_taken_away():
+    net = classifier("Bert")
+    ours = wrap(net, "classifier", "bert", logits)
+    assert set(parameters(ours)) == {
+        *(f"body.{k}" for k, _ in net.bert.named_parameters()),
+        *("head.weight", "head.bias"),
+    }
+    x = take(sentences(), 0).x
+    assert torch.equal(ours(x), net(**x).logits)
+    net.train()
+    assert ours.body.whole.dropout.training
+    learner = maml(ours, cross_entropy, 0.1, 1)
+    again = maml(wrap(net.eval(), "classifier", call=logits), cross_entropy, 0.1, 1)
+    value, grads = looped(bilevel(learner, cross_entropy), learner.init(), texts())
+    other, right = looped(bilevel(again, cross_entropy), again.init(), texts())
+    assert value == other
+    assert largest(grads, {k.replace("body.bert.", "body."): g for k, g in right.items()}) == 0
+    with pytest.raises(ValueError, match=r"under 'distilbert'; \['pre_classifier.weight'"):
+        wrap(classifier("DistilBert"), "classifier", "distilbert", logits)
+
+
+# Networks of one's own ------------------------------------------------------------------------
+
+
+class Tower(nn.Module):
+    """Two inputs by keyword, a norm, dropout, and an answer in a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(2, 4)
+        self.norm, self.drop = nn.BatchNorm1d(8), nn.Dropout(0.5)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, *, a, b):
+        h = torch.cat([self.one(a), self.two(b)], -1)
+        return self.fc(self.drop(self.norm(h).tanh())), h
+
+
+def first(net, x):
+    return net(**x)[0]
+
+
+def tower():
+    net = seeded(Tower)
+    return net, wrap(net, "fc", call=first)
+
+
+X = {"a": normal(6, 3), "b": normal(6, 2, seed=1)}
+
+
+def test_dropout_statistics_and_what_is_frozen():
+    net, ours = tower()
+    net.eval()
+    phi = parameters(wrap(net, "fc", call=first))
+    assert {"body.norm.running_mean", "body.norm.running_var"} <= set(phi)
+    net.train()
+    assert "body.norm.running_mean" not in parameters(ours)
+    full = calibrate(ours, parameters(ours), [X])
+    h = torch.cat([net.one(X["a"]), net.two(X["b"])], -1)
+    assert torch.allclose(full["body.norm.running_mean"], h.mean(0), atol=1e-12)
+    assert torch.allclose(full["body.norm.running_var"], h.var(0, correction=0), atol=1e-12)
+    load(ours, full)
+    assert torch.allclose(net.norm.running_mean, h.mean(0), atol=1e-12)
+    ours.eval()
+    assert not any(m.training for m in (net.one, net.norm, net.drop, ours.body, ours.body.whole))
+    assert torch.equal(ours(X), net.eval()(**X)[0])
+    net.one.requires_grad_(False)
+    assert {"body.one.weight", "body.one.bias"} <= fixed(ours)
+    assert set(net_state(ours, full)) == set(ours.state_dict()) - {"body.norm.num_batches_tracked"}
+
+
+def test_copies_and_files():
+    net, ours = tower()
+    ours.eval()
+    other = copy.deepcopy(ours)
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.add_(1.0)
+        other.body.norm.running_mean.add_(1.0)
+    assert not torch.equal(other(X), ours(X)) and not net.norm.running_mean.any()
+    file = io.BytesIO()
+    torch.save(ours.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file))
+    assert torch.equal(other(X), ours(X))
+    file = io.BytesIO()
+    torch.save(ours, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(X), ours(X))
+
+
+def test_layers_are_the_networks_own():
+    own = layers(tower()[1])
+    assert [{k.rsplit(".", 1)[0] for k in names} for names in own] == [
+        {"body.one"},
+        {"body.two", "body.norm"},
+        {"head"},
+    ]
+
+
+def test_without_a_head_a_network_is_called_as_a_whole():
+    net = seeded(Tower)
+    ours = wrap(net, call=first)
+    assert [k for k, _ in ours.named_parameters()] == [k for k, _ in net.named_parameters()]
+    phi = {k: v + 0.1 for k, v in parameters(ours.eval()).items()}
+    right = torch.func.functional_call(net, phi, (), X)[0]
+    assert torch.equal(apply(ours)(phi, X), right)
+
+
+def test_what_the_call_does_after_the_head_is_refused():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    nn.init.zeros_(net[2].weight)  # a temperature cannot be seen in a network that gives zeros
+    nn.init.zeros_(net[2].bias)
+    x, y = normal(4, 6, 3), one_hot(torch.arange(6) % 3, 3, torch.float64).expand(4, -1, -1)
+    data = Batch(x, y)
+    for call in (
+        lambda net, x: net(x).softmax(-1),
+        lambda net, x: net(x) / 2,
+        lambda net, x: net(x)[:, :2],
+        lambda net, x: net(x).roll(1, -1),
+    ):
+        with pytest.raises(ValueError, match="after the head"):
+            wrap(net, "2", call=call, x=x[0])
+        ours = wrap(net, "2", call=call)
+        with pytest.raises(ValueError, match="after the head"):
+            ours(x[0])
+        learner = maml(wrap(net, "2", call=call), cross_entropy, 0.1, 1)
+        for chunk in (1, 4):  # in a loop, and under vmap
+            with pytest.raises(ValueError, match="after the head"):
+                bilevel(learner, cross_entropy, chunk=chunk).value_and_grad(
+                    learner.init(), Episode(data, data)
+                )
+    assert torch.equal(wrap(net, "2", call=lambda net, x: net(x + 1), x=x[0])(x[0]), net(x[0] + 1))
+
+
+def test_what_cannot_be_wrapped_is_named():
+    net = seeded(Tower)
+    with pytest.raises(ValueError, match=r"none called 'classifier'. It has one, two, norm, fc"):
+        wrap(net, "classifier")
+    with pytest.raises(ValueError, match="none called 'drop'"):
+        wrap(net, "drop")
+    with pytest.raises(ValueError, match="the name of the head, too"):
+        wrap(net, body="one")
+    with pytest.raises(TypeError, match="call to be a function of 2 arguments"):
+        wrap(net, "fc", call=lambda x: x)
+    with pytest.raises(ValueError, match=r"a network, an nn.Module"):
+        wrap(3)
+    with pytest.raises(ValueError, match=r"refers to a module"):
+        wrap(net, call=lambda _, x: net(**x)[0])
+    with pytest.raises(ValueError, match="call its argument"):
+        wrap(net, call=lambda _, x: x["a"], x=X)
+
+    class Shaped(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).view(-1, self[1].out_features)
+
+    with pytest.raises(ValueError, match=r"nn.Identity for its 1.*out_features"):
+        wrap(Shaped(nn.Linear(3, 4), nn.Linear(4, 2)), "1", x=torch.zeros(1, 3))
+
+
+def test_tied_weights():
+    class Language(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.out = nn.Embedding(7, 4), nn.Linear(4, 7)
+            self.out.weight = self.words.weight
+
+        def forward(self, ids):
+            return self.out(self.words(ids).mean(1)), None
+
+    net = seeded(Language)
+    ids = torch.arange(12).reshape(3, 4) % 7
+    with pytest.raises(ValueError, match=r"out and the body share words.weight"):
+        wrap(net, "out", call=lambda net, x: net(x)[0])
+    ours = wrap(net, call=lambda net, x: net(x)[0])
+    phi = {k: v + 0.1 for k, v in parameters(ours).items()}
+    right = torch.func.functional_call(net, phi, (ids,))[0]
+    assert torch.equal(apply(ours)(phi, ids), right)
+
+
+# Every learner on a nest is the same learner on one tensor --------------------------------------
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+class Mapped(UserDict):
+    """A Mapping that is no dict, as a tokenizer's answer is."""
+
+
+NESTS = {  # six columns of a tensor in a nest of tensors
+    "dict": lambda x: {"image": x[..., :2], "table": x[..., 2:]},
+    "deep": lambda x: {"a": [x[..., :1], (x[..., 1:3],)], "b": {"c": x[..., 3:]}},
+    "tuple": lambda x: (x[..., :2], x[..., 2:]),
+    "named tuple": lambda x: Pair(x[..., :3], x[..., 3:]),
+    "list": lambda x: [x[..., :5], x[..., 5:]],
+    "mapping": lambda x: Mapped(image=x[..., :2], table=x[..., 2:]),
+}
+
+
+def leaves(x):
+    found = []
+    over(found.append, x)
+    return found
+
+
+class Joined(nn.Sequential):
+    """The layers read the tensors of x side by side."""
+
+    def forward(self, x):
+        return super().forward(torch.cat(leaves(x), -1))
+
+
+def network(body=nn.Sequential):
+    return seeded(lambda: two_halves(body(nn.Linear(6, 5), nn.Tanh()), nn.Linear(5, WAYS)))
+
+
+def twins(make):
+    """The learner on one tensor and on nests: they draw the same entries of their own."""
+    torch.manual_seed(1)
+    plain = make(network())
+    torch.manual_seed(1)
+    return plain, make(network(Joined))
+
+
+def vectors(tasks=3, rows=6, seed=0):
+    x = normal(tasks, rows, 6, seed=seed)
+    return Batch(x, one_hot(torch.arange(rows) % WAYS, WAYS, x.dtype).expand(tasks, -1, -1))
+
+
+def draws(nest, step=0):
+    """The same draw twice: on one tensor, and on a nest."""
+    flat = Episode(vectors(seed=2 * step), vectors(rows=9, seed=2 * step + 1))
+    return flat, Episode(*(b._replace(x=NESTS[nest](b.x)) for b in flat))
+
+
+@pytest.mark.parametrize("nest", NESTS)
+@pytest.mark.parametrize("row", ROWS)
+def test_a_learner_reads_nests(row, nest):
+    plain, ours = twins(ROWS[row].make)
+    phi = plain.init()
+    assert largest(phi, ours.init()) == 0
+    flat, nested = draws(nest)
+    for t in range(2):
+        a, b = take(flat, t), take(nested, t)
+        theta = ours.adapt(phi, b.support)
+        right = plain.predict(plain.adapt(phi, a.support), a.query.x)
+        assert torch.equal(ours.predict(theta, b.query.x), right)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_learners_gradient_is_the_same_on_nests(row):
+    plain, ours = twins(ROWS[row].make)
+    loss, phi = ROWS[row].loss, plain.init()
+    flat, nested = draws("deep")
+    for chunk in (1, None):
+        value, grads = bilevel(ours, loss, chunk=chunk).value_and_grad(phi, nested)
+        right, wanted = bilevel(plain, loss, chunk=chunk).value_and_grad(phi, flat)
+        assert value == right and grads.keys() == wanted.keys()
+        assert largest(grads, wanted) <= 1e-12
+
+
+WAYS_TO_DIFFERENTIATE = {
+    "unrolled": unrolled,
+    "first_order": first_order,
+    "secant": secant,
+    "checkpointed": checkpointed,
+    "multi_step": multi_step([0.5, 0.5]),
+    "implicit": implicit(0.5),
+    "neumann": implicit(0.5, solver=neumann),
+}
+
+
+@pytest.mark.parametrize("nest", ["mapping", "named tuple"])
+@pytest.mark.parametrize("way", WAYS_TO_DIFFERENTIATE)
+def test_every_hypergradient_is_the_same_on_nests(way, nest):
+    plain, ours = twins(lambda net: maml(net, cross_entropy, 0.1, 2, strength=0.5))
+    phi, (flat, nested) = plain.init(), draws(nest)
+    objectives = [bilevel(m, cross_entropy, WAYS_TO_DIFFERENTIATE[way]) for m in (ours, plain)]
+    (value, grads), (right, wanted) = (
+        o.value_and_grad(phi, d) for o, d in zip(objectives, (nested, flat), strict=True)
+    )
+    assert value == right and largest(grads, wanted) <= 1e-12
+
+
+def test_joint_training_is_the_same_on_nests():
+    nets, phi = (network(), network(Joined)), parameters(network())
+    flat, nested = (d.query for d in draws("deep"))
+    critic = seeded(lambda: nn.Linear(5, 3))
+    phi |= adversary(critic)
+    for options in (
+        {},
+        {"weights": (0.2, 0.3, 0.5)},
+        {"penalties": [coral(0.5), dann(critic)]},
+        {"columns": [slice(0, 3)] * 3},
+    ):
+        right, ours = (joint(net, cross_entropy, **options) for net in nets)
+        value, grads = ours.value_and_grad(phi, nested)
+        wanted, others = right.value_and_grad(phi, flat)
+        assert value == wanted and largest(grads, others) <= 1e-12
+    both = [risks(net, cross_entropy)(phi, d) for net, d in zip(nets, (flat, nested), strict=True)]
+    assert torch.equal(*both)
+    two = [take(d, slice(2)) for d in (flat, nested)]
+    phi = {**parameters(nets[0]), **adversary(seeded(lambda: nn.Linear(5, 2)))}
+    values = [
+        adda(net, parameters(net), nn.Linear(5, 2).double())(phi, d)
+        for net, d in zip(nets, two, strict=True)
+    ]
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("nest", ["dict", "mapping"])
+def test_training_resuming_and_scores_are_the_same_on_nests(nest, tmp_path):
+    plain, ours = twins(lambda net: maml(net, cross_entropy, 0.1, 2))
+
+    def trained(learner, which, steps, name):
+        return fit(
+            bilevel(learner, cross_entropy),
+            learner.init(),
+            lambda step: draws(nest, step)[which],
+            steps,
+            checkpoint=tmp_path / name,
+        )
+
+    right = trained(plain, 0, 6, "flat")
+    trained(ours, 1, 3, "nested")
+    run = trained(ours, 1, 6, "nested")
+    assert run.losses == right.losses and largest(run.params, right.params) == 0
+    with pytest.raises(ValueError, match="stream"):  # another draw at the first step
+        fit(
+            bilevel(ours, cross_entropy),
+            ours.init(),
+            lambda step: draws(nest, step + 1)[1],
+            6,
+            checkpoint=tmp_path / "nested",
+        )
+    scores = [
+        evaluate(m, run.params, lambda step, w=w: draws(nest, step)[w], 9, mse_loss)
+        for w, m in enumerate((plain, ours))
+    ]
+    assert torch.equal(scores[0].values, scores[1].values)
+    both = [answers(m, run.params, d) for m, d in zip((plain, ours), draws(nest), strict=True)]
+    assert torch.equal(*both)
+
+
+def test_threads_share_nests():
+    """Convolutions run in a loop, on several threads."""
+    halves = conv4(WAYS, width=4, size=16, seed=0).double()
+
+    class Sum(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x["image"] + x["noise"])
+
+    net = two_halves(Sum(*halves.body), halves.head)
+    flat = images()
+    nested = Episode(
+        *(b._replace(x={"image": b.x - 0.5, "noise": torch.full_like(b.x, 0.5)}) for b in flat)
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        results = []
+        for network_, data in ((halves, flat), (net, nested)):
+            learner = maml(network_, cross_entropy, 0.1, 2)
+            results.append(bilevel(learner, cross_entropy).value_and_grad(learner.init(), data))
+    finally:
+        torch.set_num_threads(before)
+    assert abs(results[0][0] - results[1][0]) <= 1e-12
+    assert largest(results[0][1], results[1][1]) <= 1e-9
+
+
+# Hypothesis: nests of any form ----------------------------------------------------------------
+
+NESTED = st.recursive(
+    st.lists(st.integers(1, 3), max_size=2).map(lambda shape: torch.zeros(4, 3, *shape)),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3),
+        st.lists(inner, min_size=1, max_size=3).map(tuple),
+        st.dictionaries(st.sampled_from("abc"), inner, min_size=1),
+        st.dictionaries(st.sampled_from("abc"), inner, min_size=1).map(Mapped),
+        st.tuples(inner, inner).map(lambda pair: Pair(*pair)),
+    ),
+    max_leaves=5,
+)
+
+
+@given(NESTED, st.integers(0, 3))
+def test_any_nest_is_taken_moved_and_counted(x, t):
+    part = take(x, t)
+    assert [d.shape for d in leaves(part)] == [d.shape[1:] for d in leaves(x)]
+    assert all(d.dtype == torch.float64 for d in leaves(over(lambda d: d.double(), part)))
+    assert (rows(x), rows(part)) == (4, 3)
+    assert [d.device.type for d in leaves(move(x, "cpu"))] == ["cpu"] * len(leaves(x))
+    check_draw(Batch({"x": x}, torch.zeros(4, 3, 2)))
+    with pytest.raises(ValueError, match=r"one number of rows.*\(2,\)"):
+        rows({"x": x, "short": torch.zeros(2)})
+
+
+# What is refused, and how -----------------------------------------------------------------------
+
+
+def test_tensors_with_other_numbers_of_rows_are_named():
+    learner = protonet(network(Joined))
+    x = {"image": normal(6, 2), "table": normal(5, 4)}
+    with pytest.raises(
+        ValueError, match=r"one number of rows.*'image': \(6, 2\), 'table': \(5, 4\)"
+    ):
+        learner.adapt(learner.init(), Batch(x, torch.eye(WAYS).repeat(2, 1)))
+    draw = Batch(over(lambda d: d[None], x), torch.zeros(1, 6, WAYS))
+    with pytest.raises(ValueError, match=r"'image': \(1, 6, 2\), 'table': \(1, 5, 4\)"):
+        fit(joint(network(Joined), cross_entropy), parameters(network()), lambda step: draw, 1)
+    uneven = Batch({"a": torch.zeros(2, 3), "b": torch.zeros(3, 3)}, torch.zeros(2, 3, WAYS))
+    with pytest.raises(ValueError, match="'a': 2, 'b': 3"):
+        joint(network(Joined), cross_entropy).value_and_grad(parameters(network()), uneven)
+
+
+class Answer(dict):
+    """An object with logits, as networks of other libraries give it."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "advice"),
+    [
+        (
+            lambda out: (out, out),
+            r"got tuple: `mtlib.nets.wrap\(net, call=lambda net, x: net\(x\)\[0\]\)",
+        ),
+        (lambda out: Answer(logits=out), r"got Answer: .*net\(x\).logits"),
+    ],
+)
+def test_a_network_that_gives_no_tensor(answer, advice):
+    class Object(nn.Linear):
+        def forward(self, x):
+            return answer(super().forward(x))
+
+    net = Object(6, WAYS).double()
+    learner, (flat, _) = maml(net, cross_entropy, 0.1, 1), draws("dict")
+    for call in (
+        lambda: bilevel(learner, cross_entropy).value_and_grad(learner.init(), flat),
+        lambda: joint(net, cross_entropy).value_and_grad(learner.init(), flat.query),
+        lambda: evaluate(learner, learner.init(), lambda step: flat, 2, mse_loss),
+    ):
+        with pytest.raises(ValueError, match=advice):
+            call()
+
+
+def test_a_network_that_wants_keywords():
+    net, learner = classifier("Bert"), None
+    learner = maml(net, cross_entropy, 0.1, 1)
+    for call in (
+        lambda: bilevel(learner, cross_entropy).value_and_grad(learner.init(), texts()),
+        lambda: apply(seeded(Tower))(parameters(seeded(Tower)), X),
+    ):
+        with pytest.raises(ValueError, match=r"for keywords.*net\(\*\*x\)"):
+            call()
+
+
+def test_numpy_is_named():
+    learner, (flat, _) = maml(network(), cross_entropy, 0.1, 1), draws("dict")
+    support = take(flat, 0).support
+    for x in (support.x.numpy(), {"a": support.x.numpy()}):
+        with pytest.raises(TypeError, match=r"ndarray; torch.from_numpy converts"):
+            learner.adapt(learner.init(), Batch(x, support.y))
+    for part in ("x", "y"):
+        batch = flat.query._replace(**{part: getattr(flat.query, part).numpy()})
+        with pytest.raises(
+            TypeError, match=f"{part} of the batch.*ndarray; convert with torch.from_numpy"
+        ):
+            fit(joint(network(), cross_entropy), learner.init(), lambda step, b=batch: b, 1)
+        with pytest.raises(
+            TypeError, match=f"{part} of the query.*ndarray; convert with torch.from_numpy"
+        ):
+            evaluate(learner, learner.init(), lambda step, b=batch: Episode(flat.support, b), 2)
+
+
+# Targets: their dtype, and class numbers --------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_labels_take_the_networks_dtype(row):
+    """A float64 network with float32 one-hot rows: the numbers are those of float64 rows, exactly."""
+    learner = twins(ROWS[row].make)[0]
+    loss, phi, (flat, _) = ROWS[row].loss, learner.init(), draws("dict")
+    short = Episode(*(b._replace(y=b.y.float()) for b in flat))
+    value, grads = bilevel(learner, loss).value_and_grad(phi, short)
+    right, wanted = bilevel(learner, loss).value_and_grad(phi, flat)
+    assert value == right and value.dtype == torch.float64 and largest(grads, wanted) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_are_of_single_precision(dtype):
+    prediction, y = normal(6, 3).to(dtype), torch.eye(3).repeat(2, 1)
+    for loss in (cross_entropy, mse_loss):
+        assert torch.equal(risk(loss, prediction, y), loss(prediction.float(), y))
+    assert risk(mse_loss, prediction, y.to(dtype)).dtype == dtype
+    assert risk(mse_loss, prediction.float(), y.double()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_class_numbers_are_refused_with_advice(row):
+    learner = twins(ROWS[row].make)[0]
+    loss, (flat, _) = ROWS[row].loss, draws("dict")
+    numbers = Episode(*(b._replace(y=b.y.argmax(-1)) for b in flat))
+    one = take(numbers, 0)
+    if row != "as_is":
+        with pytest.raises(ValueError, match=r"one_hot\(y, ways\)"):
+            learner.predict(learner.adapt(learner.init(), one.support), one.query.x)
+    for draw in (numbers, flat._replace(query=numbers.query)):
+        with pytest.raises(ValueError, match=r"one_hot\(y, ways\)"):
+            bilevel(learner, loss).value_and_grad(learner.init(), draw)
+        with pytest.raises(ValueError, match=r"one_hot\(y, ways\)|one-hot rows"):
+            evaluate(learner, learner.init(), lambda step, d=draw: d, 2)
+        with pytest.raises(ValueError, match=r"one_hot\(y, ways\)"):
+            fit(bilevel(learner, loss), learner.init(), lambda step, d=draw: d, 1)
+
+
+def test_labels_that_are_missing_are_any_with_weight_0():
+    x, known = normal(2, 6, 6), vectors(2).y
+    net = network()
+    options = [{}, {"penalties": [coral(0.5)]}, {"weights": (1, 0)}]
+    for y in (torch.full_like(known, torch.nan), None):
+        for given_ in options:
+            with pytest.raises((ValueError, TypeError), match=r"any label, with weight 0"):
+                fit(
+                    joint(net, cross_entropy, **given_),
+                    parameters(net),
+                    lambda s, y=y: Batch(x, y),
+                    1,
+                )
+    with pytest.raises(TypeError, match="got NoneType"):
+        joint(net, cross_entropy)(parameters(net), Batch(x, None))
+    for y in (torch.full((6,), -1), torch.full((6,), torch.nan), None):
+        with pytest.raises((ValueError, TypeError), match="any label, with weight 0"):
+            mixture(Batch(x[0], known[0].argmax(1)), Batch(x[1], y), batch=4, seed=0)
+    for numbers in (
+        {"weights": (1, 0)},
+        {"penalties": [coral(0.5)]},
+        {"columns": [slice(0, 3)] * 2},
+    ):
+        objective = joint(net, cross_entropy, **numbers)
+        with pytest.raises(ValueError, match=r"one_hot\(y, ways\)"):
+            objective(parameters(net), Batch(x, known.argmax(-1)))
+    any_label = torch.stack([known[0], known[1].roll(1, -1)])
+    objective = joint(net, cross_entropy, (1, 0))
+    assert objective(parameters(net), Batch(x, any_label)) == cross_entropy(net(x[0]), known[0])
