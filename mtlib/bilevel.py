@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtlib.core import Batch, Episode, Learner, Loss, Params, Point, Steps, expect, fixed, risk
 from mtlib.objective import InLoop, Objective, Task, over_tasks
+from mtlib.run.fast import twice_differentiable
 from mtlib.run.replay import replay
 from mtlib.tasks import above_zero, positive, whole
 
@@ -237,7 +238,8 @@ def implicit(strength: float, iterations: int = 5, solver: Solver | None = None)
                 lambda th: at(learner, loss, {**theta, **th}, episode.query)
             )(moved)
             inner = torch.func.grad(lambda th: at(learner, loss, {**theta, **th}, episode.support))
-            hvp = torch.func.vjp(inner, moved)[1]  # v -> ∇²L^S(θ*) v
+            with twice_differentiable():
+                hvp = torch.func.vjp(inner, moved)[1]  # v -> ∇²L^S(θ*) v
 
             def matrix(v: Params) -> Params:
                 hv = hvp(v)[0]

@@ -7,11 +7,14 @@ follows the chunk and not the number of tasks.
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import islice
+from traceback import clear_frames
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +23,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mtlib.core import Draw, Params, expect, fixed, over, take
-from mtlib.run.fast import NeedsLoop, function_modes, plain, settled, watched
+from mtlib.run.attention import NO_CUDNN, NO_FASTPATH
+from mtlib.run.fast import (
+    MATH,
+    NeedsLoop,
+    by_reference,
+    differentiated_again,
+    function_modes,
+    plain,
+    settled,
+    watched,
+)
 from mtlib.run.threads import Share, sharing
 from mtlib.tasks import positive
 
@@ -109,7 +122,11 @@ def over_tasks(
             """Σ w_t · task_t over the tasks of a chunk, and its gradient: one backward pass."""
             return step(leaves, take(data, part), w[part])
 
-        return in_chunks(one, _add, phi, data, chunk, run.share, 1 if compile else None)
+        return second_derivatives(
+            partial(in_chunks, one, _add, phi, data, chunk, run.share, 1 if compile else None),
+            phi,
+            run,
+        )
 
     return Objective(value, value_and_grad, weights is None, run, net)
 
@@ -120,13 +137,18 @@ def whole(value: Callable[[Params, Any], Tensor], net: nn.Module | None = None) 
     Frozen parameters and buffers of `net` get no gradient.
     """
 
-    def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
+    def one(phi: Params, data: Any) -> tuple[Tensor, Params]:
         leaves = leaves_of(phi, net)
         with torch.enable_grad():
             result = value(leaves, data)
             right = isinstance(result, Tensor) and not result.ndim
             expect(right, "a value that is a scalar tensor", result)
         return result.detach(), add_gradient({}, result, leaves)
+
+    run = Batched(value, vmap=False)
+
+    def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
+        return second_derivatives(partial(one, phi, data), phi, run)
 
     return Objective(value, value_and_grad, net=net)
 
@@ -158,6 +180,52 @@ def _add(parts: Iterable[tuple[Tensor, Params]]) -> tuple[Tensor, Params]:
         for k, g in part.items():
             grads[k] = g if k not in grads else grads[k] + g
     return torch.stack(values).sum(), grads
+
+
+NO_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented")
+INSTEAD = {
+    "embedding_bag": "write nn.EmbeddingBag as nn.Embedding and a mean: `embedding(x).mean(1)`",
+    "cdist": "write torch.cdist(a, b) as torch.cdist(a, b, compute_mode='use_mm_for_euclid_dist'), or for another p as "
+    "`(a[:, None] - b).abs().pow(p).sum(-1).pow(1 / p)`",
+    "pdist": "write pdist(x) as a sum over `(x[:, None] - x).pow(2)`",
+    "scaled_dot_product": "compute attention with torch's math kernel: `with torch.nn.attention.sdpa_kernel("
+    "torch.nn.attention.SDPBackend.MATH):`",
+    "hardsigmoid": "write hardsigmoid(x) as `relu6(x + 3) / 6`",
+    "multi_margin": "take cross_entropy in the inner loss",
+    "multilabel_margin": "take binary_cross_entropy_with_logits in the inner loss",
+    "cudnn": "run without cuDNN: `with torch.backends.cudnn.flags(enabled=False):`",
+}
+"""What to write in the place of operations that have no second derivatives, by a part of their names."""
+
+
+def second_derivatives(work: Callable[[], _Part], phi: Params, run: Batched) -> _Part:
+    """work(), with an error of our own where an operation has no second derivatives.
+
+    Those of cuDNN's recurrent networks have none, but torch's own have: where one is met work() runs anew without cuDNN,
+    and so does all that follows, with a warning.
+    """
+    draw_again = random_state(phi)
+    try:
+        with NO_CUDNN.held() if run.without_cudnn else nullcontext():
+            return work()
+    except RuntimeError as error:
+        found = NO_DERIVATIVE.search(str(error))
+        if found is None:
+            raise
+        name = found[1]
+        if "cudnn_rnn" not in name or run.without_cudnn:
+            instead = next((f", or {v}" for k, v in INSTEAD.items() if k in name), "")
+            raise ValueError(
+                f"expected operations that can be differentiated twice; torch has no derivative of {name}. Take a way "
+                f"without second derivatives, `bilevel(learner, loss, first_order)`{instead}."
+            ) from error
+    run.without_cudnn = True
+    draw_again()
+    warnings.warn(
+        "cuDNN's recurrent networks have no second derivatives: this objective runs without cuDNN from now on.",
+        stacklevel=3,
+    )
+    return second_derivatives(work, phi, run)
 
 
 # The axis of tasks ---------------------------------------------------------------------------
@@ -236,15 +304,16 @@ def _convolves_on_cpu(phi: Params) -> bool:
 
 
 class Batched:
-    """`run(phi, data)` -> the tasks' results, stacked: by `vmap` where that is exact, else by a loop.
+    """`run(phi, data)` -> the tasks' results, stacked: by `vmap` where it can run them exactly, else by a loop.
 
-    torch's batch, layer and instance norms give wrong second derivatives under `vmap`, silently
-    (pytorch/functorch issue 534). Where one is met the loop runs instead, for good, with a warning.
+    Where `vmap` has no rule for an operation (recurrent networks, `.item()`, a choice by values, boolean masks), or gives
+    wrong second derivatives of a norm, silently (pytorch/functorch issue 534), the loop runs instead, for good, with a
+    warning that says why. What a loop cannot run either raises the loop's error.
     """
 
     def __init__(self, task: Callable[[Params, Any], Tensor], vmap: bool = True):
         self.task, self.exact, self.first, self.share = task, vmap, True, sharing()
-        self.compiled = False
+        self.compiled = self.without_cudnn = False
 
     def learn_from(self, other: Batched) -> None:
         """Take over what the other found out, if its task does the same but for the numbers in it."""
@@ -254,30 +323,35 @@ class Batched:
             same = False
         if same:
             self.exact, self.first, self.share = other.exact, other.first, other.share
+            self.without_cudnn = other.without_cudnn
 
     def __call__(self, phi: Params, data: Any) -> Tensor:
         if not self.exact or plain() or count(data) == 1:
             return self.loop(phi, data)
+        draw_again = random_state(phi)
         try:
             with settled(), _watch_functions() if self.first else _watch_modules():
                 result = self.vmap(phi, data)
-        except NeedsLoop as reason:
-            self.exact = False
-            if isinstance(reason, InexactNorm):
-                warnings.warn(
-                    f"{reason} has an inexact second-order gradient under vmap: tasks run in a loop. "
-                    "mtlib.norm.Norm, group norm and RMS norm are exact.",
-                    stacklevel=3,
-                )
-            return self.loop(phi, data)
-        except RuntimeError as error:
-            if "We don't support vmap over" in str(error) or "data-dependent control" in str(error):
-                raise ValueError(
-                    "expected a task, with its loss and its network, that gives tensors and runs under vmap: without "
-                    f".item(), float() or an `if` on their values. chunk=1 runs tasks one by one. torch says: {error}"
-                ) from error
-            raise
-        self.first = False
+        except Exception as error:
+            clear_frames(error.__traceback__)  # and what they hold, for all tasks together
+            reason = error
+        else:
+            self.first = False
+            return result
+        draw_again()
+        result = self.loop(phi, data)
+        self.exact = False
+        if isinstance(reason, InexactNorm):
+            warnings.warn(
+                f"{reason}: tasks run in a loop. mtlib.norm.Norm, group norm and RMS norm run together, exactly.",
+                stacklevel=3,
+            )
+        elif not isinstance(reason, NeedsLoop):
+            warnings.warn(
+                "tasks run in a loop, one by one, with the same result (as chunk=1 does): torch's vmap cannot run them "
+                f"together. It says: {_shortened(reason)}",
+                stacklevel=3,
+            )
         return result
 
     def loop(self, phi: Params, data: Any) -> Tensor:
@@ -288,7 +362,44 @@ class Batched:
             return torch.stack(values)
 
     def vmap(self, phi: Params, data: Any) -> Tensor:
-        return torch.vmap(partial(self.task, phi), randomness="different")(data)
+        together = torch.vmap(partial(self.task, phi), randomness="different")
+        if torch.compiler.is_compiling():
+            return together(data)
+        with _together(phi):
+            return together(data)
+
+
+@contextmanager
+def _together(phi: Params) -> Iterator[None]:
+    """Attention has rules for `vmap` in this block."""
+    on_cpu = any(v.device.type == "cpu" for v in _first(phi))
+    with NO_FASTPATH.held(), MATH.held() if on_cpu else nullcontext():
+        yield
+
+
+def random_state(phi: Params) -> Callable[[], None]:
+    """A function that puts torch's random state back, of the CPU and of the device where φ is."""
+    before = torch.get_rng_state()
+    there = [(torch.cuda.get_rng_state(v.device), v.device) for v in _first(phi) if v.is_cuda]
+
+    def again() -> None:
+        torch.set_rng_state(before)
+        for state, device in there:
+            torch.cuda.set_rng_state(state, device)
+
+    return again
+
+
+def _first(phi: Params) -> list[Tensor]:
+    return list(islice(phi.values(), 1))
+
+
+def _shortened(error: BaseException) -> str:
+    """The first words of what came first."""
+    while error.__cause__:
+        error = error.__cause__
+    words = " ".join(str(error).split()[:30])
+    return words if isinstance(error, RuntimeError) else f"{type(error).__name__}: {words}"
 
 
 def alike(a: Any, b: Any) -> bool:
@@ -330,19 +441,24 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
         values = run.vmap(phi, data) if run.exact else run.loop(phi, data)
         return w.to(values) @ values
 
+    def note(module: nn.Module, args: Any) -> None:
+        if isinstance(module, NORMS):
+            norms[id(module)] = module
+
     def faster(leaves: Params, data: Any, w: Tensor) -> tuple[Tensor, Params]:
         nonlocal failed, program
         moving = {k: v.detach() for k, v in leaves.items() if v.requires_grad}
         still = {k: v for k, v in leaves.items() if not v.requires_grad}
         key = frozenset(moving)
         if key not in reached or failed or plain() or any(map(_inexact, norms.values())):
-            with _each_module(lambda m: norms.update({id(m): m}) if isinstance(m, NORMS) else None):
+            with _each_module(note), by_reference() if key not in reached else nullcontext():
                 value, grads = gradient(leaves, data, w)
             reached[key] = list(grads)
             return value, grads
         try:
             program = program or torch.compile(torch.func.grad_and_value(total), fullgraph=True)
-            grads, value = program(moving, still, data, w)
+            with _together(leaves):
+                grads, value = program(moving, still, data, w)
         except Exception as error:  # the same call ran before without the compiler
             failed = True
             reason = " ".join(str(error).split()[:40]) or type(error).__name__
@@ -354,7 +470,7 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
 
 
 class InexactNorm(NeedsLoop):
-    """A norm was met whose second-order gradient `vmap` gets wrong."""
+    """A norm was met whose second-order gradient `vmap` gets wrong, or that writes to its statistics."""
 
 
 class _WatchFunctions(TorchFunctionMode):
@@ -368,7 +484,7 @@ class _WatchFunctions(TorchFunctionMode):
             or (name in ("batch_norm", "native_batch_norm") and own)
             or (name == "instance_norm" and own is not False)
         ):
-            raise InexactNorm(name)
+            _refuse(name, [*args, *kwargs.values()])
         return func(*args, **kwargs)
 
 
@@ -383,12 +499,23 @@ def _inexact(module: nn.Module) -> bool:
     return isinstance(module, nn.LayerNorm) or (isinstance(module, NORMS) and own)
 
 
+def _refuse(norm: str, tensors: Iterable[Any]) -> None:
+    """Raise `InexactNorm` where second derivatives are taken of a norm in a way that gets them wrong."""
+    if differentiated_again(tensors):
+        raise InexactNorm(f"{norm} has an inexact second-order gradient under vmap")
+
+
 def _watch_modules() -> AbstractContextManager[None]:
     """Raises `InexactNorm` at such a norm (cheap: on each later call): `net.train()` may switch one over."""
 
-    def look(module: nn.Module) -> None:
+    def look(module: nn.Module, args: Any) -> None:
         if _inexact(module):
-            raise InexactNorm(type(module).__name__)
+            name = type(module).__name__
+            if module.training and getattr(module, "running_mean", None) is not None:
+                raise InexactNorm(
+                    f"{name} in training mode writes to its statistics, which vmap cannot"
+                )
+            _refuse(name, [*args, *module.parameters()])
 
     return _each_module(look)
 
@@ -396,7 +523,7 @@ def _watch_modules() -> AbstractContextManager[None]:
 class _Looking(threading.local):
     """What one thread does before each module that it calls."""
 
-    look: Callable[[nn.Module], Any] | None = None
+    look: Callable[[nn.Module, Any], Any] | None = None
     functions: TorchFunctionMode | None = None
 
 
@@ -421,12 +548,12 @@ def _watch_functions() -> Iterator[None]:
 
 
 @contextmanager
-def _each_module(look: Callable[[nn.Module], Any]) -> Iterator[None]:
-    """`look(module)` before each module that this thread calls; torch's hook itself is every thread's."""
+def _each_module(look: Callable[[nn.Module, Any], Any]) -> Iterator[None]:
+    """`look(module, args)` before each module that this thread calls; torch's hook itself is every thread's."""
 
     def before(module: nn.Module, args: Any) -> None:
         if _LOOKING.look is look:
-            look(module)
+            look(module, args)
 
     outer = _LOOKING.look
     hook = nn.modules.module.register_module_forward_pre_hook(before)

@@ -6,16 +6,19 @@ Where torch lacks one of them, the plain reference runs. `MTLIB_PLAIN=1` asks fo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from traceback import clear_frames
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mtlib.core import Params, expect, reference, ways
+from mtlib.run.attention import Switch
 from mtlib.run.switches import is_on
 
 
@@ -44,6 +47,7 @@ UNWRAPPED = private("torch._C", "_functorch.get_unwrapped")
 IS_WRAPPED = private("torch._C", "_functorch.is_functorch_wrapped_tensor")
 BATCH_DIM = private("torch._C", "_functorch.maybe_get_bdim")
 ADD_BATCH_DIM = private("torch._C", "_functorch._add_batch_dim")
+LEVEL_OF = private("torch._C", "_functorch.maybe_get_level")
 IN_PLACE = private("torch._functorch.eager_transforms", "enable_inplace_requires_grad")
 DEPTH = private("torch._C", "_functorch.get_dynamic_layer_stack_depth")
 UNDO = private("torch._C", "_functorch.pop_dynamic_layer_stack_and_undo_to_depth")
@@ -51,6 +55,23 @@ FUNCTION_MODES = private("torch.overrides", "_get_current_function_mode_stack")
 DISPATCH_MODES = private("torch.utils._python_dispatch", "_get_current_dispatch_mode_stack")
 DispatchMode: Any = private("torch.utils._python_dispatch", "TorchDispatchMode") or object
 """What sees every operation of torch; `object`, which sees none, where torch has no such class."""
+
+_KERNELS = {
+    ("_get_math_sdp_enabled", "_set_sdp_use_math"): True,
+    ("_get_flash_sdp_enabled", "_set_sdp_use_flash"): False,
+    ("_get_mem_efficient_sdp_enabled", "_set_sdp_use_mem_efficient"): False,
+    ("_get_cudnn_sdp_enabled", "_set_sdp_use_cudnn"): False,
+    ("_get_overrideable_sdp_enabled", "_set_sdp_use_overrideable"): False,
+}
+MATH = Switch(
+    [
+        (read, write, on)
+        for names, on in _KERNELS.items()
+        if None not in (pair := [private("torch._C", name) for name in names])
+        for read, write in [pair]
+    ]
+)
+"""Held where attention is differentiated twice, or runs under `vmap` on a CPU: its math kernel alone may run."""
 
 COMPLETE = None not in (
     *(TRANSFORMING, STACK, VMAP, LEVEL, IS_BATCHED, UNWRAPPED, BATCH_DIM, ADD_BATCH_DIM, IN_PLACE),
@@ -118,12 +139,65 @@ def watched() -> bool:
     return bool(modes) or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled()
 
 
+def twice_differentiable() -> AbstractContextManager[Any]:
+    """Attention in this block has second derivatives: torch's math kernel computes it."""
+    return sdpa_kernel(SDPBackend.MATH) if torch.compiler.is_compiling() else MATH.held()
+
+
+def differentiated_again(tensors: Iterable[Any]) -> bool:
+    """Whether functorch takes a gradient of these tensors under `vmap`, which a graph outside of it differentiates again.
+
+    The second derivatives of some operations are wrong there. True where torch cannot say.
+    """
+    if not (STACK and VMAP and IS_WRAPPED and UNWRAPPED and LEVEL_OF):
+        return True
+    levels = STACK() or []
+    mapped = next((i for i, level in enumerate(levels) if level.key() == VMAP), len(levels))
+    if all(level.key() == VMAP for level in levels[mapped:]):
+        return False
+    for v in tensors:
+        while isinstance(v, Tensor) and IS_WRAPPED(v) and LEVEL_OF(v) >= levels[mapped].level():
+            v = UNWRAPPED(v)
+        while isinstance(v, Tensor):
+            if v.requires_grad:
+                return True
+            v = UNWRAPPED(v) if IS_WRAPPED(v) else None
+    return False
+
+
+class _Reference(threading.local):
+    """Whether this thread's gradients are all taken by functorch."""
+
+    on = False
+
+
+_REFERENCE = _Reference()
+
+
+@contextmanager
+def by_reference() -> Iterator[None]:
+    """Gradients in this block are the reference's, as in a program of `torch.compile`."""
+    before, _REFERENCE.on = _REFERENCE.on, True
+    try:
+        yield
+    finally:
+        _REFERENCE.on = before
+
+
 def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     """∇L(θ) as `torch.func.grad` gives it, but by plain autograd where possible, which takes a fifth less time.
 
     It is possible outside of functorch's transforms, and in one `vmap`, where the tasks' θ are stacked and
-    ∂Σ_t L_t(θ_t)/∂θ_t is each task's own gradient.
+    ∂Σ_t L_t(θ_t)/∂θ_t is each task's own gradient. Where gradients are enabled it may be differentiated again, attention
+    too.
     """
+    if not torch.is_grad_enabled():
+        return _gradient(loss, theta)
+    with twice_differentiable():
+        return _gradient(loss, theta)
+
+
+def _gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     outer, way = torch.is_grad_enabled(), way_to_autograd()
     loss = scalar(loss)
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
@@ -171,6 +245,7 @@ def way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
         torch.compiler.is_compiling()
         or plain()
         or not COMPLETE
+        or _REFERENCE.on
         or torch.is_inference_mode_enabled()
     ):
         return None
