@@ -1,1 +1,1 @@
-"""Data: small synthetic problems drawn from a seed, and real sets, one file each; `download` fetches and verifies."""
+"""Data: small synthetic problems drawn from a seed, and real sets, one file each; `own` reads yours; `download` fetches and verifies."""

@@ -282,6 +282,11 @@ def _parted(item: Any, key: str | None, i: int) -> tuple[Any, Any]:
         if not x:
             raise ValueError(f"expected more than a label in item {i}, it has {list(item)}")
         return x, item[own[0]] if own else None
+    if key:
+        raise ValueError(
+            f"expected items that are dicts with {key!r}, item {i} is of {type(item).__name__}: give labels= as a list with "
+            "one for each item"
+        )
     if isinstance(item, tuple | list):
         if len(item) != 2:
             raise TypeError(

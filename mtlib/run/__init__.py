@@ -1,1 +1,1 @@
-"""How it runs: fast paths, threads, processes, checkpoints, memory, progress. No equation lives here."""
+"""How it runs: fast paths, threads, processes, draws ahead, checkpoints, memory, progress. No equation lives here."""
