@@ -30,6 +30,7 @@ from mtlib.run.fast import (
     by_reference,
     differentiated_again,
     function_modes,
+    mapped,
     plain,
     settled,
     watched,
@@ -307,7 +308,7 @@ class Batched:
     """`run(phi, data)` -> the tasks' results, stacked: by `vmap` where it can run them exactly, else by a loop.
 
     Where `vmap` has no rule for an operation (recurrent networks, `.item()`, a choice by values, boolean masks), or gives
-    wrong second derivatives of a norm, silently (pytorch/functorch issue 534), the loop runs instead, for good, with a
+    wrong derivatives, silently (second ones of norms, pytorch/functorch issue 534; embeddings with padding), the loop runs instead, for good, with a
     warning that says why. What a loop cannot run either raises the loop's error.
     """
 
@@ -341,7 +342,9 @@ class Batched:
         draw_again()
         result = self.loop(phi, data)
         self.exact = False
-        if isinstance(reason, InexactNorm):
+        if isinstance(reason, InexactEmbedding):
+            warnings.warn(f"{reason}: tasks run in a loop.", stacklevel=3)
+        elif isinstance(reason, InexactNorm):
             warnings.warn(
                 f"{reason}: tasks run in a loop. mtlib.norm.Norm, group norm and RMS norm run together, exactly.",
                 stacklevel=3,
@@ -469,6 +472,10 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
     return faster
 
 
+class InexactEmbedding(NeedsLoop):
+    """An embedding was met whose gradient `vmap` gets wrong."""
+
+
 class InexactNorm(NeedsLoop):
     """A norm was met whose second-order gradient `vmap` gets wrong, or that writes to its statistics."""
 
@@ -485,6 +492,8 @@ class _WatchFunctions(TorchFunctionMode):
             or (name == "instance_norm" and own is not False)
         ):
             _refuse(name, [*args, *kwargs.values()])
+        if _LOOKING.functions is self and func is nn.functional.embedding:
+            _check_embedding(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -505,8 +514,23 @@ def _refuse(norm: str, tensors: Iterable[Any]) -> None:
         raise InexactNorm(f"{norm} has an inexact second-order gradient under vmap")
 
 
+def _check_embedding(
+    input: Any,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> None:
+    """Raise `InexactEmbedding` where vmap forgets which row is padding in tasks but the first, or counts all tasks' words."""
+    if (padding_idx is not None and mapped(weight)) or scale_grad_by_freq:
+        what = "scale_grad_by_freq" if scale_grad_by_freq else "padding_idx"
+        raise InexactEmbedding(f"an embedding with {what} has a wrong gradient under vmap")
+
+
 def _watch_modules() -> AbstractContextManager[None]:
-    """Raises `InexactNorm` at such a norm (cheap: on each later call): `net.train()` may switch one over."""
+    """Raises at such a norm or embedding (cheap: on each later call): `net.train()` may switch a norm over."""
 
     def look(module: nn.Module, args: Any) -> None:
         if _inexact(module):
@@ -516,6 +540,9 @@ def _watch_modules() -> AbstractContextManager[None]:
                     f"{name} in training mode writes to its statistics, which vmap cannot"
                 )
             _refuse(name, [*args, *module.parameters()])
+        if isinstance(module, nn.Embedding):
+            padding, counted = module.padding_idx, module.scale_grad_by_freq
+            _check_embedding(args, module.weight, padding, scale_grad_by_freq=counted)
 
     return _each_module(look)
 
@@ -532,7 +559,7 @@ _LOOKING = _Looking()
 
 @contextmanager
 def _watch_functions() -> Iterator[None]:
-    """Raises `InexactNorm` at such a norm, module or function; one that Ctrl-C leaves behind looks no more."""
+    """Raises at such a norm or embedding, module or function; one that Ctrl-C leaves behind looks no more."""
     outer = _LOOKING.functions
     mode: Any = _WatchFunctions()
     try:

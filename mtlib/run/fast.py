@@ -165,6 +165,17 @@ def differentiated_again(tensors: Iterable[Any]) -> bool:
     return False
 
 
+def mapped(x: Tensor) -> bool:
+    """Whether `vmap` gives each task an x of its own; True where torch cannot say."""
+    if not (IS_WRAPPED and UNWRAPPED and IS_BATCHED):
+        return True
+    while IS_WRAPPED(x):
+        if IS_BATCHED(x):
+            return True
+        x = UNWRAPPED(x)
+    return False
+
+
 class _Reference(threading.local):
     """Whether this thread's gradients are all taken by functorch."""
 
