@@ -170,6 +170,10 @@ def centred(net: nn.Module, phi: Params, x: Any) -> Params:
 
     Raises TypeError or ValueError where x has no tensor, or other than finite numbers, or the mean is not finite.
     """
+    if isinstance(x, Batch):
+        raise TypeError(
+            "expected the training items x, a tensor or a nest of them, got a Batch: give its x"
+        )
     over(lambda d: finite(d, "the training items x"), x)
     mean = features(net)(phi, x).mean(0)
     finite(mean, "the mean feature")
