@@ -45,7 +45,7 @@ from mtlib.core import (
 from mtlib.evaluate import answers, evaluate
 from mtlib.joint import joint, risks
 from mtlib.learners.finetune import layers
-from mtlib.learners.gradient import maml
+from mtlib.learners.gradient import anil, maml
 from mtlib.learners.metric import protonet
 from mtlib.nets import conv4, two_halves, wrap
 from mtlib.norm import calibrate
@@ -711,3 +711,85 @@ def test_labels_that_are_missing_are_any_with_weight_0():
     any_label = torch.stack([known[0], known[1].roll(1, -1)])
     objective = joint(net, cross_entropy, (1, 0))
     assert objective(parameters(net), Batch(x, any_label)) == cross_entropy(net(x[0]), known[0])
+
+
+# The same learners on a classifier of another library ------------------------------------------
+
+
+class Halved(nn.Module):
+    """A BERT classifier's body, written by hand."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.bert, self.dropout = net.bert, net.dropout
+
+    def forward(self, x):
+        return self.dropout(self.bert(**x)[1])
+
+
+LEARNERS = (
+    "anil",
+    "boil",
+    "protonet",
+    "lora",
+    "finetune",
+    "discriminative",
+    "ridge",
+    "cnp",
+    "maml",
+)
+
+
+@pytest.mark.parametrize("row", LEARNERS)
+def test_a_wrapped_classifier_is_its_halves_by_hand(row):
+    net = classifier("Bert")
+    learners = []
+    for halves in (two_halves(Halved(net), net.classifier), wrap(net, "classifier", call=logits)):
+        torch.manual_seed(0)
+        learners.append(ROWS[row].make(halves))
+    plain, ours = learners
+    phi, loss = plain.init(), ROWS[row].loss
+    assert largest(phi, ours.init()) == 0
+    right, wanted = looped(bilevel(plain, loss), phi, texts())
+    value, grads = looped(bilevel(ours, loss), phi, texts())
+    assert value == right and largest(grads, wanted) <= 1e-12
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        both = [answers(m, phi, texts()) for m in learners]
+    assert torch.equal(*both)
+
+
+def test_a_wrapped_classifier_trains_and_is_scored(tmp_path):
+    """The user's network has dropout on; scores are taken without, and what is frozen stays."""
+    net = classifier("Bert").train()
+    net.bert.embeddings.requires_grad_(False)
+    ours = wrap(net, "classifier", "bert", logits)
+    learner = anil(ours, cross_entropy, 0.1, 2)
+
+    def stream(step):
+        return Episode(sentences(seed=2 * step), sentences(seed=2 * step + 1))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "layer_norm has an inexact")
+        run = fit(bilevel(learner, cross_entropy), learner.init(), stream, 3)
+        again = fit(
+            bilevel(learner, cross_entropy), learner.init(), stream, 2, checkpoint=tmp_path / "a"
+        )
+        again = fit(
+            bilevel(learner, cross_entropy), learner.init(), stream, 3, checkpoint=tmp_path / "a"
+        )
+        scores = [evaluate(learner, run.params, stream, 4, cross_entropy) for _ in range(2)]
+    assert again.losses == run.losses and largest(run.params, again.params) == 0
+    moved = {k for k, v in run.params.items() if not torch.equal(v, parameters(ours)[k])}
+    assert "body.pooler.dense.weight" in moved and "head.weight" in moved
+    assert not any(k.startswith("body.embeddings") for k in moved)
+    assert torch.equal(scores[0].values, scores[1].values) and net.training
+
+    load(ours, run.params).eval()
+    support, query = take(stream(0), 0)
+    out = cross_entropy(net(**query.x).logits, query.y)  # the network itself, before any adaptation
+    theta = run.params
+    assert torch.equal(out, risk(cross_entropy, apply(ours)(theta, query.x), query.y))
+    adapted = learner.adapt(theta, support)
+    load(ours, adapted)
+    assert torch.equal(net(**query.x).logits, learner.predict(adapted, query.x))
