@@ -40,6 +40,8 @@ def bilevel(
 
     `hypergradient` is `unrolled` by default; `chunk` is how many tasks run as one program, `compile` makes it
     one of `torch.compile` (`mtlib.objective.over_tasks`). The data are episodes with a leading axis T.
+    `cross_entropy(weight=...)` divides a sum over one-hot rows by their number N, not by the sum of their weights
+    (torch's rule).
 
     ```pycon
     >>> from mtlib.data.sinusoids import sinusoids

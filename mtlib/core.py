@@ -15,7 +15,7 @@ from torch import Tensor, nn
 Params = dict[str, Tensor]
 """Names as in `net.named_parameters()`; a method's own entries travel along under their own prefix."""
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""`loss(prediction, y)` -> scalar, the mean over the batch; torch's own losses fit."""
+"""`loss(prediction, y)` -> scalar, the mean over the batch; torch's own fit (weighted `cross_entropy` of one-hot rows: a sum over N, not Σw)."""
 
 
 class Batch(NamedTuple):
@@ -104,7 +104,7 @@ def over(f: Callable[[Tensor], Any], data: Any) -> Any:
 
 def rows(x: Any) -> int:
     """B, the number of rows that each tensor of x has. ValueError shows all shapes where it is not one number."""
-    found = set[tuple[int, ...]]()
+    found: set[tuple[int, ...]] = set()
     shapes = over(lambda d: found.add(d.shape[:1]) or tuple(d.shape), x)  # type: ignore[func-returns-value]
     if len(found) == 1 and () not in found:
         return found.pop()[0]

@@ -163,6 +163,9 @@ class _Scored:
                 f"has {prediction.shape[-1]} outputs. `start(learner, trained)` gives a learner of the right width, "
                 "`mtlib.tasks.one_hot(y, ways)` rows of class numbers."
             )
+        if y.dtype != prediction.dtype and y.is_floating_point():
+            wide = torch.promote_types(prediction.dtype, torch.float32)
+            prediction, y = prediction.to(wide), y.to(wide)  # as `mtlib.core.risk` does
         value = self.metric(prediction, y)
         if not isinstance(value, Tensor):
             raise TypeError(

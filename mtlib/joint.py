@@ -138,7 +138,7 @@ def toward(anchor: Params, strength: float) -> Penalty:
 def _own_risks(loss: Loss, logits: Tensor, y: Tensor, columns: Sequence[slice] | None) -> Tensor:
     """Each data set's risk on its own columns of logits and targets (T, B, W) -> (T,)."""
     own = [slice(None)] * len(logits) if columns is None else columns
-    expect(y.ndim == 3, ROWS, y)
+    expect(y.ndim > 2, ROWS, y)
     if len(own) != len(logits):
         raise ValueError(
             f"expected the columns of each data set: got {len(own)} for {len(logits)} data sets"

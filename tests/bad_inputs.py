@@ -63,6 +63,7 @@ from mtlib.core import (
     parameters,
     require,
     risk,
+    rows,
     start,
     take,
 )
@@ -2734,6 +2735,8 @@ BAD |= {
         "at least one",
     ),
     "wrap: an unknown head": (lambda: wrap(NET, "classifier"), "none called 'classifier'. It has"),
+    "rows: an x with no tensor": (lambda: rows({}), "one number of rows"),
+    "rows: a number for x": (lambda: rows({"a": 3}), "expected tensors in tuples"),
     "wrap: a softmax in the call": (
         lambda: wrap(NET, "head", call=lambda net, x: net(x).softmax(1))(torch.rand(4, 30)),
         "after the head",

@@ -33,6 +33,7 @@ from mtlib.core import (
     apply,
     features,
     fixed,
+    lend,
     load,
     move,
     net_state,
@@ -44,8 +45,9 @@ from mtlib.core import (
 )
 from mtlib.evaluate import answers, evaluate
 from mtlib.joint import joint, risks
-from mtlib.learners.finetune import layers
-from mtlib.learners.gradient import maml
+from mtlib.learners.finetune import finetune, fresh_head, layers
+from mtlib.learners.gradient import anil, maml
+from mtlib.learners.hyper import weight_decay
 from mtlib.learners.metric import protonet
 from mtlib.nets import conv4, two_halves, wrap
 from mtlib.norm import calibrate
@@ -711,3 +713,202 @@ def test_labels_that_are_missing_are_any_with_weight_0():
     any_label = torch.stack([known[0], known[1].roll(1, -1)])
     objective = joint(net, cross_entropy, (1, 0))
     assert objective(parameters(net), Batch(x, any_label)) == cross_entropy(net(x[0]), known[0])
+
+
+# The same learners on a classifier of another library ------------------------------------------
+
+
+class Halved(nn.Module):
+    """A BERT classifier's body, written by hand."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.bert, self.dropout = net.bert, net.dropout
+
+    def forward(self, x):
+        return self.dropout(self.bert(**x)[1])
+
+
+LEARNERS = (
+    "anil",
+    "boil",
+    "protonet",
+    "lora",
+    "finetune",
+    "discriminative",
+    "ridge",
+    "cnp",
+    "maml",
+)
+
+
+@pytest.mark.parametrize("row", LEARNERS)
+def test_a_wrapped_classifier_is_its_halves_by_hand(row):
+    net = classifier("Bert")
+    learners = []
+    for halves in (two_halves(Halved(net), net.classifier), wrap(net, "classifier", call=logits)):
+        torch.manual_seed(0)
+        learners.append(ROWS[row].make(halves))
+    plain, ours = learners
+    phi, loss = plain.init(), ROWS[row].loss
+    assert largest(phi, ours.init()) == 0
+    right, wanted = looped(bilevel(plain, loss), phi, texts())
+    value, grads = looped(bilevel(ours, loss), phi, texts())
+    assert value == right and largest(grads, wanted) <= 1e-12
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        both = [answers(m, phi, texts()) for m in learners]
+    assert torch.equal(*both)
+
+
+def test_a_wrapped_classifier_trains_and_is_scored(tmp_path):
+    """The user's network has dropout on; scores are taken without, and what is frozen stays."""
+    net = classifier("Bert").train()
+    net.bert.embeddings.requires_grad_(False)
+    ours = wrap(net, "classifier", "bert", logits)
+    learner = anil(ours, cross_entropy, 0.1, 2)
+
+    def stream(step):
+        return Episode(sentences(seed=2 * step), sentences(seed=2 * step + 1))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "layer_norm has an inexact")
+        run = fit(bilevel(learner, cross_entropy), learner.init(), stream, 3)
+        again = fit(
+            bilevel(learner, cross_entropy), learner.init(), stream, 2, checkpoint=tmp_path / "a"
+        )
+        again = fit(
+            bilevel(learner, cross_entropy), learner.init(), stream, 3, checkpoint=tmp_path / "a"
+        )
+        scores = [evaluate(learner, run.params, stream, 4, cross_entropy) for _ in range(2)]
+    assert again.losses == run.losses and largest(run.params, again.params) == 0
+    moved = {k for k, v in run.params.items() if not torch.equal(v, parameters(ours)[k])}
+    assert "body.pooler.dense.weight" in moved and "head.weight" in moved
+    assert not any(k.startswith("body.embeddings") for k in moved)
+    assert torch.equal(scores[0].values, scores[1].values) and net.training
+
+    load(ours, run.params).eval()
+    support, query = take(stream(0), 0)
+    out = cross_entropy(net(**query.x).logits, query.y)  # the network itself, before any adaptation
+    theta = run.params
+    assert torch.equal(out, risk(cross_entropy, apply(ours)(theta, query.x), query.y))
+    adapted = learner.adapt(theta, support)
+    load(ours, adapted)
+    assert torch.equal(net(**query.x).logits, learner.predict(adapted, query.x))
+
+
+def test_a_part_may_be_wrapped():
+    """A recurrent body gives a tuple, another library's body an object."""
+    recurrent = seeded(lambda: nn.LSTM(2, 5, batch_first=True))
+    x, y = normal(3, 6, 4, 2), vectors().y
+    episode = Episode(Batch(x, y), Batch(x.flip(0), y))
+    head = seeded(lambda: nn.Linear(5, WAYS))
+    learner = maml(two_halves(recurrent, head), cross_entropy, 0.1, 2)
+    with pytest.raises(ValueError, match=r"must be Tensor, not tuple.*wrap\(part"):
+        bilevel(learner, cross_entropy, chunk=1).value_and_grad(learner.init(), episode)
+    with pytest.raises(ValueError, match=r"expected LSTM to give a tensor, got tuple"):
+        protonet(two_halves(recurrent, head)).adapt(learner.init(), take(episode, 0).support)
+
+    body = wrap(recurrent, call=lambda net, x: net(x)[0][:, -1])
+    learner = maml(two_halves(body, head), cross_entropy, 0.1, 2)
+    assert set(learner.init()) == {
+        *(f"body.{k}" for k, _ in recurrent.named_parameters()),
+        *("head.weight", "head.bias"),
+    }
+    value, _ = bilevel(learner, cross_entropy, chunk=1).value_and_grad(learner.init(), episode)
+    total = 0.0
+    for t in range(3):
+        theta = {k: v.detach().requires_grad_() for k, v in learner.init().items()}
+        (sx, sy), (qx, qy) = take(episode, t)
+
+        def loss(theta, x, y):
+            of_body = {k[5:]: v for k, v in theta.items() if k.startswith("body.")}
+            z = torch.func.functional_call(recurrent, of_body, (x,))[0][:, -1]
+            return cross_entropy(z @ theta["head.weight"].mT + theta["head.bias"], y)
+
+        for _ in range(2):
+            g = torch.autograd.grad(loss(theta, sx, sy), list(theta.values()))
+            theta = {k: v - 0.1 * gk for (k, v), gk in zip(theta.items(), g, strict=True)}
+        total += loss(theta, qx, qy).item() / 3
+    assert abs(value - total) <= 1e-12
+
+    bert = classifier("Bert").bert
+    body = wrap(bert, call=lambda net, x: net(**x).pooler_output)
+    learner = protonet(two_halves(body, nn.Linear(8, WAYS).double()))
+    support = take(sentences(), 0)
+    theta = learner.adapt(learner.init(), support)
+    z = bert(**support.x).pooler_output
+    assert torch.allclose(theta["prototypes"], support.y.mT @ z / 2, atol=1e-12)
+
+
+def test_features_of_more_axes_are_refused():
+    images = nn.Sequential(nn.Conv2d(1, 2, 3)).double()
+    net = two_halves(images, nn.Sequential(nn.Flatten(), nn.Linear(8, WAYS).double()))
+    learner = protonet(net)
+    x = normal(6, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"features \(N, D\).*got \(6, 2, 2, 2\)"):
+        learner.adapt(learner.init(), Batch(x, torch.eye(WAYS).double().repeat(2, 1)))
+
+
+def test_tokens_and_masks_go_as_they_are():
+    """Integers and truth values: as leaves of x, through training and scores."""
+
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(30, 5)
+
+        def forward(self, x):
+            mask = x["mask"]
+            assert mask.dtype == torch.bool and x["ids"].dtype == torch.int64
+            z = self.words(x["ids"]) * mask[..., None]
+            return z.sum(1) / mask.sum(1, keepdim=True)
+
+    def stream(step):
+        def batch(seed):
+            ids, mask = sentences(seed=seed).x.values()
+            return Batch({"ids": ids, "mask": mask.bool()}, sentences(seed=seed).y)
+
+        return Episode(batch(2 * step), batch(2 * step + 1))
+
+    net = seeded(lambda: two_halves(Bag(), nn.Linear(5, WAYS)))
+    for learner in (
+        maml(net, cross_entropy, 0.1, 1),
+        fresh_head(finetune(net, cross_entropy, 0.1, 2), net),
+    ):
+        run = fit(bilevel(learner, cross_entropy), learner.init(), stream, 2)
+        assert torch.isfinite(torch.tensor(run.losses)).all()
+        assert all(v.dtype == torch.float64 for v in run.params.values())
+        theta = learner.adapt(run.params, take(stream(0), 0).support)
+        assert theta["head.weight"].dtype == torch.float64
+        evaluate(learner, run.params, stream, 4)
+    z = torch.stack([net.body(take(stream(0).query, t).x).mean(0) for t in range(2)])
+    assert z.shape == (2, 5)
+    decay = weight_decay(net, cross_entropy, 0.1, 1)
+    assert (
+        decay.adapt(decay.init(), take(stream(0), 0).support)["head.weight"].dtype == torch.float64
+    )
+
+
+def test_a_network_without_parameters_reads_nests():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("shift", torch.ones(2))
+
+        def forward(self, x):
+            return x["a"] + x["b"] + self.shift
+
+    x = {"a": normal(3, 2), "b": normal(3, 2, seed=1)}
+    assert torch.equal(apply(Sum())({}, x), x["a"] + x["b"] + 1)
+    assert torch.equal(lend(Sum(), {}, x), x["a"] + x["b"] + 1)
+
+
+def test_a_metric_gets_labels_of_the_networks_dtype():
+    learner, (flat, _) = protonet(network()), draws("dict")
+    short = Episode(*(b._replace(y=b.y.float()) for b in flat))
+    scores = [
+        evaluate(learner, learner.init(), lambda step, d=d: d, 3, cross_entropy).values
+        for d in (flat, short)
+    ]
+    assert torch.equal(*scores)

@@ -170,6 +170,10 @@ def centred(net: nn.Module, phi: Params, x: Any) -> Params:
 
     Raises TypeError or ValueError where x has no tensor, or other than finite numbers, or the mean is not finite.
     """
+    if isinstance(x, Batch):
+        raise TypeError(
+            "expected the training items x, a tensor or a nest of them, got a Batch: give its x"
+        )
     over(lambda d: finite(d, "the training items x"), x)
     mean = features(net)(phi, x).mean(0)
     finite(mean, "the mean feature")
@@ -251,6 +255,10 @@ def check_targets(z: Tensor, y: Tensor, width: int | None = None) -> Tensor:
     Raises ValueError unless it has a row of floating-point numbers for each of N features: class numbers would be
     broadcast, or taken for targets. It looks at shapes alone, so that it also runs under `vmap`.
     """
+    if z.ndim != 2:
+        raise ValueError(
+            f"expected features (N, D) from the network's body, a row for each item, got {tuple(z.shape)}: flatten or pool them"
+        )
     if len(z) == 0:
         raise ValueError("expected at least one item in the support set, got none")
     fits = y.ndim == 2 and len(y) == len(z) and y.is_floating_point()

@@ -71,7 +71,7 @@ def call(net: nn.Module, theta: Params, x: Any) -> Tensor:
     if not isinstance(out, Tensor):
         part = "[0]" if isinstance(out, tuple | list) else ".logits"
         raise ValueError(
-            f"expected {type(net).__name__} to give a tensor, got {type(out).__name__}: "
+            f"expected {_name(net)} to give a tensor, got {type(out).__name__}: "
             f"`mtlib.nets.wrap(net, call=lambda net, x: net(x){part})` takes it out"
         )
     return out
@@ -102,9 +102,19 @@ def _unreadable(net: nn.Module, x: Any, error: Exception) -> str:
             ". It is called with x as one argument; for keywords, "
             "`mtlib.nets.wrap(net, call=lambda net, x: net(**x))`"
         )
+    elif "must be Tensor, not" in str(error):
+        more = (
+            ". A part of it that gives an object or a tuple is wrapped: "
+            "`mtlib.nets.wrap(part, call=lambda part, x: part(x)[0])`"
+        )
     elif x.dtype == torch.uint8:
         more = ". Bytes become 0 to 1 with cast=torch.float32 in `episodes` and `mixture`."
-    return f"{type(net).__name__} cannot read x of shape {shown}: {error}{more}"
+    return f"{_name(net)} cannot read x of shape {shown}: {error}{more}"
+
+
+def _name(net: nn.Module) -> str:
+    """What a user calls a network; of a wrapped one, the class of what is in it."""
+    return type(getattr(getattr(net, "body", net), "whole", net)).__name__
 
 
 class Copy(NamedTuple):
