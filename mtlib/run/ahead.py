@@ -176,7 +176,7 @@ class _Worker:
         except (EOFError, ConnectionResetError) as error:
             self.process.join(5)
             raise RuntimeError(
-                f"a process that draws ahead ended, with code {self.process.exitcode}, before it had drawn {key}. Was it "
+                f"a process that draws ahead ended, with code {self.process.exitcode}, before it had drawn step {key and key[0]}. Was it "
                 'killed, for its memory perhaps? Does the script do its own work below `if __name__ == "__main__":`?'
             ) from error
 
