@@ -187,7 +187,7 @@ PROGRAM = """
 import os, signal, sys, time
 import torch
 from mtlib.run.ahead import ahead
-from mtlib.tasks import episodes
+from mtlib.tasks import ClassSet, episodes
 
 if __name__ == "__main__":
     data = ClassSet(torch.rand(4, 5, 2), list("abcd"), "noise")

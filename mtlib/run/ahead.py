@@ -299,7 +299,8 @@ class _Pickler(pickle.Pickler):
 
 def tensor_of(held: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """A tensor of this dtype and shape that owns these bytes."""
-    return torch.from_numpy(np.asarray(held)).view(dtype).view(shape)
+    plain = torch.from_numpy(np.asarray(held))
+    return plain.view(dtype).view(shape) if plain.numel() else torch.empty(shape, dtype=dtype)
 
 
 def _sendable(error: Exception) -> Exception:
