@@ -176,7 +176,7 @@ class _Worker:
         except (EOFError, ConnectionResetError) as error:
             self.process.join(5)
             raise RuntimeError(
-                f"a process that draws ahead ended, with code {self.process.exitcode}, before it had drawn {key}. Was it "
+                f"a process that draws ahead ended, with code {self.process.exitcode}, before it had drawn step {key and key[0]}. Was it "
                 'killed, for its memory perhaps? Does the script do its own work below `if __name__ == "__main__":`?'
             ) from error
 
@@ -299,7 +299,8 @@ class _Pickler(pickle.Pickler):
 
 def tensor_of(held: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """A tensor of this dtype and shape that owns these bytes."""
-    return torch.from_numpy(np.asarray(held)).view(dtype).view(shape)
+    plain = torch.from_numpy(np.asarray(held))
+    return plain.view(dtype).view(shape) if plain.numel() else torch.empty(shape, dtype=dtype)
 
 
 def _sendable(error: Exception) -> Exception:
