@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from mtlib.core import random_kept
 from mtlib.norm import Norm, Statistics
 from mtlib.run.fast import plain
 from mtlib.tasks import positive
@@ -40,8 +41,7 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
+    with random_kept():
         torch.manual_seed(seed)
         yield
 

@@ -21,6 +21,7 @@ from mtlib.core import (
     features,
     half,
     parameters,
+    random_kept,
     risk,
 )
 from mtlib.learners.gradient import (
@@ -147,7 +148,7 @@ def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Lea
     expect(bool(head), "a network with parameters named head.*", list(weights(net)))
     if seed is not None:
         other = deepcopy(half(net, "head"))
-        with torch.random.fork_rng():
+        with random_kept():
             torch.manual_seed(seed)
             other.apply(_redraw)
         head = {f"head.{k}": v for k, v in parameters(other).items()}
