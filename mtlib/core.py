@@ -115,6 +115,7 @@ def move(data: Any, device: torch.device | str) -> Any:
 
 def double(x: Tensor) -> Tensor:
     """x in float64: where it is, or on the CPU where its device has no float64 (Apple's MPS, for one)."""
+    expect(isinstance(x, Tensor), "a tensor", x)
     try:
         return x.double()
     except (TypeError, RuntimeError):
