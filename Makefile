@@ -19,7 +19,7 @@ SCALE ?= full
 
 export MTLIB_PROGRESS := 0
 
-.PHONY: help book test test-package test-pages test-book test-alone benchmarks lint format address serve clean
+.PHONY: help book test test-package test-pages test-device test-book test-alone benchmarks lint format address serve clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,7 +46,7 @@ book: $(READY)  ## the book at its full scale -> _build/html/index.html
 	@# Sphinx warns of a page only when it reads it: after a failure, let it read all again.
 	MTLIB_SCALE=$(SCALE) $(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
 
-test: test-package test-pages  ## the package's tests, then every notebook at the small scale
+test: test-package test-pages test-device  ## the package's tests, then every notebook at the small scale
 
 test-package: $(READY)  ## the package's tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile tests $(APART:%=--ignore=%)
@@ -54,6 +54,9 @@ test-package: $(READY)  ## the package's tests
 test-pages: $(READY)  ## every notebook at the small scale
 	OMP_NUM_THREADS=1 MTLIB_SCALE=small $(BIN)/pytest -n $(JOBS) --dist loadfile \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
+
+test-device: $(READY)  ## every notebook on a device that is not the CPU
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) tests/second_device/notebooks.py
 
 test-book: $(READY)  ## the built book in a browser without a network
 	$(BIN)/pytest tests/test_book_built.py

@@ -388,10 +388,10 @@ def _score(
 
 
 def _row(values: Tensor) -> Tensor:
-    """The values as float64. Raises unless they are two or more finite numbers in a row."""
+    """The values as float64, on the CPU. Raises unless they are two or more finite numbers in a row."""
     if not isinstance(values, Tensor) or values.is_complex():
         raise TypeError(f"expected a tensor of real numbers, got {type(values).__name__}")
-    values = values.double()
+    values = values.cpu().double()
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"expected at least 2 numbers in one row, got shape {tuple(values.shape)}")
     bad = (~torch.isfinite(values)).nonzero().flatten()

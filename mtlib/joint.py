@@ -129,7 +129,9 @@ def toward(anchor: Params, strength: float) -> Penalty:
         require(theta, anchor)
         for k, v in anchor.items():
             expect(theta[k].shape == v.shape, f"an anchor {k} of θ's shape", v)
-        squares: Any = sum(((theta[k] - v) ** 2).sum() for k, v in anchor.items())
+        squares: Any = sum(
+            ((theta[k] - v.to(theta[k].device)) ** 2).sum() for k, v in anchor.items()
+        )
         return 0.5 * strength * squares  # type: ignore[no-any-return]
 
     return penalty

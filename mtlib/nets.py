@@ -19,6 +19,7 @@ from torch.autograd import Function
 from mtlib.core import expect
 from mtlib.norm import Norm, Statistics
 from mtlib.run.copies import Called, before, copyable, evaluating, private, replaced
+from mtlib.run.devices import random_kept
 from mtlib.run.fast import as_stored, plain
 from mtlib.tasks import functions, positive
 
@@ -229,8 +230,7 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
+    with random_kept():
         torch.manual_seed(seed)
         yield
 

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from mtlib.core import Draw, Params, expect, fixed, over, take
 from mtlib.run.attention import NO_CUDNN, NO_FASTPATH
+from mtlib.run.devices import random_state
 from mtlib.run.fast import (
     MATH,
     NeedsLoop,
@@ -205,7 +206,7 @@ def second_derivatives(work: Callable[[], _Part], phi: Params, run: Batched) -> 
     Those of cuDNN's recurrent networks have none, but torch's own have: where one is met work() runs anew without cuDNN,
     and so does all that follows, with a warning.
     """
-    draw_again = random_state(phi)
+    draw_again = random_state()
     try:
         with NO_CUDNN.held() if run.without_cudnn else nullcontext():
             return work()
@@ -329,7 +330,7 @@ class Batched:
     def __call__(self, phi: Params, data: Any) -> Tensor:
         if not self.exact or plain() or count(data) == 1:
             return self.loop(phi, data)
-        draw_again = random_state(phi)
+        draw_again = random_state()
         try:
             with settled(), _watch_functions() if self.first else _watch_modules():
                 result = self.vmap(phi, data)
@@ -378,19 +379,6 @@ def _together(phi: Params) -> Iterator[None]:
     on_cpu = any(v.device.type == "cpu" for v in _first(phi))
     with NO_FASTPATH.held(), MATH.held() if on_cpu else nullcontext():
         yield
-
-
-def random_state(phi: Params) -> Callable[[], None]:
-    """A function that puts torch's random state back, of the CPU and of the device where φ is."""
-    before = torch.get_rng_state()
-    there = [(torch.cuda.get_rng_state(v.device), v.device) for v in _first(phi) if v.is_cuda]
-
-    def again() -> None:
-        torch.set_rng_state(before)
-        for state, device in there:
-            torch.cuda.set_rng_state(state, device)
-
-    return again
 
 
 def _first(phi: Params) -> list[Tensor]:

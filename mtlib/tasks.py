@@ -386,7 +386,7 @@ def _joined(parts: list[Any]) -> Any:
 
 def _form(x: Any) -> Any:
     """The nest, with shape and dtype of an item in the place of each tensor."""
-    return over(lambda d: (tuple(d.shape[1:]), d.dtype), x)  # type: ignore[arg-type, return-value]
+    return over(lambda d: (tuple(d.shape[1:]), d.dtype), x)
 
 
 def cast_to(x: Any, dtype: torch.dtype) -> Any:

@@ -16,9 +16,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mtlib.core import Batch, Episode, Learner, Params, Stream, move, over, stale, take
+from mtlib.core import (
+    Batch,
+    Episode,
+    Learner,
+    Params,
+    Stream,
+    move,
+    over,
+    stale,
+    take,
+)
 from mtlib.objective import Objective, count
 from mtlib.run.checkpoint import as_path
+from mtlib.run.devices import random_kept
 from mtlib.run.processes import average, first_says, meet, part, rank, size, spread
 from mtlib.run.progress import bar
 from mtlib.run.threads import RANDOM
@@ -695,7 +706,7 @@ def _step(
 
 def _seeded(objective: Objective, phi: Params, data: Any, seed: int) -> tuple[Tensor, Params]:
     device = next(iter(phi.values())).device
-    with RANDOM, torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with RANDOM, torch.random.fork_rng([]) if device.type == "cpu" else random_kept():
         if (
             device.type == "cpu"
         ):  # the same, without the stack that torch.manual_seed formats thrice

@@ -54,6 +54,7 @@ from mtlib.core import (
     apply,
     below,
     classify,
+    double,
     features,
     half,
     load,
@@ -695,6 +696,8 @@ BAD |= {
 # core -------------------------------------------------------------------------------------------
 
 BAD |= {
+    "double: a list": (lambda: double([1.0, 2.0]), "expected a tensor"),
+    "double: φ": (lambda: double(PHI), "expected a tensor"),
     "apply: φ for the network": (lambda: apply(PHI), "nn.Module"),
     "apply: a class for the network": (lambda: apply(nn.Identity), "nn.Module"),
     "apply: the network for φ": (lambda: apply(NET)(NET, SUPPORT.x), "parameters"),

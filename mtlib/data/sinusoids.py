@@ -108,7 +108,7 @@ def risk_of(f: Callable[[Tensor], Tensor], points: int = 64) -> float:
     ea, ea2 = w @ a, w @ a**2
     with torch.no_grad():
         try:
-            y = f(x[:, None].float()).double()  # (n, 1)
+            y = f(x[:, None].float()).cpu().double()  # (n, 1)
         except RuntimeError as error:
             raise ValueError(
                 f"expected f: (n, 1) -> (n, 1), which cannot read x here: {error}"

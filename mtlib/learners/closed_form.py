@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtlib.core import Batch, Learner, Params, apply, features, parameters, require
 from mtlib.learners.metric import body_of, check_targets, linear_head
+from mtlib.run.devices import double
 from mtlib.tasks import above_zero, positive
 
 
@@ -131,7 +132,7 @@ def crammer_singer(gram: Tensor, y: Tensor, strength: float, steps: int = 40) ->
     y = torch.where((y.sum(1, keepdim=True) - 1).abs() < 1e-3, y, torch.nan)
     eps = torch.finfo(gram.dtype).eps
     k = gram + eps ** (2 / 3) * (gram.diagonal().mean() + eps) * torch.eye(len(gram)).to(gram)
-    free = 1 - vanishing(k.detach().double(), y.double(), strength, steps).to(k)
+    free = 1 - vanishing(double(k.detach()), double(y), strength, steps).to(k)
     return strength * y - saddle(k, free, strength * k @ y - y, strength)
 
 

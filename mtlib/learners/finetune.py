@@ -34,6 +34,7 @@ from mtlib.learners.gradient import (
     proximity,
     weights,
 )
+from mtlib.run.devices import random_kept
 
 
 def as_is(net: nn.Module) -> Learner:
@@ -151,7 +152,7 @@ def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Lea
     expect(bool(head), "a network with parameters named head.*", list(weights(net)))
     if seed is not None:
         other = deepcopy(half(net, "head"))
-        with torch.random.fork_rng():
+        with random_kept():
             torch.manual_seed(seed)
             other.apply(_redraw)
         head = {f"head.{k}": v for k, v in parameters(other).items()}

@@ -83,12 +83,13 @@ def targets(boxes: Tensor, labels: Tensor, classes: int, height: int, width: int
     h, w = height // STRIDE, width // STRIDE
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 / STRIDE
     cell = centre.floor().long()
-    if len(boxes) and not bool(((cell >= 0) & (cell < torch.tensor([w, h]))).all()):
+    if len(boxes) and not bool(((cell >= 0) & (cell < cell.new_tensor([w, h]))).all()):
         raise ValueError(
             f"expected centres inside {width}×{height} pixels, got boxes {boxes.tolist()[:3]}"
         )
-    y = torch.zeros(classes + 4, h, w)
-    rows, columns = torch.arange(h)[:, None], torch.arange(w)[None]
+    y = torch.zeros(classes + 4, h, w, device=boxes.device)
+    rows, columns = (torch.arange(n, device=boxes.device) for n in (h, w))
+    rows, columns = rows[:, None], columns[None]
     for (cx, cy), (bw, bh), k in zip(
         cell.tolist(), (size / STRIDE).tolist(), labels.tolist(), strict=True
     ):
@@ -197,7 +198,7 @@ def average_precision(
     _check_photographs(found, boxes, labels, classes, iou)
     judge = _evaluated(found, boxes, labels, classes, iou)
     if judge is None:
-        counts = torch.bincount(torch.cat(labels), minlength=classes)
+        counts = torch.bincount(torch.cat(labels).cpu(), minlength=classes)
         return torch.where(counts > 0, 0.0, torch.nan)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
         judge.accumulate()
@@ -214,7 +215,7 @@ def judge(
 ) -> list[Judged]:
     """Which detections pycocotools counts as hits, class by class: what `resampled` needs of the photographs."""
     _check_photographs(found, boxes, labels, classes, iou)
-    truths = torch.stack([torch.bincount(k, minlength=classes) for k in labels])  # (n, C)
+    truths = torch.stack([torch.bincount(k.cpu(), minlength=classes) for k in labels])  # (n, C)
     held = _evaluated(found, boxes, labels, classes, iou)
     judged = []
     for k in range(classes):
@@ -242,9 +243,10 @@ def resampled(judged: Judged, counts: Tensor) -> Tensor:
         raise ValueError(
             f"expected counts of at least 0, got {counts.min().item():g} for the smallest"
         )
-    weight = counts.double()[:, judged.photographs]  # (R, K)
+    counts = counts.cpu().double()
+    weight = counts[:, judged.photographs]  # (R, K)
     hits, all_ = (weight * judged.hits).cumsum(1), weight.cumsum(1)
-    truths = counts.double() @ judged.truths.double()  # (R,)
+    truths = counts @ judged.truths.double()  # (R,)
     recall = hits / truths[:, None]
     precision = hits / all_.clamp(min=1)
     best = precision.flip(1).cummax(1).values.flip(1) if precision.shape[1] else precision

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import get_device_states, set_device_states
 
+from mtlib.run.copies import evaluating, is_evaluating
+from mtlib.run.devices import random_kept, random_states
 from mtlib.run.fast import NeedsLoop, transforming, vmapping
 
 
 def replay(f: Callable[[Any], Any], at: Any) -> Any:
     """f(at), for nested dicts and tuples of tensors; only `at` is kept, f is recomputed in the backward pass.
 
-    Random numbers that f draws from torch are drawn again. Its gradient has no gradient of its own: a second one
+    Random numbers that f draws from torch are drawn again, and f is in the same mode (`evaluating`, autocast). Its gradient has no gradient of its own: a second one
     raises. Under `vmap` it raises `NeedsLoop`; under functorch's other transforms f runs as it is, and everything is
     kept. {cite}`chen2016sublinear`
     """
@@ -66,6 +69,13 @@ def each(f: Callable[[Any], Any], tree: Any) -> Any:
     return f(tree)
 
 
+def _cast(kind: str) -> tuple[str, dict[str, Any]]:
+    """Autocast as it is now on this kind of device."""
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    cache = torch.is_autocast_cache_enabled()
+    return kind, {"dtype": dtype, "enabled": enabled, "cache_enabled": cache}
+
+
 class _Replay(Function):
     apply: ClassVar[Callable[..., tuple[Tensor, ...]]]
 
@@ -73,17 +83,22 @@ class _Replay(Function):
     def forward(ctx: Any, g: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
         ctx.g = g
         ctx.save_for_backward(*tensors)
-        ctx.state, ctx.others = torch.get_rng_state(), get_device_states(*tensors)
+        ctx.states, ctx.evaluating = random_states(), is_evaluating()
+        kinds = {"cpu", *(t.device.type for t in tensors)}
+        ctx.casts = [_cast(kind) for kind in kinds if is_autocast_available(kind)]
         return g(*tensors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *adjoint: Tensor) -> Any:
         needs = ctx.needs_input_grad[1:]
-        devices, states = ctx.others
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            torch.set_rng_state(ctx.state)
-            set_device_states(devices, states)
+        with ExitStack() as stack:  # off the CPU this is another thread, with modes of its own
+            for mode in (random_kept(), torch.enable_grad(), evaluating(ctx.evaluating)):
+                stack.enter_context(mode)
+            for kind, options in ctx.casts:
+                stack.enter_context(torch.autocast(kind, **options))
+            for put, state in ctx.states:
+                put(state)
             at = [
                 t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needs, strict=True)
             ]

@@ -20,6 +20,7 @@ from mtlib.core import (
     below,
     classify,
     features,
+    move,
     parameters,
     take,
 )
@@ -177,7 +178,7 @@ def adda(net: nn.Module, anchor: Params, critic: nn.Module) -> Objective:
         own = _own(theta)
         fixed = {k: v.detach() for k, v in own.items()}
         with torch.no_grad():
-            source = z(anchor, take(batch.x, 0))
+            source = z(move(anchor, batch.y.device), take(batch.x, 0))
         target = z(theta, take(batch.x, 1))
         both = torch.stack([source, target.detach()]).flatten(0, 1)  # (2B, D)
         log_q = torch.log_softmax(_wide(f(own, both), 2, "domains"), -1)

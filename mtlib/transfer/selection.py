@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from mtlib.run.devices import double
 from mtlib.tasks import check_tensor
 from mtlib.transfer.transferability import rows
 
@@ -80,7 +81,8 @@ def dev(losses: Tensor, weights: Tensor) -> float:
     """
     check_tensor(losses, "losses")
     check_tensor(weights, "weights")
-    losses, weights = losses.detach().double(), weights.detach().double().to(losses.device)
+    losses, weights = double(losses.detach()), double(weights.detach())
+    weights = weights.to(losses.device)
     if losses.ndim != 1 or losses.shape != weights.shape or len(losses) < 2:
         raise ValueError(
             f"expected a loss and a weight for each of n ≥ 2 items, got {tuple(losses.shape)} and {tuple(weights.shape)}"

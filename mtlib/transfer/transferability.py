@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from mtlib.run.devices import double
 from mtlib.tasks import above_zero, check_seed, check_tensor
 
 
@@ -42,7 +43,7 @@ def nce(z: Tensor, y: Tensor) -> float:
     z: (n,) source classes of the target's items (labels, or a model's predictions), y: (n,) target classes. At most 0,
     and 0 if z determines y. Raises ValueError for shapes that do not fit or numbers that are not class numbers.
     """
-    z, y = _classes(z, "z"), _classes(y, "y")
+    z, y = _classes(z, "z"), _classes(y, "y").to(z.device)
     if z.shape != y.shape:
         raise ValueError(f"expected as many z as y, got {tuple(z.shape)} and {tuple(y.shape)}")
     joint = _indicators(z).mT @ _indicators(y) / len(y)  # (Z, C)
@@ -83,7 +84,7 @@ def logme(f: Tensor, y: Tensor) -> float:
     check_tensor(y, "y")
     if y.is_floating_point():
         f = rows(f)
-        targets = _columns(y, len(f))
+        targets = _columns(y, len(f)).to(f.device)
     else:
         f, y = _labelled(f, y)
         targets = _indicators(y)
@@ -107,7 +108,8 @@ def evidence_maximum(f: Tensor, t: Tensor, tolerance: float = 1e-9) -> Precision
     within 10^±10 of the largest s², where the evidence is flat: uninformative features send α to infinity,
     targets that are fitted exactly send β there. {cite}`mackay1992bayesian`
     """
-    f, columns = rows(f), _columns(t, len(f))
+    f = rows(f)
+    columns = _columns(t, len(f)).to(f.device)
     return Precisions(
         *(v.view(t.shape[1:]) for v in _precisions(_spectrum(f, columns), len(f), tolerance))
     )
@@ -121,7 +123,8 @@ def log_evidence(f: Tensor, t: Tensor, alpha: float, beta: float) -> float:
     check_tensor(t, "t")
     if t.ndim != 1:
         raise ValueError(f"expected one column of targets (n,), got {tuple(t.shape)}")
-    f, t = rows(f), _columns(t, len(f))[:, 0]
+    f = rows(f)
+    t = _columns(t, len(f))[:, 0].to(f.device)
     if not (0 < alpha < math.inf and 0 < beta < math.inf):
         raise ValueError(f"expected positive precisions, got alpha={alpha}, beta={beta}")
     precisions = (f.new_tensor([v]) for v in (alpha, beta))
@@ -232,7 +235,7 @@ def rows(f: Tensor, name: str = "f") -> Tensor:
     check_tensor(f, name)
     if f.is_complex():
         raise ValueError(f"expected real numbers in {name}, got {f.dtype}")
-    f = f.detach().double()
+    f = double(f.detach())
     if f.ndim != 2 or not f.numel():
         raise ValueError(f"expected {name} of shape (n, D), got {tuple(f.shape)}")
     if not bool(torch.isfinite(f).all()):
@@ -268,4 +271,4 @@ def _labelled(f: Tensor, y: Tensor, at_least: int = 2) -> tuple[Tensor, Tensor]:
 
 def _indicators(y: Tensor) -> Tensor:
     """(n,) classes -> (n, C) ones and zeros, a column for each class that occurs."""
-    return one_hot(torch.unique(y, return_inverse=True)[1]).double()
+    return double(one_hot(torch.unique(y, return_inverse=True)[1]))
