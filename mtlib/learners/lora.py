@@ -212,6 +212,7 @@ def adapters(theta: Params) -> Params:
 
     Raises ValueError where θ has no adapters. `attach` puts them back.
     """
+    expect(isinstance(theta, dict), "parameters {name: tensor}", theta)
     _pairs(theta)
     if not any(k.startswith(PREFIX) and k != SCALE for k in theta):
         raise ValueError(
