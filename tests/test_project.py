@@ -32,7 +32,7 @@ STAR = {
     "norm": {"core", "run"},
     "nets": {"core", "norm", "run", "tasks"},
     "tasks": {"core"},
-    "learners": {"core", "norm", "learners", "tasks"},
+    "learners": {"core", "norm", "learners", "run", "tasks"},
     "transfer": {"core", "objective", "joint", "bilevel", "learners", "tasks", "transfer"},
     "data": {"core", "tasks", "run", "data"},
     "models": {"core", "data", "run", "tasks"},
