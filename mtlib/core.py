@@ -141,6 +141,10 @@ def classify(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
 
 def half(net: nn.Module, name: str) -> nn.Module:
     """The submodule `body` or `head`, or an error that says what the network must have."""
+    reason = getattr(net, "undivided", None)
+    expect(
+        reason is None, f"a network with a body and a head that can be taken apart; {reason}", net
+    )
     if isinstance(module := getattr(net, name, None), nn.Module):
         return module
     raise ValueError(

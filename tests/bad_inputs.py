@@ -117,11 +117,13 @@ from mtlib.learners.finetune import (
     delta,
     discriminative,
     finetune,
+    folds,
     fresh_head,
     gradual,
     l2_sp,
     layers,
     linear_probe,
+    lowest,
     lp_ft,
     spectral_sum,
 )
@@ -140,7 +142,7 @@ from mtlib.learners.gradient import (
     proximity,
     step,
 )
-from mtlib.learners.lora import lora, merged
+from mtlib.learners.lora import adapters, attach, lora, lora_net, merged, targeted
 from mtlib.learners.metric import (
     above,
     baseline_plus_plus,
@@ -2744,6 +2746,26 @@ BAD |= {
         lambda: wrap(NET, "head", call=lambda net, x: net(x).softmax(1))(torch.rand(4, 30)),
         "after the head",
     ),
+    "lora: a word for the targets": (
+        lambda: lora(NET, cross_entropy, 0.1, 1, targets="query"),
+        "tuple of names",
+    ),
+    "lora: a rule class": (
+        lambda: lora(NET, cross_entropy, 0.1, 1, rule=torch.optim.Adam),
+        "rule",
+    ),
+    "lora_net: half a rank": (lambda: lora_net(NET, rank=2.5), "rank"),
+    "lora_net: a function": (lambda: lora_net(apply(NET)), "a network"),
+    "targeted: a name that fits nothing": (lambda: targeted(NET, ("query",)), "fits none"),
+    "targeted: no names": (lambda: targeted(NET, ()), "at least one"),
+    "adapters: nothing to keep": (lambda: adapters(PHI), "LoRA's entries"),
+    "adapters: the network": (lambda: adapters(NET), "parameters"),
+    "attach: a path": (lambda: attach(PHI, "mine.safetensors"), "adapters"),
+    "attach: parameters without adapters": (lambda: attach(PHI, PHI), r"lora\.base"),
+    "folds: class numbers": (lambda: folds(LABELS), r"\(N, W\)"),
+    "folds: the learner's support set": (lambda: folds(SUPPORT), r"\(N, W\)"),
+    "lowest: no number": (lambda: lowest(lambda s: NAN), "a number at each strength"),
+    "lowest: a loss": (lambda: lowest(0.1), "a function"),
 } | {
     f"{name}: no support items": (
         partial(gives, NET, EMPTY, LEARNERS[name]),

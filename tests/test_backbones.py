@@ -151,14 +151,35 @@ def test_torchvision_is_asked_for_the_model(monkeypatch):
     fake = types.ModuleType("torchvision")
     fake.models = types.ModuleType("torchvision.models")
     fake.models.get_model = get_model
+    preset = types.SimpleNamespace(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+    weights = types.SimpleNamespace(transforms=lambda: preset)
+    fake.models.get_model_weights = lambda name: {"DEFAULT": weights, "V2": weights}
     monkeypatch.setitem(sys.modules, "torchvision", fake)
     monkeypatch.setitem(sys.modules, "torchvision.models", fake.models)
     monkeypatch.setattr(backbones, "find_spec", lambda name: object())
     assert pretrained("resnet18", ways=4, size=32)(torch.rand(1, 3, 32, 32)).shape == (1, 4)
     assert asked == [("resnet18", "DEFAULT")]
+    for name in ("DEFAULT", "Weights.V2"):
+        read = pretrained("resnet18", weights=name, size=32).body.read
+        assert torch.equal(read.mean.flatten(), torch.tensor(preset.mean))
+        assert torch.equal(read.std.flatten(), torch.tensor(preset.std))
+    plain = pretrained("resnet18", weights=None, size=32).body.read
+    assert torch.equal(plain.mean.flatten(), torch.tensor(MEAN))
+    with pytest.raises(TypeError, match="name of weights"):
+        pretrained("resnet18", weights=weights)
     monkeypatch.setattr(backbones, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="torchvision"):
         pretrained()
+
+
+def test_the_mean_of_bytes_is_no_mean_of_images_in_0_to_1():
+    """Subtracted from images in [0, 1] it leaves next to nothing of them."""
+    for mean, std in (((123.7, 116.3, 103.5), (58.4, 57.1, 57.4)), ((0.5, 0.5, 0.5), (58, 57, 57))):
+        with pytest.raises(ValueError, match="divided by 255"):
+            split(classifier(), 3, mean=mean, std=std)
+    read = split(classifier(), 3, 8, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)).body.read
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.allclose(read(x), 255 * x)
 
 
 def test_what_cannot_be_split_is_said():

@@ -19,6 +19,18 @@ def test_entropy_and_information_by_hand():
     assert abs(information(logits) - (stats.entropy([0.7, 0.3]) - np.mean(each))) <= 1e-12
 
 
+def test_probabilities_are_no_logits():
+    """Softmax over them once more: .69 where the entropy is .33."""
+    p = torch.tensor([[0.1, 0.9], [0.9, 0.1]], dtype=torch.float64)
+    assert abs(entropy(p.log()) - stats.entropy([0.1, 0.9])) <= 1e-12
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        rows = torch.softmax(torch.randn(30, 7, dtype=torch.float64), 1).to(dtype)
+        for criterion in (entropy, information):
+            with pytest.raises(ValueError, match="got probabilities"):
+                criterion(rows)
+            criterion(rows.log())
+
+
 def test_entropy_likes_a_collapse_and_information_does_not():
     one = torch.zeros(40, 10)
     one[:, 3] = 50

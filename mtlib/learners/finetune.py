@@ -59,20 +59,32 @@ def finetune(
     return descent(net, loss, lr, steps, adapted="", pull=pull, rule=rule)
 
 
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""The grid of `linear_probe(net, strength=None)`; it grows by tens towards `LIMITS` while the best lies at its edge."""
+LIMITS = (1e-6, 1e3)
+UNCHOSEN = 1e-2  # where there are too few items to choose by
+
+
 def linear_probe(
     net: nn.Module,
     loss: Loss = nn.functional.cross_entropy,
-    strength: float = 1e-2,
+    strength: float | None = UNCHOSEN,
     iterations: int = 100,
 ) -> Learner:
     """Linear probe: a new linear head on frozen features, solved by L-BFGS.
 
     W*, b* = argmin L(z Wᵀ + b, y) + ½λ‖W‖², z = body(φ, x), λ = `strength` > 0; starts from zero, so φ's
     head is not used. The solution is a constant to the outer gradient. Runs in a loop over tasks only.
+
+    With `strength=None` each task chooses its λ, by the loss of held-out items in cross-validation on the support set:
+    k folds, k = 5 or the number of items of the rarest class if that is less, the i-th item of its class in fold i mod k
+    (real targets: the i-th item); nothing is drawn. The grid is `STRENGTHS`, and goes on by tens where the best lies at
+    its edge; at `LIMITS` it warns. θ["probe.strength"] says which. Below two items a class, or three real targets, λ = 0.01.
+    It takes k times as long for each λ tried.
     """
     expect(made(loss), "a loss, a function such as nn.functional.cross_entropy", loss)
     check_steps(iterations, "iterations", 1)
-    if not 0 < strength < float("inf"):
+    if strength is not None and not 0 < strength < float("inf"):
         raise ValueError(
             f"expected a finite strength > 0 (a probe on separable features has no optimum without), got {strength}"
         )
@@ -81,16 +93,9 @@ def linear_probe(
     def init() -> Params:
         return {k: v for k, v in parameters(net).items() if k.startswith("body.")}
 
-    def adapt(phi: Params, support: Batch) -> Params:
-        expect(
-            support.y.ndim == 2,
-            "targets y (N, W): `mtlib.tasks.one_hot(y, ways)`, or real ones",
-            support.y,
-        )
-        with torch.no_grad():
-            zs = z(phi, support.x)
-        w = zs.new_zeros(support.y.shape[1], zs.shape[1]).requires_grad_()
-        b = zs.new_zeros(support.y.shape[1]).requires_grad_()
+    def solve(zs: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+        w = zs.new_zeros(y.shape[1], zs.shape[1]).requires_grad_()
+        b = zs.new_zeros(y.shape[1]).requires_grad_()
         solver = torch.optim.LBFGS(
             [w, b],
             max_iter=iterations,
@@ -101,13 +106,38 @@ def linear_probe(
 
         def closure() -> Tensor:
             solver.zero_grad()
-            value = risk(loss, zs @ w.mT + b, support.y) + 0.5 * strength * (w * w).sum()
+            value = risk(loss, zs @ w.mT + b, y) + 0.5 * strength * (w * w).sum()
             value.backward()
             return value
 
         with torch.enable_grad():
             solver.step(closure)
-        return {**phi, "probe.weight": w.detach(), "probe.bias": b.detach()}
+        return w.detach(), b.detach()
+
+    def choose(zs: Tensor, y: Tensor) -> float:
+        fold = folds(y)
+        if fold is None:
+            return UNCHOSEN
+
+        def held_out(strength: float) -> float:
+            total = 0.0
+            for k in fold.unique():
+                w, b = solve(zs[fold != k], y[fold != k], strength)
+                part = zs[fold == k] @ w.mT + b
+                total += risk(loss, part, y[fold == k]).item() * len(part)
+            return total / len(y)
+
+        return lowest(held_out)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        y = support.y
+        expect(y.ndim == 2, "targets y (N, W): `mtlib.tasks.one_hot(y, ways)`, or real ones", y)
+        with torch.no_grad():
+            zs = z(phi, support.x)
+        chosen = choose(zs, y) if strength is None else strength
+        w, b = solve(zs, y, chosen)
+        theta = {**phi, "probe.weight": w, "probe.bias": b}
+        return theta if strength else {**theta, "probe.strength": w.new_tensor(chosen)}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
         return z(theta, x) @ theta["probe.weight"].mT + theta["probe.bias"]
@@ -115,18 +145,55 @@ def linear_probe(
     return Learner(init, adapt, predict, vmap=False, net=net)
 
 
+def folds(y: Tensor) -> Tensor | None:
+    """The fold of each item (N,) in a cross-validation, the same share of every class in each; None where there are too few."""
+    expect(isinstance(y, Tensor) and y.ndim == 2, "targets y (N, W): one-hot rows, or real ones", y)
+    onehot = bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
+    if not onehot:
+        return torch.arange(len(y), device=y.device) % min(5, len(y)) if len(y) > 2 else None
+    counts = y.sum(0)
+    k = min(5, int(counts[counts > 0].min()))
+    number = ((y.cumsum(0) - 1) * y).sum(1).long()  # 0, 1, … within its class
+    return number % k if k > 1 else None
+
+
+def lowest(loss: Callable[[float], float]) -> float:
+    """The strength with the lowest loss, of `STRENGTHS` and as far beyond as it falls; the largest of equal ones.
+
+    Warns where it still falls at one of `LIMITS`. Raises ValueError where a loss is no number.
+    """
+    expect(made(loss), "a loss, a function of the strength", loss)
+    tried = {s: loss(s) for s in STRENGTHS}
+    while True:
+        odd = {s: v for s, v in tried.items() if v != v}
+        expect(not odd, "a held-out loss that is a number at each strength", odd)
+        best = max(tried, key=lambda s: (-tried[s], s))
+        if min(tried) < best < max(tried):
+            return best
+        beyond = float(f"{best * (10 if best == max(tried) else 0.1):.0e}")
+        if not LIMITS[0] <= beyond <= LIMITS[1]:
+            warnings.warn(
+                f"the loss of held-out items still falls at the strength {best:g}, the last that is tried: "
+                f"{'the features determine y' if best < 1 else 'they tell nothing about y'}; "
+                "strength=... fixes one.",
+                stacklevel=4,
+            )
+            return best
+        tried[beyond] = loss(beyond)
+
+
 def lp_ft(
     net: nn.Module,
     loss: Loss,
     lr: Rate,
     steps: int,
-    strength: float = 1e-2,
+    strength: float | None = UNCHOSEN,
     pull: Pull | None = None,
 ) -> Learner:
     """Linear probing, then fine-tuning: the new head is solved first, so that it does not distort the pretrained features.
 
-    θ₀ = (φ_body, W*, b*) with the solution of `linear_probe`, a constant to the outer gradient; then `finetune`. Runs in
-    a loop over tasks only.
+    θ₀ = (φ_body, W*, b*) with the solution of `linear_probe`, a constant to the outer gradient; then `finetune`. With
+    `strength=None` each task chooses the probe's, as there. Runs in a loop over tasks only.
     Raises ValueError if the head is not one linear layer. {cite}`kumar2022finetuning`
     """
     probe, tune = linear_probe(net, loss, strength), finetune(net, loss, lr, steps, pull)

@@ -24,11 +24,16 @@ def pretrained(
 ) -> nn.Sequential:
     """A classifier of torchvision with its published weights, and a fresh head of `ways` outputs.
 
+    Images are normalised as the weights' own transforms do it.
     Raises ImportError if torchvision is not installed, and torchvision's own error for an unknown name.
     """
     if not isinstance(name, str):
         raise TypeError(
             f"expected the name of a model of torchvision, got {type(name).__name__}; a model goes to `split`"
+        )
+    if not (weights is None or isinstance(weights, str)):
+        raise TypeError(
+            f'expected the name of weights, such as "DEFAULT", got {type(weights).__name__}'
         )
     positive(ways=ways, size=size)
     if find_spec("torchvision") is None:
@@ -36,9 +41,14 @@ def pretrained(
             "torchvision is not installed: `pip install torchvision`, in the build that matches your torch. "
             "Or pass your own network to `split`."
         )
-    from torchvision.models import get_model
+    from torchvision import models
 
-    return split(get_model(name, weights=weights), ways, size)
+    model = models.get_model(name, weights=weights)
+    own = None  # what the weights' own transforms do
+    if weights is not None and hasattr(models, "get_model_weights"):
+        known = models.get_model_weights(name)
+        own = known[weights.rpartition(".")[2]].transforms()
+    return split(model, ways, size, getattr(own, "mean", None), getattr(own, "std", None))
 
 
 def split(
@@ -99,6 +109,10 @@ class ReadImages(nn.Module):
             raise ValueError(f"expected a mean and a std for each of 3 channels, got {mean}, {std}")
         within(-math.inf, **{f"mean[{i}]": v for i, v in enumerate(mean)})
         within(1e-6, **{f"std[{i}]": v for i, v in enumerate(std)})
+        if not all(0 <= v <= 1 for v in mean) or max(std) > 1:
+            raise ValueError(
+                f"expected the mean and std of images in [0, 1], got {tuple(mean)} and {tuple(std)}; those of bytes divided by 255"
+            )
         self.size, self.seen = size, False
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

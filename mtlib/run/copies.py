@@ -52,16 +52,19 @@ def is_evaluating() -> bool:
     return _MODE.evaluating
 
 
-def call(net: nn.Module, theta: Params, x: Any) -> Tensor:
+def call(
+    net: nn.Module, theta: Params, x: Any, change: Callable[[nn.Module], None] | None = None
+) -> Tensor:
     """The network's answer to x, with θ's entries in the place of its parameters and buffers.
 
-    Raises ValueError where it cannot read x, or its answer is no tensor, or tensors of x have not one number of rows.
+    `change(copy)` is done to the private copy first. Raises ValueError where it cannot read x, or its answer is no tensor,
+    or tensors of x have not one number of rows, and where a copy should be changed that there cannot be.
     """
     nest = not isinstance(x, Tensor)
     if nest:
         rows(x)
     try:
-        out: Any = _called(net, theta, x)
+        out: Any = _called(net, theta, x, change)
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         if any(word in str(error) for word in WORDS) or (
             nest and not isinstance(error, RuntimeError)
@@ -77,13 +80,18 @@ def call(net: nn.Module, theta: Params, x: Any) -> Tensor:
     return out
 
 
-def _called(net: nn.Module, theta: Params, x: Any) -> Any:
+def _called(
+    net: nn.Module, theta: Params, x: Any, change: Callable[[nn.Module], None] | None
+) -> Any:
     if torch.compiler.is_compiling():
         return lend(net, theta, x)
     try:
         copy = private(net, theta)
     except _Bound as reason:
+        expect(change is None, f"a network that can be copied; {reason}", net)
         return _lent(net, theta, x, reason)
+    if change:
+        change(copy.net)
     out = copy.net(x)
     for kept in copy.buffers:
         kept.warn_if_written()

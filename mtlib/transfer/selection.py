@@ -21,9 +21,9 @@ def entropy(logits: Tensor) -> float:
     """(1/n) Σ_i H(p_i), p = softmax(logits), in nats: lower is more confident. {cite}`morerio2018minimal`
 
     logits: (n, C) on the target's items. Predicting one class for everything also reaches its minimum, 0. Raises
-    ValueError for another shape, or numbers that are not finite.
+    ValueError for another shape, numbers that are not finite, or rows that are probabilities.
     """
-    p = torch.softmax(rows(logits, "logits"), 1)
+    p = torch.softmax(_logits(logits), 1)
     return float(torch.special.entr(p).sum(1).mean())
 
 
@@ -33,7 +33,7 @@ def information(logits: Tensor) -> float:
     logits: (n, C). Between 0 and log C, in nats: high if each prediction is confident and all together are varied. It
     assumes that the classes are about equally frequent in the target. {cite}`bridle1991unsupervised`
     """
-    p = torch.softmax(rows(logits, "logits"), 1)
+    p = torch.softmax(_logits(logits), 1)
     of_mean = torch.special.entr(p.mean(0)).sum()
     return float(of_mean - torch.special.entr(p).sum(1).mean())
 
@@ -95,3 +95,15 @@ def dev(losses: Tensor, weights: Tensor) -> float:
     cov = ((weighted - weighted.mean()) * (weights - weights.mean())).sum() / (len(losses) - 1)
     eta = -cov / spread
     return (weighted.mean() + eta * weights.mean() - eta).item()
+
+
+def _logits(logits: Tensor) -> Tensor:
+    """Logits (n, C) in float64. Raises ValueError for rows that are probabilities: softmax would flatten them."""
+    found = rows(logits, "logits")
+    sure = torch.finfo(logits.dtype).eps if logits.is_floating_point() else 0.0
+    sums = (found.sum(1) - 1).abs() <= max(1e-5, 4 * sure)
+    if found.shape[1] > 1 and bool((found >= 0).all()) and bool(sums.all()):
+        raise ValueError(
+            "expected logits, got probabilities: rows ≥ 0 that sum to 1. Give what came before the softmax, or p.log()"
+        )
+    return found
