@@ -141,10 +141,8 @@ def classify(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
 
 def half(net: nn.Module, name: str) -> nn.Module:
     """The submodule `body` or `head`, or an error that says what the network must have."""
-    reason = getattr(net, "undivided", None)
-    expect(
-        reason is None, f"a network with a body and a head that can be taken apart; {reason}", net
-    )
+    why = getattr(net, "undivided", None)
+    expect(why is None, f"a network whose body and head can be taken apart; {why}", net)
     if isinstance(module := getattr(net, name, None), nn.Module):
         return module
     raise ValueError(
@@ -218,8 +216,7 @@ def require(theta: Params, names: Iterable[str]) -> None:
     """Raise ValueError where `theta` lacks one of the names."""
     if missing := [k for k in names if k not in theta]:
         raise ValueError(
-            f"expected parameters named {missing[:5]}; got {list(theta)[:5]}. Were they trained for another network? "
-            "`start(learner, trained)` carries them over."
+            f"expected parameters named {missing[:5]}; got {list(theta)[:5]}. Another network's? `start(learner, trained)` carries them over."
         )
 
 
@@ -237,8 +234,8 @@ def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
     """loss(ŷ, y), once the two are known to fit (torch would broadcast, or fail far from here), y in the dtype of ŷ."""
     if not fits(loss, prediction, y) or 0 in y.shape:
         raise ValueError(
-            f"expected predictions and targets of one shape (N, W), at least one row; the learner predicts "
-            f"{tuple(prediction.shape)}, y is {tuple(y.shape)}. Does the head have one output for each class, and is y one-hot, `mtlib.tasks.one_hot(y, ways)`, or (N, 1)?"
+            f"expected predictions and targets of one shape (N, W), at least one row; the learner predicts {tuple(prediction.shape)}, "
+            f"y is {tuple(y.shape)}. Does the head have one output for each class, and is y one-hot, `mtlib.tasks.one_hot(y, ways)`, or (N, 1)?"
         )
     expect(not isinstance(loss, type), "a loss(prediction, y), not yet its class", loss)
     if y.dtype != prediction.dtype and y.is_floating_point() and prediction.is_floating_point():
