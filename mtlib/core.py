@@ -98,8 +98,8 @@ def over(f: Callable[[Tensor], Any], data: Any) -> Any:
     if isinstance(data, tuple | list):
         parts = [over(f, d) for d in data]
         return type(data)(*parts) if hasattr(data, "_fields") else type(data)(parts)
-    kind = type(data).__name__ + "; torch.from_numpy converts" * hasattr(data, "__array__")
-    raise TypeError(f"expected tensors in tuples, lists or dicts, got {kind}")
+    more = "; torch.from_numpy converts" * hasattr(data, "__array__")
+    raise TypeError(f"expected tensors in tuples, lists or dicts, got {type(data).__name__}{more}")
 
 
 def rows(x: Any) -> int:
@@ -145,9 +145,8 @@ def half(net: nn.Module, name: str) -> nn.Module:
     expect(why is None, f"a network whose body and head can be taken apart; {why}", net)
     if isinstance(module := getattr(net, name, None), nn.Module):
         return module
-    raise ValueError(
-        f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no `{name}`. `mtlib.nets.wrap` and `two_halves` make them."
-    )
+    kind = f"expected a network with two named halves, `body` and `head`; {type(net).__name__} has no `{name}`. "
+    raise ValueError(f"{kind}`mtlib.nets.wrap` and `two_halves` make them.")
 
 
 def below(prefix: str, params: Params) -> Params:
