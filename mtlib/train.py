@@ -449,7 +449,8 @@ def _stream_line(found: Any) -> str:
         data = "loader.dataset" if isinstance(found, DataLoader) else "dataset"
         return (
             f"It gives its items in an order of its own, and ends. Write `x, y = zip(*{data})` and then "
-            "`mixture(Batch(torch.stack(x), torch.as_tensor(y)), batch=64, seed=0)` (mtlib.tasks)."
+            "`mixture(Batch(torch.stack(x), torch.as_tensor(y)), batch=64, seed=0)` (mtlib.tasks), or a "
+            "function of your own, `lambda step: ...`."
         )
     if isinstance(found, Batch):
         return "It is data. Write `mixture(data, batch=64, seed=0)` (mtlib.tasks), which draws from it."
