@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 
 from mtlib.core import (
     Batch,
@@ -416,11 +417,9 @@ class _Draws:
     """A stream whose draws are looked at: stream(first) is the same twice, and all are of one kind."""
 
     def __init__(self, stream: Stream, first: int):
-        if not callable(stream):
+        if isinstance(stream, nn.Module) or not takes(stream, 1):
             raise TypeError(
-                f"expected a stream, a function of the step, got a {type(stream).__name__}. Write `lambda step: ...` that "
-                "gives a Batch of x (T, rows, *item) and y (T, rows, W), the same for the same step; `mtlib.tasks.mixture` "
-                "and `episodes` make such streams from data."
+                f"expected a stream, a function of the step, got a {type(stream).__name__}. {_stream_line(stream)}"
             )
         self.stream, self.first, self.start = stream, first, stream(first)
         check_draw(self.start)
@@ -481,11 +480,25 @@ class _Draws:
             ) from error
 
 
+def _stream_line(found: Any) -> str:
+    """What to write in the place of what is no stream."""
+    what = "Write `lambda step: ...` that gives a Batch of x (T, rows, *item) and y (T, rows, W), the same for the same step"
+    if isinstance(found, DataLoader | Dataset):
+        data = "loader.dataset" if isinstance(found, DataLoader) else "dataset"
+        return (
+            f"It gives its items in an order of its own, and ends. Write `x, y = zip(*{data})` and then "
+            "`mixture(Batch(torch.stack(x), torch.as_tensor(y)), batch=64, seed=0)` (mtlib.tasks), or a "
+            "function of your own, `lambda step: ...`."
+        )
+    if isinstance(found, Batch):
+        return "It is data. Write `mixture(data, batch=64, seed=0)` (mtlib.tasks), which draws from it."
+    return f"{what}; `mtlib.tasks.mixture` and `episodes` make such streams from data."
+
+
 MEANT = {
     "scalar type": "expected data and φ of one dtype: convert with .float(), or φ with .double()",
     "same dtype": "expected data and φ of one dtype: convert with .float(), or φ with .double()",
     "scalar outputs": "expected a loss that is a scalar tensor, the mean over the batch: reduction='mean'",
-    "calling .item()": "expected a loss that stays a tensor: take no number out of it with .item() or float()",
 }
 """What torch's words mean, by a part of them."""
 

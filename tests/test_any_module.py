@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +22,20 @@ from torch.nn.functional import (
     mse_loss,
     scaled_dot_product_attention,
 )
+from torch.optim import LBFGS, SGD, Adam, SparseAdam
+from torch.optim.lr_scheduler import (
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    ExponentialLR,
+    LinearLR,
+    MultiplicativeLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
+from torch.optim.swa_utils import SWALR, AveragedModel
+from torch.utils.data import DataLoader, TensorDataset
 
 from mtlib.bilevel import bilevel, first_order, implicit, secant
 from mtlib.core import Batch, Episode, Learner, parameters, take, ways
@@ -34,11 +48,13 @@ from mtlib.nets import two_halves
 from mtlib.objective import Batched, over_tasks, whole
 from mtlib.run.attention import NO_CUDNN, NO_FASTPATH, Switch
 from mtlib.run.fast import MATH
-from mtlib.tasks import one_hot
+from mtlib.tasks import mixture, one_hot
 from mtlib.train import fit
 
 RATE, STEPS, WIDTH = 0.1, 2, 8
-IN_A_LOOP = pytest.mark.filterwarnings("ignore:tasks run in a loop")
+IN_A_LOOP = pytest.mark.filterwarnings(
+    "ignore:tasks run in a loop", "ignore:an embedding with padding_idx"
+)
 
 
 class Body(nn.Module):
@@ -662,5 +678,84 @@ def test_a_run_learns_what_the_one_before_found_out():
 # Optimizers, schedules and streams that `fit` cannot use -------------------------------------------
 
 
-def line():
-    return nn.Sequential(OrderedDict(body=nn.Flatten(), head=nn.Linear(21, 2))).double()
+class Asks(torch.optim.Optimizer):
+    """An optimizer whose step takes a closure after all."""
+
+    def __init__(self, entries, lr):
+        super().__init__(entries, {"lr": lr})
+
+    def step(self, closure=None):
+        closure()
+
+
+POINTS = Batch(torch.randn(40, 3), torch.arange(40) % 2)
+GIVEN = SGD([torch.ones(1)], lr=0.25)
+DATA = TensorDataset(*POINTS)
+UNFIT = {
+    "L-BFGS": ({"optimizer": partial(LBFGS, lr=1.0)}, r"LBFGS.*partial\(torch.optim.Adam, lr=1e-3"),
+    "an optimizer": ({"optimizer": GIVEN}, r"partial\(torch.optim.SGD, lr=0.25\)"),
+    "a class": ({"optimizer": Adam}, r"partial\(torch.optim.Adam, lr=0.001\)"),
+    "a class of one's own": ({"optimizer": Asks}, r"partial\(Asks, lr=0.001\)"),
+    "sparse gradients": ({"optimizer": partial(SparseAdam, lr=0.1)}, "dense.*SparseAdam cannot"),
+    "a closure": ({"optimizer": partial(Asks, lr=0.1)}, "Asks cannot.*not callable"),
+    "a schedule": ({"schedule": StepLR(GIVEN, 3)}, r"lambda o: StepLR\(o, \.\.\.\)"),
+    "a class of schedules": ({"schedule": StepLR}, r"step_size.*partial\(StepLR, step_size=10\)"),
+    "a plateau": ({"schedule": partial(ReduceLROnPlateau, patience=3)}, "early_stopping"),
+    "a plateau that is made": ({"schedule": ReduceLROnPlateau(GIVEN)}, "waits for a metric"),
+    "averages": ({"schedule": AveragedModel(nn.Linear(1, 1))}, "got a AveragedModel"),
+    "a loader": ({"stream": DataLoader(DATA, 8)}, r"zip\(\*loader.dataset\).*mixture\(Batch"),
+    "a data set": ({"stream": DATA}, r"zip\(\*dataset\).*mixture\(Batch"),
+    "data": ({"stream": POINTS}, r"mixture\(data, batch=64, seed=0\)"),
+    "an iterator": ({"stream": iter(DataLoader(DATA, 8))}, "Iter. Write `lambda step"),
+    "a list": ({"stream": [1, 2]}, "got a list. Write `lambda step"),
+    "a network": ({"stream": nn.Linear(3, 2)}, "got a Linear"),
+    "a function without a step": ({"stream": lambda: 1}, "function of the step"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_fit_says_what_to_write_in_the_place_of_what_it_cannot_use(name):
+    given, words = UNFIT[name]
+    net = nn.Linear(3, 2)
+    with pytest.raises(TypeError, match=words):
+        fit(
+            joint(net, cross_entropy),
+            parameters(net),
+            **{"stream": mixture(POINTS, batch=8, seed=0), "steps": 2, "progress": False, **given},
+        )
+
+
+def test_the_line_for_a_loader_is_a_stream():
+    x, y = zip(*DataLoader(DATA, 8).dataset, strict=True)
+    stream = mixture(Batch(torch.stack(x), torch.as_tensor(y)), batch=64, seed=0)
+    assert stream(0).x.shape == (1, 64, 3)
+
+
+SCHEDULES = {
+    "warm restarts": lambda o: CosineAnnealingWarmRestarts(o, 2),
+    "one cycle": lambda o: OneCycleLR(o, 0.1, total_steps=6),
+    "cyclic": lambda o: CyclicLR(o, 0.01, 0.1, step_size_up=2),
+    "a sequence": lambda o: SequentialLR(o, [LinearLR(o), ExponentialLR(o, 0.9)], [2]),
+    "averaging": lambda o: SWALR(o, 0.05, anneal_epochs=2),
+    "multiplied": lambda o: MultiplicativeLR(o, lambda step: 0.9),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_of_torch_move_as_in_a_loop_of_torchs(name):
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2).double()
+    data = Batch(torch.randn(1, 40, 3).double(), one_hot(POINTS.y[None], 2, torch.float64))
+    make = partial(SGD, lr=0.1, momentum=0.9)
+    run = fit(
+        *(joint(net, cross_entropy), parameters(net), lambda step: data, 5, make, SCHEDULES[name]),
+        progress=False,
+    )
+    rule = make(net.parameters())
+    plan = SCHEDULES[name](rule)
+    for _ in range(5):
+        rule.zero_grad()
+        cross_entropy(net(data.x[0]), data.y[0]).backward()
+        rule.step()
+        plan.step()
+    assert largest(run.params, parameters(net)) <= 1e-14

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -63,7 +63,15 @@ class Trainee:
             p.grad = grads.get(k)  # an entry that does not move is not the optimizer's
         if self.plan:
             check_rates(self.rule, len(self.losses))
-        self.rule.step()
+        try:
+            self.rule.step()
+        except (TypeError, AssertionError, RuntimeError) as error:
+            if self.losses or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise TypeError(
+                f"expected an optimizer that takes its step from dense gradients alone, by step(); {type(self.rule).__name__} "
+                f"cannot. Write `optimizer=partial(torch.optim.Adam, lr=1e-3)`. It says: {error}"
+            ) from error
         if self.plan:
             self.plan.step()
         self.losses.append(loss)
@@ -407,7 +415,7 @@ def made(
         name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
         raise TypeError(
             f"expected optimizer= as a function of φ's entries that says the rate, `partial(torch.optim.SGD, lr=0.1)`; "
-            f"got {name} {'without a rate' if isinstance(optimizer, type) else 'itself'}"
+            f"got {name} {'without a rate' if isinstance(optimizer, type) else 'itself'}. {_line(optimizer)}"
         )
     try:
         rule = optimizer(entries)
@@ -421,7 +429,7 @@ def made(
     if closure and closure.default is Parameter.empty:
         raise TypeError(
             f"expected an optimizer whose step takes no closure, got {type(rule).__name__}: `fit` gives it one gradient a "
-            "step. Take SGD or Adam."
+            "step, and it would compute the loss anew. Write `optimizer=partial(torch.optim.Adam, lr=1e-3)`."
         )
     own = {id(p) for p in phi.values()}
     if any(id(p) not in own for g in rule.param_groups for p in g["params"]):
@@ -431,6 +439,18 @@ def made(
         )
     check_rates(rule, 0)
     return rule, None if schedule is None else plan_of(rule, schedule)
+
+
+def _line(optimizer: Any) -> str:
+    """What to write in the place of an optimizer that is made, or of its class."""
+    made = isinstance(optimizer, Optimizer)
+    kind = (
+        type(optimizer) if made else optimizer if isinstance(optimizer, type) else torch.optim.Adam
+    )
+    name = f"torch.optim.{kind.__name__}" if hasattr(torch.optim, kind.__name__) else kind.__name__
+    rate = float(optimizer.defaults.get("lr", 1e-3)) if made else 1e-3
+    why = "It is of other tensors than φ's. " if made else ""
+    return f"{why}Write `optimizer=partial({name}, lr={rate:g})`."
 
 
 def planned(
@@ -443,16 +463,30 @@ def planned(
 
 def plan_of(rule: Optimizer, schedule: Any) -> LRScheduler:
     """The schedule of an optimizer. Raises TypeError or ValueError for what is none."""
-    if isinstance(schedule, LRScheduler) or not callable(schedule):
+    made = isinstance(schedule, LRScheduler)
+    if isinstance(schedule, nn.Module) or not (made or callable(schedule)):
         raise TypeError(
             "expected schedule= as a function of the optimizer, `lambda o: CosineAnnealingLR(o, steps)`; got a "
-            f"{type(schedule).__name__}, which belongs to another optimizer"
+            f"{type(schedule).__name__}"
         )
-    plan = schedule(rule)
+    try:
+        plan = schedule if made else schedule(rule)
+    except TypeError as error:
+        raise TypeError(
+            f"schedule= gives no schedule of an optimizer: {error}. Write `schedule=lambda o: StepLR(o, step_size=10)`, or "
+            "`partial(StepLR, step_size=10)`."
+        ) from error
     if isinstance(plan, ReduceLROnPlateau):
         raise TypeError(
             "expected a schedule that is a function of the step; ReduceLROnPlateau waits for a metric, which `fit` has not. "
-            "Take CosineAnnealingLR, or stop=early_stopping(...)."
+            "Write `schedule=lambda o: CosineAnnealingLR(o, steps)`; to end where a metric on validation data no longer "
+            "rises, `stop=early_stopping(quality)`."
+        )
+    if made:
+        name = type(schedule).__name__
+        raise TypeError(
+            "expected schedule= as a function of the optimizer, `lambda o: CosineAnnealingLR(o, steps)`; got a "
+            f"{name}, which belongs to another optimizer. Write `schedule=lambda o: {name}(o, ...)` with the same settings."
         )
     if not isinstance(plan, LRScheduler):
         raise TypeError(
