@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+import weakref
 from collections import UserDict
 from typing import NamedTuple
 
@@ -912,3 +913,46 @@ def test_a_metric_gets_labels_of_the_networks_dtype():
         for d in (flat, short)
     ]
     assert torch.equal(*scores)
+
+
+def test_a_dropout_after_the_head_is_refused_where_it_drops():
+    class Late(nn.Sequential):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    net, x = Late(nn.Dropout(0.5), nn.Linear(3, 4)).double(), normal(6, 3)
+    ours = wrap(net.eval(), "1", x=x)
+    assert torch.equal(ours(x), net(x))
+    ours.train()
+    with pytest.raises(ValueError, match="a dropout"):
+        ours(x)
+    plain = wrap(nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 4)).double(), "1")
+    torch.manual_seed(0)
+    first_call = plain(x)  # the look takes no random numbers
+    torch.manual_seed(0)
+    assert torch.equal(first_call, plain(x))
+
+
+def test_a_child_that_knows_its_parent():
+    class Child(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * self.parent[0].scale
+
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+            self.child, self.fc = Child(3, 4), nn.Linear(4, 2)
+            self.child.parent = [self]
+
+        def forward(self, x):
+            return self.fc(self.child(x))
+
+    net, x = seeded(Parent), normal(5, 3)
+    ours = wrap(net, "fc", x=x)
+    phi = parameters(ours)
+    phi["body.scale"] += 1
+    assert torch.allclose(apply(ours)(phi, x), net.fc(net.child(x) * 3 / 2), atol=1e-12)
+    net.child.parent = weakref.ref(net)
+    with pytest.raises(ValueError, match="refers to a module"):
+        wrap(net, "fc")
