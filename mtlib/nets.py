@@ -195,7 +195,8 @@ class Halves(nn.Module):
         copy: Any = private(self, {**_state(self), **_moved(self.head)}).net
         full, _ = replaced(copy.body.whole, self.place, copy.head)
         right = copy.body.call(full, x)
-        expect(isinstance(right, Tensor), "call(net, x) to give a tensor", right)
+        real = isinstance(right, Tensor) and right.is_floating_point()
+        expect(real, "call(net, x) to give a tensor of real numbers", right)
         back()
         try:
             z = copy.body(x)
@@ -211,15 +212,14 @@ class Halves(nn.Module):
         if not isinstance(found, Tensor) or found.shape != right.shape:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(_apart(self.place, f"{got}, and it is {tuple(right.shape)}"))
-        stored = as_stored(torch.stack([(found - right).abs().max(), right.abs().max()], -1))
-        gap, size = (-1.0, 0.0) if stored is None else stored.reshape(-1, 2).amax(0).tolist()
+        if not right.numel():
+            return False
+        both = [as_stored(v) for v in ((found - right).abs().max(), right.abs().max())]
+        gap, size = (torch.nan if v is None else v.amax().item() for v in both)
         if gap > min(1e3 * torch.finfo(right.dtype).eps, 0.05) * size:
-            raise ValueError(
-                _apart(
-                    self.place, f"other numbers, {gap:.2g} apart where the largest is {size:.2g}"
-                )
-            )
-        return stored is not None and gap == gap
+            far = f"other numbers, {gap:.2g} apart where the largest is {size:.2g}"
+            raise ValueError(_apart(self.place, far))
+        return gap == gap
 
 
 def _moved(head: nn.Module) -> dict[str, Tensor]:
@@ -233,8 +233,9 @@ def _moved(head: nn.Module) -> dict[str, Tensor]:
 
 def _apart(place: str, gap: str) -> str:
     return (
-        f"expected call(net, x) to be head(body(x)), with {place} as the head; that gives {gap}. What comes after the head (a "
-        "softmax, a temperature, a dropout, a choice of columns) belongs in the loss or in `predict`, and `head` names the last module."
+        f"expected call(net, x) to be head(body(x)), with {place} as the head; that gives {gap}. What comes after the head "
+        "(a softmax, a temperature, a dropout, a choice of columns) belongs in the loss or in `predict`, and `head` names "
+        "the last module."
     )
 
 

@@ -56,6 +56,8 @@ from mtlib.tasks import check_draw, mixture, one_hot
 from mtlib.train import fit
 from mtlib.transfer.align import coral
 from mtlib.transfer.critics import adda, adversary, dann
+from mtlib.transfer.unseen import group_dro, group_weights, held_out, irm, mixup, mldg, vrex
+from mtlib.transfer.weights import balances, gradnorm, log_variances, pcgrad, uncertainty
 
 # Networks of another library ------------------------------------------------------------------
 
@@ -956,3 +958,37 @@ def test_a_child_that_knows_its_parent():
     net.child.parent = weakref.ref(net)
     with pytest.raises(ValueError, match="refers to a module"):
         wrap(net, "fc")
+
+
+OBJECTIVES = {  # of several domains or data sets: (network) -> objective, and what φ has besides
+    "irm": (lambda net: irm(net, cross_entropy, 1.0), dict),
+    "vrex": (lambda net: vrex(net, cross_entropy, 1.0), dict),
+    "group_dro": (lambda net: group_dro(net, cross_entropy), lambda: group_weights(3)),
+    "uncertainty": (lambda net: uncertainty(net, cross_entropy), lambda: log_variances(3)),
+    "gradnorm": (lambda net: gradnorm(net, cross_entropy), lambda: balances(torch.ones(3))),
+    "pcgrad": (lambda net: pcgrad(net, cross_entropy), dict),
+}
+
+
+@pytest.mark.parametrize("nest", ["deep", "tuple"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_of_several_domains_are_the_same_on_nests(name, nest):
+    make, extra = OBJECTIVES[name]
+    phi = {**parameters(network()), **move(extra(), "cpu")}
+    both = [
+        make(net).value_and_grad(phi, draw.query)
+        for net, draw in zip((network(), network(Joined)), draws(nest), strict=True)
+    ]
+    assert both[0][0] == both[1][0] and largest(both[0][1], both[1][1]) <= 1e-12
+
+
+def test_domains_held_out_and_mixed_may_be_nests():
+    flat, nested = (d.query for d in draws("deep"))
+    episodes = [held_out(lambda step, d=d: d, 0)(0) for d in (flat, nested)]
+    both = [
+        mldg(net, cross_entropy, 0.1, 1.0).value_and_grad(parameters(network()), e)
+        for net, e in zip((network(), network(Joined)), episodes, strict=True)
+    ]
+    assert both[0][0] == both[1][0] and largest(both[0][1], both[1][1]) <= 1e-12
+    mixed = [mixup(lambda step, d=d: d, 1.0, 0)(0) for d in (flat, nested)]
+    assert torch.equal(mixed[0].x, torch.cat(leaves(mixed[1].x), -1))
