@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from mtlib.core import expect
 from mtlib.norm import Norm, Statistics
@@ -71,9 +72,9 @@ def wrap(
         ours: Whole | Halves = Whole(net, net, call)
     else:
         last = _named(net, head, "head")
-        whole = replaced(net, head, nn.Identity())
+        whole, copies = replaced(net, head, nn.Identity())
         part = whole if body is None else _named(whole, body, "body")
-        ours = Halves(Called(whole, part, call), last, head)
+        ours = Halves(Called(whole, part, call, copies), last, head)
         _check_apart(net, ours, head, body)
     copyable(ours, _state(ours))
     if x is not None:
@@ -121,17 +122,33 @@ def _state(net: nn.Module) -> dict[str, Tensor]:
 
 
 class First:
-    """The first call of a wrapped network, at which it is looked at; its private copies share this."""
+    """The first calls of a wrapped network, at which it is looked at; its private copies share this."""
 
-    done = False
+    def __init__(self) -> None:
+        self.known = set[bool]()  # whether training was looked at, and evaluation
 
     @torch.no_grad()
     def look(self, net: Whole | Halves, x: Any) -> None:
-        """Raise ValueError where the user's `call` does not do what `wrap` asks."""
-        if self.done or torch.compiler.is_compiling():
+        """Raise ValueError where the user's `call` does not do what `wrap` asks; torch's random state stays."""
+        if torch.compiler.is_compiling():
             return
-        with evaluating():
-            self.done = net.agrees(x)
+        for training in {False, net.training} - self.known:
+            back = _random(net)
+            with evaluating(not training):
+                if net.agrees(x, back):
+                    self.known.add(training)
+            back()
+
+
+def _random(net: nn.Module) -> Callable[[], None]:
+    """What puts torch's random state back to where it is now."""
+    state, (devices, states) = torch.get_rng_state(), get_device_states(*net.parameters())
+
+    def back() -> None:
+        torch.set_rng_state(state)
+        set_device_states(devices, states)
+
+    return back
 
 
 class Whole(Called):
@@ -145,7 +162,7 @@ class Whole(Called):
         self.first.look(self, x)
         return super().forward(x)
 
-    def agrees(self, x: Any) -> bool:
+    def agrees(self, x: Any, back: Callable[[], None]) -> bool:
         """Raise ValueError where `call` uses another network than its argument."""
         copy: Any = private(self, _state(self)).net
         seen = list[nn.Module]()
@@ -165,19 +182,23 @@ class Halves(nn.Module):
     def __init__(self, body: Called, head: nn.Module, place: str):
         super().__init__()
         self.body, self.head, self.place, self.first = body, head, place, First()
+        self.training = body.training
 
     def forward(self, x: Any) -> Any:
         self.first.look(self, x)
         return self.head(self.body(x))
 
-    def agrees(self, x: Any) -> bool:
+    def agrees(self, x: Any, back: Callable[[], None]) -> bool:
         """Whether head(body(x)) is call(net, x), for a head off its values (one of zeros hides what follows it).
 
-        False where the numbers are NaN and tell nothing; else ValueError.
+        False where the numbers are NaN and tell nothing; else ValueError. `back` makes random numbers come again.
         """
         copy: Any = private(self, {**_state(self), **_moved(self.head)}).net
-        right = copy.body.call(replaced(copy.body.whole, self.place, copy.head), x)
-        expect(isinstance(right, Tensor), "call(net, x) to give a tensor", right)
+        full, _ = replaced(copy.body.whole, self.place, copy.head)
+        right = copy.body.call(full, x)
+        real = isinstance(right, Tensor) and right.is_floating_point()
+        expect(real, "call(net, x) to give a tensor of real numbers", right)
+        back()
         try:
             z = copy.body(x)
         except FAULTS as error:
@@ -192,15 +213,14 @@ class Halves(nn.Module):
         if not isinstance(found, Tensor) or found.shape != right.shape:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(_apart(self.place, f"{got}, and it is {tuple(right.shape)}"))
-        stored = as_stored(torch.stack([(found - right).abs().max(), right.abs().max()], -1))
-        gap, size = (-1.0, 0.0) if stored is None else stored.reshape(-1, 2).amax(0).tolist()
+        if not right.numel():
+            return False
+        both = [as_stored(v) for v in ((found - right).abs().max(), right.abs().max())]
+        gap, size = (torch.nan if v is None else v.amax().item() for v in both)
         if gap > min(1e3 * torch.finfo(right.dtype).eps, 0.05) * size:
-            raise ValueError(
-                _apart(
-                    self.place, f"other numbers, {gap:.2g} apart where the largest is {size:.2g}"
-                )
-            )
-        return stored is not None and gap == gap
+            far = f"other numbers, {gap:.2g} apart where the largest is {size:.2g}"
+            raise ValueError(_apart(self.place, far))
+        return gap == gap
 
 
 def _moved(head: nn.Module) -> dict[str, Tensor]:
@@ -214,8 +234,9 @@ def _moved(head: nn.Module) -> dict[str, Tensor]:
 
 def _apart(place: str, gap: str) -> str:
     return (
-        f"expected call(net, x) to be head(body(x)), with {place} as the head; that gives {gap}. What comes after the head (a "
-        "softmax, a temperature, a choice of columns) belongs in the loss or in `predict`, and `head` names the last module."
+        f"expected call(net, x) to be head(body(x)), with {place} as the head; that gives {gap}. What comes after the head "
+        "(a softmax, a temperature, a dropout, a choice of columns) belongs in the loss or in `predict`, and `head` names "
+        "the last module."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+import weakref
 from collections import UserDict
 from typing import NamedTuple
 
@@ -55,6 +56,8 @@ from mtlib.tasks import check_draw, mixture, one_hot
 from mtlib.train import fit
 from mtlib.transfer.align import coral
 from mtlib.transfer.critics import adda, adversary, dann
+from mtlib.transfer.unseen import group_dro, group_weights, held_out, irm, mixup, mldg, vrex
+from mtlib.transfer.weights import balances, gradnorm, log_variances, pcgrad, uncertainty
 
 # Networks of another library ------------------------------------------------------------------
 
@@ -912,3 +915,80 @@ def test_a_metric_gets_labels_of_the_networks_dtype():
         for d in (flat, short)
     ]
     assert torch.equal(*scores)
+
+
+def test_a_dropout_after_the_head_is_refused_where_it_drops():
+    class Late(nn.Sequential):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    net, x = Late(nn.Dropout(0.5), nn.Linear(3, 4)).double(), normal(6, 3)
+    ours = wrap(net.eval(), "1", x=x)
+    assert torch.equal(ours(x), net(x))
+    ours.train()
+    with pytest.raises(ValueError, match="a dropout"):
+        ours(x)
+    plain = wrap(nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 4)).double(), "1")
+    torch.manual_seed(0)
+    first_call = plain(x)  # the look takes no random numbers
+    torch.manual_seed(0)
+    assert torch.equal(first_call, plain(x))
+
+
+def test_a_child_that_knows_its_parent():
+    class Child(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * self.parent[0].scale
+
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+            self.child, self.fc = Child(3, 4), nn.Linear(4, 2)
+            self.child.parent = [self]
+
+        def forward(self, x):
+            return self.fc(self.child(x))
+
+    net, x = seeded(Parent), normal(5, 3)
+    ours = wrap(net, "fc", x=x)
+    phi = parameters(ours)
+    phi["body.scale"] += 1
+    assert torch.allclose(apply(ours)(phi, x), net.fc(net.child(x) * 3 / 2), atol=1e-12)
+    net.child.parent = weakref.ref(net)
+    with pytest.raises(ValueError, match="refers to a module"):
+        wrap(net, "fc")
+
+
+OBJECTIVES = {  # of several domains or data sets: (network) -> objective, and what φ has besides
+    "irm": (lambda net: irm(net, cross_entropy, 1.0), dict),
+    "vrex": (lambda net: vrex(net, cross_entropy, 1.0), dict),
+    "group_dro": (lambda net: group_dro(net, cross_entropy), lambda: group_weights(3)),
+    "uncertainty": (lambda net: uncertainty(net, cross_entropy), lambda: log_variances(3)),
+    "gradnorm": (lambda net: gradnorm(net, cross_entropy), lambda: balances(torch.ones(3))),
+    "pcgrad": (lambda net: pcgrad(net, cross_entropy), dict),
+}
+
+
+@pytest.mark.parametrize("nest", ["deep", "tuple"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_of_several_domains_are_the_same_on_nests(name, nest):
+    make, extra = OBJECTIVES[name]
+    phi = {**parameters(network()), **move(extra(), "cpu")}
+    both = [
+        make(net).value_and_grad(phi, draw.query)
+        for net, draw in zip((network(), network(Joined)), draws(nest), strict=True)
+    ]
+    assert both[0][0] == both[1][0] and largest(both[0][1], both[1][1]) <= 1e-12
+
+
+def test_domains_held_out_and_mixed_may_be_nests():
+    flat, nested = (d.query for d in draws("deep"))
+    episodes = [held_out(lambda step, d=d: d, 0)(0) for d in (flat, nested)]
+    both = [
+        mldg(net, cross_entropy, 0.1, 1.0).value_and_grad(parameters(network()), e)
+        for net, e in zip((network(), network(Joined)), episodes, strict=True)
+    ]
+    assert both[0][0] == both[1][0] and largest(both[0][1], both[1][1]) <= 1e-12
+    mixed = [mixup(lambda step, d=d: d, 1.0, 0)(0) for d in (flat, nested)]
+    assert torch.equal(mixed[0].x, torch.cat(leaves(mixed[1].x), -1))

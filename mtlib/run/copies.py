@@ -9,11 +9,12 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -205,6 +206,8 @@ class _Copying:
             twin = self.copies[id(module.part)] = object.__new__(type(module.part))
             vars(twin).update(vars(module.part), **{k: now[k] for k in (*_TENSORS, "training")})
             self.copied(module.whole, place)
+            for original, copy in module.copies:
+                self.copies[id(original)] = self.copies[id(copy)]
         return new
 
     def parameter(self, p: Tensor | None, module: nn.Module, place: str, k: str) -> Tensor | None:
@@ -239,17 +242,27 @@ class _Copying:
 class Called(nn.Module):
     """call(whole, x) as a module: it has the tensors of `part`, a module of `whole` or `whole` itself, under their names there.
 
-    The two share the dicts of their tensors and children, so that what is put into the one is in the other.
+    The two share the dicts of their tensors and children, so that what is put into the one is in the other. Where `whole`
+    has `copies` of modules, pairs of the original and its copy, what refers to the original means the copy.
     """
 
     whole: nn.Module
     part: nn.Module
     call: Callable[[nn.Module, Any], Any]
+    copies: Sequence[tuple[nn.Module, nn.Module]]
 
-    def __init__(self, whole: nn.Module, part: nn.Module, call: Callable[[nn.Module, Any], Any]):
+    def __init__(
+        self,
+        whole: nn.Module,
+        part: nn.Module,
+        call: Callable[[nn.Module, Any], Any],
+        copies: Sequence[tuple[nn.Module, nn.Module]] = (),
+    ):
         super().__init__()
         shared = (*_TENSORS, "_non_persistent_buffers_set", "training")
-        vars(self).update({k: vars(part)[k] for k in shared}, whole=whole, part=part, call=call)
+        vars(self).update(
+            {k: vars(part)[k] for k in shared}, whole=whole, part=part, call=call, copies=copies
+        )
 
     def forward(self, x: Any) -> Any:
         return self.call(self.whole, x)
@@ -260,12 +273,14 @@ class Called(nn.Module):
         return super().train(mode)
 
 
-def replaced(net: nn.Module, place: str, new: nn.Module) -> nn.Module:
+def replaced(
+    net: nn.Module, place: str, new: nn.Module
+) -> tuple[nn.Module, list[tuple[nn.Module, nn.Module]]]:
     """The network with another module in one place: the modules on the way there are copies, all else is shared.
 
-    Raises ValueError where one of them cannot be copied.
+    With it the pairs of an original and its copy. Raises ValueError where one of them cannot be copied.
     """
-    copies = dict[int, nn.Module]()
+    copies, pairs = dict[int, nn.Module](), list[tuple[nn.Module, nn.Module]]()
 
     def copied(module: nn.Module, way: list[str]) -> nn.Module:
         if not way:
@@ -273,6 +288,7 @@ def replaced(net: nn.Module, place: str, new: nn.Module) -> nn.Module:
         if isinstance(module, torch.jit.ScriptModule):
             raise _Bound("it is TorchScript")
         twin = copies[id(module)] = object.__new__(type(module))
+        pairs.append((module, twin))
         child = copied(module.get_submodule(way[0]), way[1:])
         vars(twin).update(vars(module), _modules={**module._modules, way[0]: child})
         return twin
@@ -285,7 +301,7 @@ def replaced(net: nn.Module, place: str, new: nn.Module) -> nn.Module:
         raise ValueError(
             f"expected a network that can be copied, got {type(net).__name__}; {reason}"
         ) from reason
-    return whole
+    return whole, pairs
 
 
 def copyable(net: nn.Module, theta: Params) -> None:
@@ -375,7 +391,9 @@ def _meant(v: Any, copies: dict[int, nn.Module], depth: int = 3) -> Any:
 
 
 def _parts(v: Any) -> list[Any]:
-    """What a function holds in its closure, or an object in its attributes."""
+    """What a function holds in its closure, an object in its attributes, or what a weak reference means."""
+    if isinstance(v, ReferenceType):
+        return [v()]
     if isinstance(v, FunctionType):
         full = [c for c in v.__closure__ or () if c != CellType()]
         return [c.cell_contents for c in full]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtlib.bilevel import at, unrolled
-from mtlib.core import Batch, Draw, Episode, Loss, Params, Stream, apply, over, risk
+from mtlib.core import Batch, Draw, Episode, Loss, Params, Stream, apply, over, risk, take
 from mtlib.joint import risks
 from mtlib.learners.gradient import at_least_zero, maml
 from mtlib.objective import Objective, add_gradient, count, leaves_of, over_tasks, whole
@@ -29,12 +31,12 @@ def irm(net: nn.Module, loss: Loss, strength: float) -> Objective:
     def value(theta: Params, batch: Batch) -> Tensor:
         batch = _domains(batch, "irm", 1)
 
-        def one(x: Tensor, y: Tensor) -> Tensor:
+        def one(x: Any, y: Tensor) -> Tensor:
             prediction = f(theta, x)
             level, slope = scale_slope(loss, prediction, y)
             return level + strength * slope**2
 
-        return torch.stack([one(x, y) for x, y in zip(*batch, strict=True)]).mean()
+        return torch.stack([one(*take(batch, t)) for t in range(count(batch))]).mean()
 
     return whole(value, net)
 
