@@ -130,7 +130,7 @@ def linear_probe(
 
     def adapt(phi: Params, support: Batch) -> Params:
         y = support.y
-        expect(y.ndim == 2, "targets y (N, W): one-hot rows, or real ones", y)
+        expect(y.ndim == 2, "targets y (N, W): `mtlib.tasks.one_hot(y, ways)`, or real ones", y)
         with torch.no_grad():
             zs = z(phi, support.x)
         chosen = choose(zs, y) if strength is None else strength
@@ -146,7 +146,11 @@ def linear_probe(
 
 def folds(y: Tensor) -> Tensor | None:
     """The fold of each item (N,) in a cross-validation, the same share of every class in each; None where there are too few."""
-    expect(isinstance(y, Tensor) and y.ndim == 2, "targets y (N, W): one-hot rows, or real ones", y)
+    expect(
+        isinstance(y, Tensor) and y.ndim == 2,
+        "targets y (N, W): `mtlib.tasks.one_hot(y, ways)`, or real ones",
+        y,
+    )
     onehot = bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
     if not onehot:
         return torch.arange(len(y), device=y.device) % min(5, len(y)) if len(y) > 2 else None

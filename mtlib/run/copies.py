@@ -52,25 +52,14 @@ def is_evaluating() -> bool:
     return _MODE.evaluating
 
 
-def call(
-    net: nn.Module,
-    theta: Params,
-    x: Tensor,
-    change: Callable[[nn.Module], None] | None = None,
-) -> Tensor:
-    """The network's answer to x, with θ's entries in the place of its parameters and buffers.
-
-    `change(copy)` is done to the private copy first. Raises ValueError where it should be, and there can be no copy.
-    """
+def call(net: nn.Module, theta: Params, x: Tensor) -> Tensor:
+    """The network's answer to x, with θ's entries in the place of its parameters and buffers."""
     if torch.compiler.is_compiling():
         return lend(net, theta, x)
     try:
         copy = private(net, theta)
     except _Bound as reason:
-        expect(change is None, f"a network that can be copied; {reason}", net)
         return _lent(net, theta, x, reason)
-    if change:
-        change(copy.net)
     out: Tensor = copy.net(x)
     for kept in copy.buffers:
         kept.warn_if_written()
@@ -277,6 +266,19 @@ def _lent(net: nn.Module, theta: Params, x: Tensor, reason: Exception) -> Tensor
         )
     with _LENT:
         return lend(net, theta, x)
+
+
+def changed(net: nn.Module, theta: Params, x: Any, change: Callable[[nn.Module], None]) -> Any:
+    """As `call`, of a copy that `change(copy)` was done to. Raises ValueError where there can be no copy."""
+    try:
+        copy = private(net, theta)
+    except _Bound as reason:
+        raise ValueError(f"expected a network that can be copied; {reason}") from reason
+    change(copy.net)
+    out = copy.net(x)
+    for kept in copy.buffers:
+        kept.warn_if_written()
+    return out
 
 
 ways.call = call
