@@ -147,7 +147,11 @@ def linear_probe(
 
 def folds(y: Tensor) -> Tensor | None:
     """The fold of each item (N,) in a cross-validation, the same share of every class in each; None where there are too few."""
-    expect(isinstance(y, Tensor) and y.ndim == 2, "targets y (N, W): one-hot rows, or real ones", y)
+    expect(
+        isinstance(y, Tensor) and y.ndim == 2,
+        "targets y (N, W): `mtlib.tasks.one_hot(y, ways)`, or real ones",
+        y,
+    )
     onehot = bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
     if not onehot:
         return torch.arange(len(y), device=y.device) % min(5, len(y)) if len(y) > 2 else None

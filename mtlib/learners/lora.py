@@ -24,7 +24,7 @@ from mtlib.core import (
     stale,
 )
 from mtlib.learners.gradient import Rate, Rule, at_least_zero, check_steps, inner_loop, weights
-from mtlib.run.copies import call
+from mtlib.run.copies import changed
 from mtlib.run.fast import plain
 
 PREFIX = "lora."
@@ -304,9 +304,10 @@ def _beside(net: nn.Module) -> Callable[[Params, Any], Any]:
         if plain() or torch.compiler.is_compiling():
             return f(merged(theta), x)
         try:
-            return call(net, theta, x, partial(_put, net, theta))
-        except (RuntimeError, TypeError, ValueError):  # the plain way finds the words for it
-            return f(merged(theta), x)
+            out = changed(net, theta, x, partial(_put, net, theta))
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            out = None
+        return out if isinstance(out, Tensor) else f(merged(theta), x)  # or finds the words for it
 
     return predict
 

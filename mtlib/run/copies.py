@@ -53,19 +53,16 @@ def is_evaluating() -> bool:
     return _MODE.evaluating
 
 
-def call(
-    net: nn.Module, theta: Params, x: Any, change: Callable[[nn.Module], None] | None = None
-) -> Tensor:
+def call(net: nn.Module, theta: Params, x: Any) -> Tensor:
     """The network's answer to x, with θ's entries in the place of its parameters and buffers.
 
-    `change(copy)` is done to the private copy first. Raises ValueError where it cannot read x, or its answer is no tensor,
-    or tensors of x have not one number of rows, and where a copy should be changed that there cannot be.
+    Raises ValueError where it cannot read x, or its answer is no tensor, or tensors of x have not one number of rows.
     """
     nest = not isinstance(x, Tensor)
     if nest:
         rows(x)
     try:
-        out: Any = _called(net, theta, x, change)
+        out: Any = _called(net, theta, x)
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         if any(word in str(error) for word in WORDS) or (
             nest and not isinstance(error, RuntimeError)
@@ -81,18 +78,13 @@ def call(
     return out
 
 
-def _called(
-    net: nn.Module, theta: Params, x: Any, change: Callable[[nn.Module], None] | None
-) -> Any:
+def _called(net: nn.Module, theta: Params, x: Any) -> Any:
     if torch.compiler.is_compiling():
         return lend(net, theta, x)
     try:
         copy = private(net, theta)
     except _Bound as reason:
-        expect(change is None, f"a network that can be copied; {reason}", net)
         return _lent(net, theta, x, reason)
-    if change:
-        change(copy.net)
     out = copy.net(x)
     for kept in copy.buffers:
         kept.warn_if_written()
@@ -409,6 +401,19 @@ def _lent(net: nn.Module, theta: Params, x: Any, reason: Exception) -> Any:
         )
     with _LENT:
         return lend(net, theta, x)
+
+
+def changed(net: nn.Module, theta: Params, x: Any, change: Callable[[nn.Module], None]) -> Any:
+    """As `call`, of a copy that `change(copy)` was done to. Raises ValueError where there can be no copy."""
+    try:
+        copy = private(net, theta)
+    except _Bound as reason:
+        raise ValueError(f"expected a network that can be copied; {reason}") from reason
+    change(copy.net)
+    out = copy.net(x)
+    for kept in copy.buffers:
+        kept.warn_if_written()
+    return out
 
 
 ways.call = call
