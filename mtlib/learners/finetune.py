@@ -82,10 +82,11 @@ def linear_probe(
 
     def adapt(phi: Params, support: Batch) -> Params:
         expect(support.y.ndim == 2, "targets y (N, W): one-hot rows, or real ones", support.y)
-        with torch.no_grad():
-            zs = z(phi, support.x)
-        w = zs.new_zeros(support.y.shape[1], zs.shape[1]).requires_grad_()
-        b = zs.new_zeros(support.y.shape[1]).requires_grad_()
+        with torch.inference_mode(False), torch.no_grad():
+            zs, y = z(phi, support.x), support.y
+            zs, y = (v.clone() if v.is_inference() else v for v in (zs, y))
+            w = zs.new_zeros(y.shape[1], zs.shape[1]).requires_grad_()
+            b = zs.new_zeros(y.shape[1]).requires_grad_()
         solver = torch.optim.LBFGS(
             [w, b],
             max_iter=iterations,
@@ -96,11 +97,11 @@ def linear_probe(
 
         def closure() -> Tensor:
             solver.zero_grad()
-            value = risk(loss, zs @ w.mT + b, support.y) + 0.5 * strength * (w * w).sum()
+            value = risk(loss, zs @ w.mT + b, y) + 0.5 * strength * (w * w).sum()
             value.backward()
             return value
 
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             solver.step(closure)
         return {**phi, "probe.weight": w.detach(), "probe.bias": b.detach()}
 
