@@ -28,11 +28,22 @@ def real(*names: str) -> pytest.MarkDecorator:
 
 _CXX = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
 _HEADER = Path(sysconfig.get_path("include")) / "Python.h"
-compiling = pytest.mark.skipif(
-    shutil.which(_CXX) is None or not _HEADER.is_file(),
-    reason=f"on a CPU, torch.compile needs the C++ compiler {_CXX} and {_HEADER.name}",
-)
-"""Skips a test of what torch.compile makes where the machine has no compiler for it."""
+
+
+def compiling(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test of what torch.compile makes: skipped where the machine has no compiler for it."""
+    marks = (
+        pytest.mark.skipif(
+            shutil.which(_CXX) is None or not _HEADER.is_file(),
+            reason=f"on a CPU, torch.compile needs the C++ compiler {_CXX} and {_HEADER.name}",
+        ),
+        # Warnings of torch's compiler about torch itself, and about Python 3.13.0.
+        pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+        pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning"),
+    )
+    for mark in marks:
+        test = mark(test)
+    return test
 
 
 def damage(path: Path) -> None:

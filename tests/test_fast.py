@@ -355,7 +355,6 @@ def test_a_task_that_holds_itself_learns_nothing_and_still_runs():
 
 
 @compiling
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch itself
 def test_the_compiled_gradient_equals_the_plain_one():
     net, data = mlp(3, (4,), 2).double(), points()
     phi = {**parameters(net), "unused": torch.ones(2, dtype=torch.float64)}

@@ -148,7 +148,6 @@ def test_frozen_is_read_when_it_is_asked():
 
 
 @compiling
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
 def test_a_compiled_objective_reads_frozen_entries_too():
     net, data = small(), vectors()
     learner = maml(net, mse_loss, 0.1, 1)

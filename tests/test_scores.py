@@ -174,7 +174,6 @@ def test_an_item_without_label_counts_for_no_class_and_soft_labels_are_weights()
 
 
 @compiling
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch itself
 def test_a_compiled_task_may_lack_a_class():
     learner, data = protonet(seeded(network)), uneven(tasks=3)
 
