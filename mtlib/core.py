@@ -167,7 +167,7 @@ def fixed(net: nn.Module | None) -> frozenset[str]:
     """The entries of φ that may not move, as the network is now: frozen parameters (`requires_grad`) and buffers."""
     net = nn.Identity() if net is None else net  # which may have a length, and be 0 long
     frozen = {k for k, p in net.named_parameters() if not p.requires_grad}
-    return frozenset(frozen | dict(net.named_buffers()).keys() | norms(net).keys())
+    return frozenset((*frozen, *dict(net.named_buffers()), *norms(net)))
 
 
 def norms(net: nn.Module | None) -> dict[str, nn.Module]:

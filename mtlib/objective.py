@@ -157,8 +157,14 @@ def whole(value: Callable[[Params, Any], Tensor], net: nn.Module | None = None) 
 
 def leaves_of(phi: Params, net: nn.Module | None) -> Params:
     """φ to differentiate by: what may not move in `net` is a constant in it."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "expected a place where torch keeps what a gradient needs; got torch.inference_mode(), where there is none. "
+            "Train outside of it; torch.no_grad() does no harm"
+        )
     still = fixed(net)
-    return {k: v.detach().requires_grad_(k not in still) for k, v in phi.items()}
+    own = {k: v.clone() if v.is_inference() else v.detach() for k, v in phi.items()}
+    return {k: v.requires_grad_(k not in still) for k, v in own.items()}
 
 
 def add_gradient(grads: Params, value: Tensor, leaves: Params) -> Params:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +24,26 @@ def real(*names: str) -> pytest.MarkDecorator:
     """Skips a test where MTLIB_DATA has no folder of one of these names."""
     missing = not all((FOLDER / name).is_dir() for name in names)
     return pytest.mark.skipif(missing, reason=f"MTLIB_DATA has no folder {' or '.join(names)}")
+
+
+_CXX = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+_HEADER = Path(sysconfig.get_path("include")) / "Python.h"
+
+
+def compiling(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test of what torch.compile makes: skipped where the machine has no compiler for it."""
+    marks = (
+        pytest.mark.skipif(
+            shutil.which(_CXX) is None or not _HEADER.is_file(),
+            reason=f"on a CPU, torch.compile needs the C++ compiler {_CXX} and {_HEADER.name}",
+        ),
+        # Warnings of torch's compiler about torch itself, and about Python 3.13.0.
+        pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+        pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning"),
+    )
+    for mark in marks:
+        test = mark(test)
+    return test
 
 
 def damage(path: Path) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from machine import compiling
 from problems import convolutional, seeded
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
@@ -353,7 +354,7 @@ def test_a_task_that_holds_itself_learns_nothing_and_still_runs():
     assert now.first
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch itself
+@compiling
 def test_the_compiled_gradient_equals_the_plain_one():
     net, data = mlp(3, (4,), 2).double(), points()
     phi = {**parameters(net), "unused": torch.ones(2, dtype=torch.float64)}

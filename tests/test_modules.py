@@ -13,6 +13,7 @@ from types import MethodType
 
 import pytest
 import torch
+from machine import compiling
 from problems import convolutional, images, seeded, vectors
 from test_contract import ROWS
 from torch import nn
@@ -146,7 +147,7 @@ def test_frozen_is_read_when_it_is_asked():
     assert set(objective.value_and_grad(phi, data)[1]) == every == set(phi)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
+@compiling
 def test_a_compiled_objective_reads_frozen_entries_too():
     net, data = small(), vectors()
     learner = maml(net, mse_loss, 0.1, 1)

@@ -286,7 +286,7 @@ def test_dependencies_have_lower_bounds_only():
 def pins(path: Path) -> dict[str, str]:
     """The versions of a constraints file."""
     lines = path.read_text("utf8").splitlines()
-    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     return {canonicalize_name(name): version for name, version in pairs}
 
 

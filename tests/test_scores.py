@@ -9,6 +9,7 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
+from machine import compiling
 from problems import normal, seeded
 from scipy import stats
 from sklearn import metrics
@@ -172,7 +173,7 @@ def test_an_item_without_label_counts_for_no_class_and_soft_labels_are_weights()
     assert slope.isfinite().all() and (slope[2] == 0).all()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch itself
+@compiling
 def test_a_compiled_task_may_lack_a_class():
     learner, data = protonet(seeded(network)), uneven(tasks=3)
 

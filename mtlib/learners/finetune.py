@@ -132,10 +132,10 @@ def linear_probe(
     def adapt(phi: Params, support: Batch) -> Params:
         y = support.y
         expect(y.ndim == 2, "targets y (N, W): `mtlib.tasks.one_hot(y, ways)`, or real ones", y)
-        with torch.no_grad():
-            zs = z(phi, support.x)
-        chosen = choose(zs, y) if strength is None else strength
-        w, b = solve(zs, y, chosen)
+        with torch.inference_mode(False), torch.no_grad():
+            zs, y = (v.clone() if v.is_inference() else v for v in (z(phi, support.x), y))
+            chosen = choose(zs, y) if strength is None else strength
+            w, b = solve(zs, y, chosen)
         theta = {**phi, "probe.weight": w, "probe.bias": b}
         return theta if strength else {**theta, "probe.strength": w.new_tensor(chosen)}
 

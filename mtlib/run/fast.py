@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from traceback import clear_frames
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mtlib.core import Params, expect, reference, ways
 from mtlib.run.attention import Switch
 from mtlib.run.switches import is_on
+
+Result = TypeVar("Result")
 
 
 def plain() -> bool:
@@ -211,18 +213,26 @@ def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
 def _gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     outer, way = torch.is_grad_enabled(), way_to_autograd()
     loss = scalar(loss)
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # before torch 2.12 it gives zeros inside
-            return reference(loss, theta)
     if way is None:
-        return reference(loss, theta)
-    unwrap, rewrap = way
-    stacked = {k: unwrap(v) for k, v in theta.items()}
+        return outside_inference(reference, loss, theta)
+    stacked = {k: way[0](v) for k, v in theta.items()}
     if outer and not any(v.requires_grad for v in stacked.values()):
         return reference(loss, theta)
+    try:
+        return _by_autograd(loss, stacked, *way)
+    except RuntimeError as error:  # plain autograd saves no tensor made in inference mode
+        if outer or "nference tensor" not in str(error):
+            raise
+        return reference(loss, theta)
+
+
+def _by_autograd(
+    loss: Callable[[Params], Tensor],
+    stacked: Params,
+    unwrap: Callable[[Tensor], Tensor],
+    rewrap: Callable[[Tensor], Tensor],
+) -> Params:
+    outer = torch.is_grad_enabled()
     with torch.enable_grad():  # aliases: L may read the same tensors elsewhere, as an anchor
         point = {k: v.view_as(v) if outer else v.detach() for k, v in stacked.items()}
         with IN_PLACE(True):
@@ -230,11 +240,19 @@ def _gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
         value = loss({k: rewrap(v) for k, v in point.items()})
         value = unwrap(value).sum()
         if not value.requires_grad:  # it does not read θ
-            return {k: torch.zeros_like(v) for k, v in theta.items()}
+            return {k: rewrap(torch.zeros_like(v)) for k, v in stacked.items()}
         g = torch.autograd.grad(
             value, list(point.values()), create_graph=outer, materialize_grads=True
         )
-    return dict(zip(theta, map(rewrap, g), strict=True))
+    return dict(zip(stacked, map(rewrap, g), strict=True))
+
+
+def outside_inference(f: Callable[..., Result], *args: Any) -> Result:
+    """f(*args), in `torch.no_grad` where it was called in inference mode: before torch 2.12 `torch.func.grad` gives zeros there."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return f(*args)
+    with torch.inference_mode(False), torch.no_grad():
+        return f(*args)
 
 
 def scalar(loss: Callable[[Params], Tensor]) -> Callable[[Params], Tensor]:

@@ -13,6 +13,7 @@ from mtlib.core import Batch, Draw, Episode, Loss, Params, Stream, apply, over, 
 from mtlib.joint import risks
 from mtlib.learners.gradient import at_least_zero, maml
 from mtlib.objective import Objective, add_gradient, count, leaves_of, over_tasks, whole
+from mtlib.run.fast import outside_inference
 from mtlib.tasks import check_seed, check_stream, positive
 
 GROUP = "group."  # prefix of `group_dro`'s own entries in φ
@@ -43,9 +44,12 @@ def irm(net: nn.Module, loss: Loss, strength: float) -> Objective:
 
 def scale_slope(loss: Loss, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """L(w · ŷ) and its derivative in w, at w = 1: two scalars."""
-    slope, level = torch.func.grad_and_value(lambda w: risk(loss, w * prediction, y))(
-        torch.ones_like(prediction[0, 0])
-    )
+
+    def scaled(w: Tensor) -> Tensor:
+        return risk(loss, w * prediction, y)
+
+    one = torch.ones_like(prediction[0, 0])
+    slope, level = outside_inference(torch.func.grad_and_value(scaled), one)
     return level, slope
 
 
