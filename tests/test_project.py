@@ -260,6 +260,11 @@ def test_the_address_is_stamped_everywhere(tmp_path):
     assert first["metadata"]["tags"] == ["remove-cell"]
     assert f"[pages] @ git+{new}@main" in "".join(first["source"])
 
+    page.write_text(page.read_text("utf8").replace("[pages]", "[pages,text]"), "utf8")
+    assert address_tool(new + "s", root=tmp_path).returncode == 0  # a page's other extras stay
+    assert f"[pages,text] @ git+{new}s@main" in page.read_text("utf8")
+    assert address_tool(new, root=tmp_path).returncode == 0
+
     readme = tmp_path / "README.md"
     readme.write_text(readme.read_text("utf8").replace(new, new + "s", 1), "utf8")
     done = address_tool("--check", root=tmp_path)

@@ -30,7 +30,8 @@ from importlib.metadata import PackageNotFoundError, version
 try:
     version("mtlib-book")
 except PackageNotFoundError:
-    %pip install -q "mtlib-book[pages] @ git+{address}@main\""""
+    %pip install -q "mtlib-book[{extras}] @ git+{address}@main\""""
+EXTRAS = r"mtlib-book\[([\w,]+)\] @ git\+"  # a page may name more than `pages`; they stay
 
 
 def address(root: Path) -> str:
@@ -49,9 +50,11 @@ def replace(text: str, pattern: str, new: str) -> str:
 def with_first_cell(notebook: str, new: str) -> str:
     """The notebook's text with the installing cell as its first code cell; unchanged where it is."""
     book = json.loads(notebook)
-    source = INSTALL.format(address=new).splitlines(keepends=True)
     first = next((c for c in book["cells"] if c["cell_type"] == "code"), None)
-    if first and "mtlib-book[pages] @ git+" in "".join(first["source"]):
+    named = re.search(EXTRAS, "".join(first["source"])) if first else None
+    extras = named[1] if named else "pages"
+    source = INSTALL.format(address=new, extras=extras).splitlines(keepends=True)
+    if first and named:
         same = "".join(first["source"]) == "".join(source)
         if same and "remove-cell" in first["metadata"].get("tags", []):
             return notebook

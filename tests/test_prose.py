@@ -1,0 +1,62 @@
+"""What the prose says exists: each `mtlib.` name in pages, READMEs, docstrings and messages can be imported."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from machine import ROOT
+from pages import NOTEBOOKS
+
+NAME = re.compile(r"(?<![\w/.])mtlib(?:\.[A-Za-z_]\w*)+")
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").rglob("*.md"))]
+MODULES = sorted((ROOT / "mtlib").rglob("*.py"))
+
+
+def texts(path: Path) -> list[str]:
+    """A page's prose, or the docstrings and messages of a module."""
+    text = path.read_text("utf8")
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        return ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    if path.suffix == ".py":
+        nodes = ast.walk(ast.parse(text))
+        return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return [text]
+
+
+def resolve(name: str) -> object:
+    """The module, or what a module or class in it holds under this name."""
+    found: object = importlib.import_module("mtlib")
+    place = "mtlib"
+    for part in name.split(".")[1:]:
+        place += f".{part}"
+        if not hasattr(found, part):
+            importlib.import_module(place)  # ModuleNotFoundError where there is none
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize("path", [*PROSE, *NOTEBOOKS, *MODULES], ids=lambda p: p.name)
+def test_names_in_prose_exist(path):
+    unknown = set()
+    for name in {match[0] for text in texts(path) for match in NAME.finditer(text)}:
+        try:
+            resolve(name)
+        except (ModuleNotFoundError, AttributeError):
+            unknown.add(name)
+    assert not unknown, f"{path.relative_to(ROOT)} names {sorted(unknown)}, which do not exist"
+
+
+def test_a_name_that_is_wrong_is_found():
+    assert resolve("mtlib.norm.calibrate").__name__ == "calibrate"
+    assert NAME.findall("see `mtlib.nets.calibrate`, in mtlib.norm.") == [
+        "mtlib.nets.calibrate",
+        "mtlib.norm",
+    ]
+    with pytest.raises(ModuleNotFoundError):
+        resolve("mtlib.nets.calibrate")
