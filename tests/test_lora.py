@@ -5,6 +5,7 @@ The right values: the network with W₀ + s B A multiplied out by hand, in float
 
 from __future__ import annotations
 
+import copy
 import threading
 from functools import partial
 
@@ -576,3 +577,11 @@ def test_a_transformer_made_elsewhere():
         for k, g in zip(names, torch.autograd.grad(loss, [mine[k] for k in names]), strict=True):
             assert torch.allclose(grads[k], g, **EXACT), k
         assert torch.allclose(value, loss.detach(), **EXACT)
+
+
+def test_a_deep_copy_is_a_network_of_its_own():
+    low, x = lora_net(deep(), rank=2), minibatches().x
+    twin = copy.deepcopy(low)
+    with torch.no_grad():
+        twin.original[0].body[0].query.weight.zero_()
+    assert not torch.equal(twin(x), low(x))

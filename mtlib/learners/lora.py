@@ -289,7 +289,7 @@ def _pairs(theta: Params, scale: float | None = None) -> dict[str, Thin]:
     if names and scale is None:
         require(theta, (SCALE,))
     own = theta[SCALE].detach() if scale is None and names else scale
-    pairs = dict[str, Thin]()
+    pairs: dict[str, Thin] = {}
     for k in dict.fromkeys(names):
         require(theta, (k, a := f"{PREFIX}{k}.a", b := f"{PREFIX}{k}.b"))
         pairs[k] = Thin(theta[a], theta[b], own)  # type: ignore[arg-type]
@@ -301,7 +301,7 @@ def _beside(net: nn.Module) -> Callable[[Params, Any], Any]:
     f = apply(net)
 
     def predict(theta: Params, x: Any) -> Any:
-        if plain() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or plain():
             return f(merged(theta), x)
         try:
             out = changed(net, theta, x, partial(_put, net, theta))
