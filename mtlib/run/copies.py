@@ -405,6 +405,8 @@ def _lent(net: nn.Module, theta: Params, x: Any, reason: Exception) -> Any:
 
 def changed(net: nn.Module, theta: Params, x: Any, change: Callable[[nn.Module], None]) -> Any:
     """As `call`, of a copy that `change(copy)` was done to. Raises ValueError where there can be no copy."""
+    if not isinstance(x, Tensor):
+        rows(x)
     try:
         copy = private(net, theta)
     except _Bound as reason:
