@@ -101,7 +101,7 @@ def over_tasks(
         return torch.full((tasks,), 1 / tasks, dtype=torch.float64) if weights is None else weights
 
     def value(phi: Params, data: Any) -> Tensor:
-        values = run.loop(phi, data)
+        values = second_derivatives(partial(run.loop, phi, data), phi, run)
         expect(values.ndim == 1, "a task whose value is a scalar, for T tasks (T,)", values)
         return weigh(len(values)).to(values) @ values
 
