@@ -86,6 +86,7 @@ def over_tasks(
     convolutions on a CPU (`vmap` is slower there and takes the memory of all tasks), all tasks otherwise.
     On a CPU with convolutions, small tasks run on several threads: what a task calls must be thread-safe, or
     `torch.set_num_threads(1)` keeps them on one. Tasks that draw random numbers from torch stay on one by themselves.
+    Where `vmap` has no rule for what they do, or a wrong one, tasks run in a loop, with a warning that says why.
     `compile` makes the gradient of a chunk one program of `torch.compile`. The second call compiles, which takes the
     better part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
     Frozen parameters and buffers of `net` get no gradient.
