@@ -87,6 +87,7 @@ def over_tasks(
     convolutions on a CPU (`vmap` is slower there and takes the memory of all tasks), all tasks otherwise.
     On a CPU with convolutions, small tasks run on several threads: what a task calls must be thread-safe, or
     `torch.set_num_threads(1)` keeps them on one. Tasks that draw random numbers from torch stay on one by themselves.
+    Where `vmap` has no rule for what they do, or a wrong one, tasks run in a loop, with a warning that says why.
     `compile` makes the gradient of a chunk one program of `torch.compile`. The second call compiles, which takes the
     better part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
     Frozen parameters and buffers of `net` get no gradient.
@@ -102,7 +103,7 @@ def over_tasks(
         return torch.full((tasks,), 1 / tasks, dtype=torch.float64) if weights is None else weights
 
     def value(phi: Params, data: Any) -> Tensor:
-        values = run.loop(phi, data)
+        values = second_derivatives(partial(run.loop, phi, data), phi, run)
         expect(values.ndim == 1, "a task whose value is a scalar, for T tasks (T,)", values)
         return weigh(len(values)).to(values) @ values
 
@@ -190,7 +191,8 @@ def _add(parts: Iterable[tuple[Tensor, Params]]) -> tuple[Tensor, Params]:
     return torch.stack(values).sum(), grads
 
 
-NO_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented")
+NO_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w*backward\w*?)'? is not implemented")
+FUSED_RNN = re.compile(r"_rnn_backward' is not|RNN backward can only be called in training mode")
 INSTEAD = {
     "embedding_bag": "write nn.EmbeddingBag as nn.Embedding and a mean: `embedding(x).mean(1)`",
     "cdist": "write torch.cdist(a, b) as torch.cdist(a, b, compute_mode='use_mm_for_euclid_dist'), or for another p as "
@@ -201,7 +203,6 @@ INSTEAD = {
     "hardsigmoid": "write hardsigmoid(x) as `relu6(x + 3) / 6`",
     "multi_margin": "take cross_entropy in the inner loss",
     "multilabel_margin": "take binary_cross_entropy_with_logits in the inner loss",
-    "cudnn": "run without cuDNN: `with torch.backends.cudnn.flags(enabled=False):`",
 }
 """What to write in the place of operations that have no second derivatives, by a part of their names."""
 
@@ -209,8 +210,8 @@ INSTEAD = {
 def second_derivatives(work: Callable[[], _Part], phi: Params, run: Batched) -> _Part:
     """work(), with an error of our own where an operation has no second derivatives.
 
-    Those of cuDNN's recurrent networks have none, but torch's own have: where one is met work() runs anew without cuDNN,
-    and so does all that follows, with a warning.
+    Recurrent networks of cuDNN have none, and in evaluation mode no first ones; torch's own have all. Where one is met
+    work() runs anew without cuDNN, and so does all that follows, with a warning.
     """
     draw_again = random_state()
     try:
@@ -218,19 +219,19 @@ def second_derivatives(work: Callable[[], _Part], phi: Params, run: Batched) -> 
             return work()
     except RuntimeError as error:
         found = NO_DERIVATIVE.search(str(error))
-        if found is None:
-            raise
-        name = found[1]
-        if "cudnn_rnn" not in name or run.without_cudnn:
-            instead = next((f", or {v}" for k, v in INSTEAD.items() if k in name), "")
+        if run.without_cudnn or not FUSED_RNN.search(str(error)):
+            if found is None:
+                raise
+            instead = next((f", or {v}" for k, v in INSTEAD.items() if k in found[1]), "")
             raise ValueError(
-                f"expected operations that can be differentiated twice; torch has no derivative of {name}. Take a way "
+                f"expected operations that can be differentiated twice; torch has no derivative of {found[1]}. Take a way "
                 f"without second derivatives, `bilevel(learner, loss, first_order)`{instead}."
             ) from error
     run.without_cudnn = True
     draw_again()
     warnings.warn(
-        "cuDNN's recurrent networks have no second derivatives: this objective runs without cuDNN from now on.",
+        "cuDNN's recurrent networks have no second derivatives, and none in evaluation mode: these tasks run without cuDNN "
+        "from now on.",
         stacklevel=3,
     )
     return second_derivatives(work, phi, run)
@@ -335,7 +336,7 @@ class Batched:
 
     def __call__(self, phi: Params, data: Any) -> Tensor:
         if not self.exact or plain() or count(data) == 1:
-            return self.loop(phi, data)
+            return second_derivatives(partial(self.loop, phi, data), phi, self)
         draw_again = random_state()
         try:
             with settled(), _watch_functions() if self.first else _watch_modules():
@@ -347,7 +348,7 @@ class Batched:
             self.first = False
             return result
         draw_again()
-        result = self.loop(phi, data)
+        result = second_derivatives(partial(self.loop, phi, data), phi, self)
         self.exact = False
         if isinstance(reason, InexactEmbedding):
             warnings.warn(f"{reason}: tasks run in a loop.", stacklevel=3)

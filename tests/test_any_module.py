@@ -96,6 +96,7 @@ def encoder():
 def padded(m, x):
     """The last one or two places of each row are padding."""
     mask = torch.arange(7) >= 6 - (torch.arange(len(x)) % 2)[:, None]
+    mask = mask.to(x.device)
     z = m.layers(m.line(x), src_key_padding_mask=mask)
     return z[:, :5].mean(1)
 
@@ -642,29 +643,52 @@ def test_what_has_no_second_derivative_is_named_with_what_to_write(name):
         whole(penalty).value_and_grad(phi, take(episodes().query, 0))
 
 
-def test_recurrent_networks_of_cudnn_run_without_it():
-    """As a GPU without second derivatives of them: it fails wherever cuDNN is on."""
+CUDNN = {
+    "twice": "the derivative for '_cudnn_rnn_backward' is not implemented. Double backwards is not supported for CuDNN",
+    "in evaluation mode": "cudnn RNN backward can only be called in training mode",
+}
+
+
+@pytest.mark.parametrize("message", CUDNN.values(), ids=CUDNN)
+def test_recurrent_networks_of_cudnn_run_without_it(message):
+    """As a GPU without these derivatives: it fails wherever cuDNN is on, in the task or on the way back."""
     seen = []
 
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.fused = torch.backends.cudnn.enabled
+            seen.append(ctx.fused)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            if ctx.fused:
+                raise NotImplementedError(message)
+            return g
+
     def task(phi, x):
-        seen.append(torch.backends.cudnn.enabled)
-        noise = torch.rand(())
-        if torch.backends.cudnn.enabled:
-            raise NotImplementedError(
-                "the derivative for '_cudnn_rnn_backward' is not implemented. Double backwards is not supported for CuDNN"
-            )
-        return noise * (phi["w"] * x).sum()
+        return torch.rand(()) * (Fused.apply(phi["w"]) * x).sum()
 
     objective, phi, x = over_tasks(task, chunk=1), {"w": torch.ones(2)}, torch.ones(3, 2)
-    found = []
-    for _ in range(2):
+    for told in (1, 0):
+        seen.clear()
         torch.manual_seed(0)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            found.append(objective.value_and_grad(phi, x)[0])
-    assert not told and seen == [True] + 6 * [False] and torch.backends.cudnn.enabled
-    torch.manual_seed(0)
-    assert found[0] == found[1] == torch.rand(3).mean() * 2
+            value, grads = objective.value_and_grad(phi, x)
+        torch.manual_seed(0)
+        right = sum(torch.rand(()) * 2 / 3 for _ in range(3))
+        assert abs(value - right) <= 1e-6 and abs(grads["w"].sum() - right) <= 1e-6
+        assert len(warned) == told and seen == [True] * told + [False] * 3
+        assert torch.backends.cudnn.enabled
+
+    def adapts(phi, x):
+        (g,) = torch.autograd.grad(Fused.apply(phi["w"]).sum(), phi["w"], create_graph=True)
+        return (g * x).sum()
+
+    with pytest.warns(UserWarning, match="without cuDNN"):
+        assert over_tasks(adapts, vmap=False)({"w": torch.ones(2).requires_grad_()}, x) == 2
 
 
 def test_a_run_learns_what_the_one_before_found_out():
