@@ -114,7 +114,7 @@ def _unreadable(net: nn.Module, x: Any, error: Exception) -> str:
     elif x.dtype == torch.uint8:
         more = ". Bytes become 0 to 1 with cast=torch.float32 in `episodes` and `mixture`."
     said = str(error)
-    if len(said) > 1000:  # Python may begin with the whole network
+    if len(said) > 300:  # Python may begin with the whole network
         said = "… " + " ".join(said.split())[-200:]
     return f"{_name(net)} cannot read x of shape {shown}: {said}{more}"
 
