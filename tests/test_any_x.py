@@ -17,6 +17,7 @@ from problems import images, largest, normal, seeded
 from test_contract import ROWS, WAYS
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.utils import parametrizations, weight_norm
 
 from mtlib.bilevel import (
     bilevel,
@@ -42,6 +43,7 @@ from mtlib.core import (
     parameters,
     risk,
     rows,
+    start,
     take,
 )
 from mtlib.evaluate import answers, evaluate
@@ -154,6 +156,12 @@ def test_the_halves_are_the_network(name):
     assert torch.equal(ours(x), net(**x).logits)
     assert ours.body(x).shape == (6, 8) and ours.head is net.get_submodule(head)
     phi = parameters(ours)
+    encoded = pytest.importorskip("transformers").BatchEncoding(x)
+    assert torch.equal(apply(ours)(phi, encoded), ours(x))
+    assert type(move(encoded, "cpu")) is dict and rows(encoded) == 6
+    with pytest.raises(ValueError, match=r"ForSequenceClassification cannot read x.*a mapping"):
+        apply(ours)(phi, x["input_ids"])
+    assert start(protonet(ours), phi).left == tuple(k for k in phi if k.startswith("head."))
     assert torch.equal(features(ours)(phi, x), ours.body(x))
     inner = {k.removeprefix("body.") for k, _ in ours.named_parameters() if k.startswith("body.")}
     assert inner == {k for k, _ in net.named_parameters() if not k.startswith(head)}
@@ -327,6 +335,19 @@ def test_what_cannot_be_wrapped_is_named():
 
     with pytest.raises(ValueError, match=r"nn.Identity for its 1.*out_features"):
         wrap(Shaped(nn.Linear(3, 4), nn.Linear(4, 2)), "1", x=torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, weight_norm])
+def test_a_head_with_weight_norm(norm):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        net = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), norm(nn.Linear(4, WAYS))).double()
+    flat, _ = draws("dict")
+    ours, plain = (maml(n, cross_entropy, 0.1, 2) for n in (wrap(net, "2"), net))
+    value, grads = bilevel(ours, cross_entropy, chunk=1).value_and_grad(ours.init(), flat)
+    right, wanted = bilevel(plain, cross_entropy, chunk=1).value_and_grad(plain.init(), flat)
+    named = {k.replace("head.", "2.").removeprefix("body."): g for k, g in grads.items()}
+    assert value == right and largest(named, wanted) <= 1e-12
 
 
 def test_tied_weights():

@@ -238,7 +238,8 @@ def linear_head(net: nn.Module, bias: bool = False) -> nn.Linear:
     head = half(net, "head")
     if not isinstance(head, nn.Linear) or (bias and head.bias is None):
         wanted = "one linear layer with a bias" if bias else "one linear layer"
-        raise ValueError(f"expected a head of {wanted}, got {type(head).__name__}")
+        lacks = " without one" if isinstance(head, nn.Linear) else ""
+        raise ValueError(f"expected a head of {wanted}, got {type(head).__name__}{lacks}")
     return head
 
 

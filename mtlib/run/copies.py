@@ -91,7 +91,10 @@ def _called(net: nn.Module, theta: Params, x: Any) -> Any:
     return out
 
 
-WORDS = ("shape", "size", "channels", "dtype", "scalar type", "Input type", "be Tensor", "missing")
+WORDS = (
+    *("shape", "size", "channels", "dtype", "scalar type", "Input type", "be Tensor", "missing"),
+    "must be a mapping",
+)
 """What torch's messages say where a network cannot read x."""
 
 
@@ -110,7 +113,10 @@ def _unreadable(net: nn.Module, x: Any, error: Exception) -> str:
         )
     elif x.dtype == torch.uint8:
         more = ". Bytes become 0 to 1 with cast=torch.float32 in `episodes` and `mixture`."
-    return f"{_name(net)} cannot read x of shape {shown}: {error}{more}"
+    said = str(error)
+    if len(said) > 300:  # Python may begin with the whole network
+        said = "… " + " ".join(said.split())[-200:]
+    return f"{_name(net)} cannot read x of shape {shown}: {said}{more}"
 
 
 def _name(net: nn.Module) -> str:
