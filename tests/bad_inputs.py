@@ -2797,7 +2797,7 @@ BAD |= {
     "read_image: a number": (lambda: own.read_image(3.5, (1, 8, 8)), "readable image, as expected"),
     "read_image: no image": (
         lambda: own.read_image(__file__, (1, 8, 8)),
-        "is not a readable image: .*",
+        "is not a readable image, as expected: .*",
     ),
     "from_dataset: a loader": (lambda: own.from_dataset(LOADER), "map-style"),
     "from_dataset: a tensor": (lambda: own.from_dataset(DATA.items), "map-style"),
