@@ -144,16 +144,16 @@ def episodes(
     check_seed(seed)
     check_cast(cast)
     one_of(small=(small, ("refuse", "leave out")))
-    sizes = np.array(check_classes(data))
-    needs = [(data.source, sizes, shots if queries_from else shots + queries)]
-    twin = None
+    items, other, twin = Items(data), None, None
+    needs = [(data.source, items.sizes, shots + queries if queries_from is None else shots)]
     if queries_from is not None:
-        twin = _twins(data, queries_from)
-        needs.append((queries_from.source, np.array(check_classes(queries_from))[twin], queries))
+        other, twin = Items(queries_from), _twins(data, queries_from)
+        needs.append((queries_from.source, other.sizes[twin], queries))
     enough = np.all([found >= need for _, found, need in needs], axis=0)
     if small == "leave out" and not enough.all():
         keep = torch.from_numpy(enough)
         data, twin = data.select(keep), None if twin is None else twin[enough]
+        items = Items(data) if data.names else items
     if ways > len(data.names):
         left = "" if enough.all() or small == "refuse" else " with enough items"
         raise ValueError(
@@ -162,8 +162,7 @@ def episodes(
     if small == "refuse":
         for (source, found, need), what in zip(needs, _asked(shots, queries, twin), strict=True):
             _check_sizes(source, found, need, what, data.names)
-    other = None if queries_from is None else Items(queries_from)
-    return _Episodes(Items(data), other, twin, ways, shots, queries, tasks, seed, cast)
+    return _Episodes(items, other, twin, ways, shots, queries, tasks, seed, cast)
 
 
 @dataclass(frozen=True, eq=False)
@@ -579,9 +578,9 @@ def _asked(shots: int, queries: int, twin: object) -> list[str]:
 
 def _twins(data: ClassSet, other: ClassSet) -> np.ndarray:
     """Where each class of `data` stands in `other`, by name."""
-    check_classes(data)
-    check_classes(other)
-    if other is data or other.items is data.items:
+    listed = isinstance(data.items, list | tuple) and isinstance(other.items, list | tuple)
+    held = {id(rows) for rows in data.items} & {id(rows) for rows in other.items} if listed else ()
+    if other is data or other.items is data.items or held:
         raise ValueError(
             "expected other items in queries_from, got those of data: a query item could be a support item. Without "
             "queries_from= both are drawn from data and never meet."

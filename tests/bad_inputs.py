@@ -77,6 +77,7 @@ from mtlib.data import (
     motifs,
     movietweetings,
     omniglot,
+    own,
     tf_binding,
 )
 from mtlib.data.download import Remote, digest_of, fetch, members
@@ -181,6 +182,7 @@ from mtlib.nets import conv2, conv4, mlp, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
 from mtlib.plots import against, band, bars, figure, losses, player, scores
+from mtlib.run.ahead import ahead
 from mtlib.run.checkpoint import load_params, read, save_params
 from mtlib.run.checkpoint import write as write_checkpoint
 from mtlib.run.cost import peak_memory
@@ -2781,6 +2783,91 @@ BAD |= {
         *("protonet", "matching", "relation", "simpleshot", "feat", "ridge", "bayesian"),
         *("metaoptnet", "cnp", "attentive_cnp", "entropy_finetune", "bd_cspn", "laplacian_shot"),
     )
+}
+
+# data of one's own -------------------------------------------------------------------------------
+
+TABLE = {
+    "user": torch.arange(12) % 3,
+    "a": torch.rand(12),
+    "y": torch.rand(12),
+    "word": ["x", "y"] * 6,
+}
+BY_USER = partial(own.rows, by="user", x=["a"], y="y", shots=1, queries=1, tasks=2, seed=0)
+LAZY = own.from_dataset(DATASET, [0, 1] * 4)
+
+BAD |= {
+    "episodes: a cast to bytes": (
+        lambda: episodes(DATA, 5, 1, 1, 2, 0, cast=torch.uint8),
+        "floating dtype",
+    ),
+    "episodes: a word for the cast": (lambda: episodes(DATA, 5, 1, 1, 2, 0, cast="f"), "cast"),
+    "episodes: a cast of tokens": (
+        lambda: episodes(with_items(lambda d: d.long()), 5, 1, 1, 2, 0, cast=torch.float32)(0),
+        "tokens stay as they are",
+    ),
+    "episodes: queries from the data themselves": (
+        lambda: episodes(DATA, 5, 1, 1, 2, 0, queries_from=DATA),
+        "could be a support item",
+    ),
+    "episodes: queries from a tensor": (
+        lambda: episodes(DATA, 5, 1, 1, 2, 0, queries_from=DATA.items),
+        "expected a ClassSet",
+    ),
+    "episodes: queries of other classes": (
+        lambda: episodes(DATA, 5, 1, 1, 2, 0, queries_from=planted(8, 6, seed=1)),
+        "classes of data, by name",
+    ),
+    "episodes: True for small": (lambda: episodes(DATA, 5, 1, 1, 2, 0, small=True), "small"),
+    "ClassSet.split: no parts": (lambda: DATA.split(), "parts as numbers"),
+    "ClassSet.split: more than there are": (lambda: DATA.split(a=8, b=1), "at most 8"),
+    "ClassSet.split: numbers and shares": (lambda: DATA.split(a=3, b=0.5), "all as shares"),
+    "mixture: a class set and a batch": (
+        lambda: mixture(DATA, ROWS, batch=2, seed=0),
+        "every one a Batch",
+    ),
+    "mixture: a cast to integers": (
+        lambda: mixture(ROWS, batch=2, seed=0, cast=torch.int64),
+        "floating dtype",
+    ),
+    "pool: rows read from a data set": (lambda: pool(LAZY), lambda found: found.x.shape == (8, 30)),
+    "image_folder: a folder that is not there": (
+        lambda: own.image_folder("nowhere", 8),
+        "folder for each class",
+    ),
+    "image_folder: two channels": (lambda: own.image_folder(".", 8, 2), "1 channel"),
+    "read_image: a number": (lambda: own.read_image(3.5, (1, 8, 8)), "readable image, as expected"),
+    "read_image: no image": (
+        lambda: own.read_image(__file__, (1, 8, 8)),
+        "is not a readable image, as expected: .*",
+    ),
+    "from_dataset: a loader": (lambda: own.from_dataset(LOADER), "map-style"),
+    "from_dataset: a tensor": (lambda: own.from_dataset(DATA.items), "map-style"),
+    "from_dataset: too few labels": (lambda: own.from_dataset(DATASET, [0, 1]), "each of 8 items"),
+    "from_dataset: real labels": (
+        lambda: own.from_dataset(DATASET, torch.rand(8)),
+        "whole number or a word",
+    ),
+    "rows: a list": (lambda: BY_USER([1, 2]), "expected a table"),
+    "rows: a column of words": (lambda: BY_USER(TABLE, x=["word"]), "numbers in the column 'word'"),
+    "rows: a column that is not there": (lambda: BY_USER(TABLE, x=["b"]), "expected columns"),
+    "rows: y among x": (lambda: BY_USER(TABLE, x=["a", "y"]), "other columns y"),
+    "rows: groups that are too small": (
+        lambda: BY_USER(TABLE, shots=4),
+        "3 of 3 have fewer",
+    ),
+    "split_rows: a tensor": (lambda: own.split_rows(DATA.items, "user", a=1), "expected a table"),
+    "split_rows: more groups than there are": (
+        lambda: own.split_rows(TABLE, "user", a=4),
+        "at most 3",
+    ),
+    "split_rows: no such column": (
+        lambda: own.split_rows(TABLE, "machine", a=1),
+        r"expected columns \['machine'\]",
+    ),
+    "ahead: a data loader": (lambda: ahead(LOADER), "stream"),
+    "ahead: no workers": (lambda: ahead(STREAM, 0), "workers"),
+    "ahead: a function inside a function": (lambda: ahead(lambda step: DRAW), "cannot be pickled"),
 }
 
 # still open --------------------------------------------------------------------------------------

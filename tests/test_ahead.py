@@ -25,7 +25,7 @@ from mtlib.core import Batch, take
 from mtlib.data.own import image_folder, rows
 from mtlib.data.sinusoids import sinusoids
 from mtlib.run.ahead import Ahead, ahead, packed, tensor_of
-from mtlib.tasks import episodes, mixture, quiz, some_tasks
+from mtlib.tasks import ClassSet, episodes, mixture, quiz, some_tasks
 
 METHODS = ["spawn", "fork"]
 
@@ -347,6 +347,31 @@ def test_files_of_a_data_set_are_drawn_in_little_memory(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert all(0 < float(m) <= 500 for m in done.stdout.split()), done.stdout
+
+
+def private(pid):
+    """Memory of one process alone, in megabytes."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        rows = [line.split() for line in file]
+    return sum(int(row[1]) for row in rows if row[0].startswith("Private_")) / 1024
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/smaps_rollup"), reason="Linux tells of private memory"
+)
+def test_items_in_memory_are_there_once():
+    """A set of 300 MB is no process's own, and two thousand tensors need no two thousand open files."""
+    big = ClassSet(torch.ones(10, 10, 750_000), [str(c) for c in range(10)], "ones")
+    many = ClassSet(
+        [torch.full((2, 1), float(c)) for c in range(2000)], [str(c) for c in range(2000)], "many"
+    )
+    plain = All({"big": episodes(big, 2, 1, 1, 1, 0), "many": episodes(many, 5, 1, 1, 3, 0)})
+    with ahead(plain, workers=1) as stream:
+        assert same(stream(0), plain(0)) and same(stream(1), plain(1))
+        (worker,) = stream.workers
+        assert len(os.listdir(f"/proc/{worker.process.pid}/fd")) < 50
+        assert private(worker.process.pid) < 280
+    assert not big.items.is_shared()
 
 
 # Several processes -------------------------------------------------------------------------------

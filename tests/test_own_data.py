@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import shutil
 import warnings
 from collections import Counter
 from functools import partial
@@ -367,6 +368,8 @@ def test_sessions_that_do_not_fit_are_named():
         episodes(first, 2, 1, 1, 2, 0, queries_from=second.select([0, 2]))
     with pytest.raises(ValueError, match="could be a support item"):
         episodes(first, 2, 1, 1, 2, 0, queries_from=first)
+    with pytest.raises(ValueError, match="could be a support item"):
+        episodes(first, 2, 1, 1, 2, 0, queries_from=first.select([2, 1, 0]))
     with pytest.raises(ValueError, match=r"expected queries ≤ 3.*'evening'.*'class 0' has 3"):
         episodes(first, 2, 1, 4, 2, 0, queries_from=second)
     with pytest.raises(ValueError, match=r"expected shots ≤ 4.*'class 0' has 4"):
@@ -448,6 +451,8 @@ def test_a_folder_is_a_class_set(tmp_path):
     write(tmp_path, [3, 5, 4])
     (tmp_path / "k01" / "notes.txt").write_text("seen in June")
     (tmp_path / "k01" / ".hidden.png").write_text("no image")
+    (tmp_path / "k01" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(tmp_path / "k01" / "000.png", tmp_path / "k01" / ".ipynb_checkpoints" / "copy.png")
     for channels in (1, 3):
         data = image_folder(tmp_path, (8, 6), channels)
         assert data.names == ["k00", "k01", "k02"]
@@ -555,7 +560,7 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "k00" / "empty.png").unlink()
     (tmp_path / "k01" / "text.jpg").unlink()
     lazy = image_folder(tmp_path, 8, lazy=True)
-    with pytest.raises(ValueError, match=r"cut\.png is none"):
+    with pytest.raises(ValueError, match=r"cut\.png is not a readable image"):
         pool(lazy)
     Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(
         tmp_path / "k01" / "cut.png".replace("png", "tiff")

@@ -36,6 +36,7 @@ from mtlib.data import (
     heart,
     movietweetings,
     omniglot,
+    own,
     sentiment,
     tf_binding,
 )
@@ -235,6 +236,9 @@ def targets(folder: Path) -> dict[str, Target]:
     def twenty(found: Any) -> bool:
         return all(v.shape == (20, 14, 14) and v.dtype == np.uint8 for v in found.values())
 
+    def seen(found: Any) -> bool:
+        return found.shape == (3, 16, 16) and found.dtype == torch.uint8
+
     before = omniglot._kept(folder / "a", 6)
     features = encoders._kept(folder / "b", "key", 3)
     assert before is not None and features is not None
@@ -278,6 +282,12 @@ def targets(folder: Path) -> dict[str, Target]:
             lambda b, a: movietweetings.read(a, b),
             {"f.dat": film_file, "r.dat": real_ratings},
             rated,
+        ),
+        "own.read_image, PNG": Target(
+            lambda p: own.read_image(p, (3, 16, 16)), {"a.png": _picture((40, 30), "PNG")}, seen
+        ),
+        "own.read_image, JPEG": Target(
+            lambda p: own.read_image(p, (3, 16, 16)), {"a.jpg": _picture((40, 30), "JPEG")}, seen
         ),
         "omniglot._decode": Target(
             lambda p: omniglot._decode(p, 14), {"o.zip": _drawings()}, twenty

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 from mtlib.core import Batch, Episode, Stream, over
+from mtlib.data.parsing import parsing
 from mtlib.run.progress import bar
 from mtlib.tasks import (
     ClassSet,
@@ -39,7 +40,8 @@ def image_folder(
     """Images of any sizes in a folder with one folder for each class: items are bytes (n_c, channels, height, width).
 
     Names are those of the folders, sorted; a class's images are all files below its folder with an ending that Pillow
-    reads, sorted by path; other files are left aside, and `source` counts them. An image is turned as its EXIF
+    reads, sorted by path; other files are left aside, and `source` counts
+    them; what is hidden is not looked at. An image is turned as its EXIF
     orientation says, its transparent parts become white, and from its middle the largest cut of the proportions of
     `size` (height, width), or of a square, is brought to that size (bilinear, antialiased). `channels` are 3 for red,
     green and blue, or 1 for grey; 16 bits of grey become 8. `episodes(..., cast=torch.float32)` makes numbers from 0 to 1.
@@ -58,7 +60,7 @@ def image_folder(
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     files, aside = [], 0
     for c in classes:
-        every = [p for p in sorted(c.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+        every = [p for p in sorted(c.rglob("*")) if p.is_file() and not _hidden(p.relative_to(c))]
         files.append([p for p in every if p.suffix.lower() in endings])
         aside += len(every) - len(files[-1])
     if not classes:
@@ -108,14 +110,11 @@ class _Images(Rows):
 def read_image(path: str | Path, shape: tuple[int, int, int]) -> Tensor:
     """One image as bytes of this shape (channels, height, width). Raises ValueError that names a file it cannot read."""
     channels, height, width = shape
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            plain = _plain(upright, "L" if channels == 1 else "RGB")
-            cut = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
-            array = np.array(cut)  # (H, W) or (H, W, 3), a copy that torch may write to
-    except Exception as error:  # Pillow raises a dozen kinds, by format
-        raise ValueError(f"expected a readable image, {path} is none: {error}") from error
+    with parsing(path, "a readable image, as expected"), Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        plain = _plain(upright, "L" if channels == 1 else "RGB")
+        cut = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
+        array = np.array(cut)  # (H, W) or (H, W, 3), a copy that torch may write to
     return torch.from_numpy(array).view(height, width, channels).permute(2, 0, 1).contiguous()
 
 
@@ -124,10 +123,10 @@ def _plain(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", None)):
         numbers = np.array(image).astype(np.int64)
         if numbers.min() < 0 or numbers.max() > 65535:
-            raise ValueError("its numbers have more than 16 bits")
+            raise ValueError("expected 8 or 16 bits a channel, it has more")
         return Image.fromarray((numbers // 257).astype(np.uint8)).convert(mode)
     if image.mode in ("I", "F"):
-        raise ValueError(f"its numbers are of mode {image.mode}, expected 8 or 16 bits")
+        raise ValueError(f"expected 8 or 16 bits a channel, it is of mode {image.mode}")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         seen = image.convert("RGBA")
         white = Image.new("RGBA", seen.size, (255, 255, 255, 255))
@@ -142,7 +141,7 @@ def _read_all(paths: list[str], held: Tensor) -> list[str]:
         try:
             held[i] = read_image(paths[i], (held.shape[1], held.shape[2], held.shape[3]))
         except ValueError as error:
-            return str(error).partition("expected a readable image, ")[2]
+            return str(error)
         return ""
 
     with ThreadPoolExecutor() as threads, bar(len(paths), "images") as shown:
@@ -156,10 +155,15 @@ def _read_all(paths: list[str], held: Tensor) -> list[str]:
 def _broken(path: str) -> str:
     """What is wrong with a file's beginning, "" if it is an image's."""
     try:
-        with Image.open(path):
+        with parsing(path, "a readable image, as expected"), Image.open(path):
             return ""
-    except Exception as error:
-        return f"{path} is none: {error}"
+    except ValueError as error:
+        return str(error)
+
+
+def _hidden(path: Path) -> bool:
+    """Such as .DS_Store, or the copies in .ipynb_checkpoints."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _size(size: object) -> tuple[int, int]:

@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -59,9 +58,10 @@ class Ahead:
         raise TypeError("expected the stream itself, which ahead(stream, workers) cannot stand for")
 
     def _start(self) -> None:
+        given = self.stream if self.method == "fork" else _Parcel(self.stream)
         try:
             for _ in range(self.count):
-                self.workers.append(_Worker(self.stream, self.method))
+                self.workers.append(_Worker(given, self.method))
         except BaseException:
             _end(self.workers)
             raise
@@ -120,8 +120,8 @@ def ahead(stream: Stream, workers: int = 2, method: str = "spawn") -> Ahead:
     after Ctrl-C the next call starts new ones.
 
     `method` is how a process starts. "spawn" starts Python anew: the stream must be one that can be pickled, as those
-    of `episodes`, `mixture`, `rows` and `quiz` can, of data whose classes stand in a file; its tensors are moved to memory
-    that all share; and a script does its own work below `if __name__ == "__main__":`. "fork" copies this process as it
+    of `episodes`, `mixture`, `rows` and `quiz` can, of data whose classes stand in a file; its tensors and arrays are copied
+    once, to memory that all share; and a script does its own work below `if __name__ == "__main__":`. "fork" copies this process as it
     is, with functions of a notebook, too; not on Windows, and not once other threads run. Raises TypeError for a stream
     that cannot be pickled, which names what in it cannot.
     """
@@ -136,26 +136,20 @@ def ahead(stream: Stream, workers: int = 2, method: str = "spawn") -> Ahead:
 class _Worker:
     """One process, and what it draws."""
 
-    def __init__(self, stream: Stream, method: str):
+    def __init__(self, given: Any, method: str):
         context: Any = multiprocessing.get_context(method)
         self.key: Key | None = None
         self.pipe, there = context.Pipe()
         mine = self.pipe if method == "fork" else None
-        parcel = stream if method == "fork" else _Parcel(stream)
-        self.process = context.Process(target=_work, args=(parcel, there, mine), daemon=True)
+        self.process = context.Process(target=_work, args=(given, there, mine), daemon=True)
         try:
             with _without_interrupts(), warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", DeprecationWarning
-                )  # Python's own, of forks beside threads
+                # Python's own warning, of forks beside threads
+                warnings.simplefilter("ignore", DeprecationWarning)
                 self.process.start()
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        except BaseException:
             self.pipe.close()
-            raise TypeError(
-                f"expected a stream that another process can be given; {type(stream).__name__} cannot be pickled: {error}. "
-                "`episodes`, `mixture`, `rows` and `quiz` make such streams; functions inside functions are none. "
-                'ahead(stream, method="fork") pickles nothing.'
-            ) from error
+            raise
         finally:
             there.close()
 
@@ -190,19 +184,51 @@ class _Worker:
 
 
 class _Parcel:
-    """A stream on its way to a new process, which opens it where it can say what is wrong with it."""
+    """A stream on its way to new processes: a pickle, and the numbers of its tensors and arrays in memory that all share."""
 
     def __init__(self, stream: Stream):
-        self.stream, self.closed = stream, b""
+        try:
+            self.header, buffers = packed(stream)
+        except Exception as error:
+            raise TypeError(
+                f"expected a stream that another process can be given; {type(stream).__name__} cannot be pickled: {error}. "
+                "`episodes`, `mixture`, `rows` and `quiz` make such streams; functions inside functions are none. "
+                'ahead(stream, method="fork") pickles nothing.'
+            ) from error
+        sizes = np.array([held.nbytes for held in buffers], dtype=np.int64)
+        self.ends = (-(-sizes // ALIGNED) * ALIGNED).cumsum()
+        self.sizes, self.block = sizes, None
+        if total := int(self.ends[-1]) if len(sizes) else 0:
+            self.block = _shared(total)
+            for to, held in zip(self.places(), buffers, strict=True):
+                to[:] = np.frombuffer(held, dtype=np.uint8)
 
-    def __getstate__(self) -> bytes:
-        return bytes(ForkingPickler.dumps(self.stream))
-
-    def __setstate__(self, closed: bytes) -> None:
-        self.closed = closed
+    def places(self) -> list[np.ndarray]:
+        """The bytes of each tensor and array."""
+        if self.block is None:
+            return [np.empty(0, dtype=np.uint8) for _ in self.sizes]
+        block, starts = self.block.numpy(), [0, *self.ends[:-1]]
+        return [block[a : a + n] for a, n in zip(starts, self.sizes, strict=True)]
 
     def open(self) -> Any:
-        return pickle.loads(self.closed)
+        """The stream, in the new process."""
+        return pickle.loads(self.header, buffers=self.places())
+
+
+ALIGNED = 64  # bytes: where the numbers of a tensor begin
+
+
+def _shared(total: int) -> Tensor:
+    """So many bytes that several processes share."""
+    block = torch.empty(total, dtype=torch.uint8)
+    try:
+        block.share_memory_()
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected {total / 2**20:.0f} MB of shared memory for the items of the stream: {error}. Enlarge it (in a "
+            'container, --shm-size), leave items on the disk (`image_folder(..., lazy=True)`), or method="fork".'
+        ) from error
+    return block
 
 
 class _There(Exception):
@@ -290,7 +316,7 @@ class _Pickler(pickle.Pickler):
     """Leaves the bytes of tensors out: they travel beside it."""
 
     def reducer_override(self, found: Any) -> Any:
-        if not isinstance(found, Tensor):
+        if type(found) is not Tensor or found.layout != torch.strided:
             return NotImplemented
         plain = found.detach().cpu().contiguous()
         held = plain.reshape(-1).view(torch.uint8).numpy()
