@@ -9,7 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Draw, Loss, Params, apply, classify, expect, features, require, risk
+from mtlib.core import (
+    Batch,
+    Draw,
+    Loss,
+    Params,
+    apply,
+    classify,
+    double,
+    expect,
+    features,
+    require,
+    risk,
+)
 from mtlib.objective import Objective, over_tasks, whole
 from mtlib.tasks import positive, takes, within
 
@@ -169,7 +181,10 @@ def _check(loss: Loss, columns: Sequence[slice] | None) -> None:
 def _weights(weights: Sequence[float], penalties: bool) -> Tensor:
     """The weights (T,); all 0 where penalties are all there is."""
     try:
-        w = torch.as_tensor(weights, dtype=torch.float64)
+        if isinstance(weights, Tensor):
+            w = double(weights)
+        else:
+            w = torch.as_tensor(weights, dtype=torch.float64)
     except (TypeError, ValueError):  # words, for one
         w = torch.empty(0)
     right = (
