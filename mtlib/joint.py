@@ -23,6 +23,7 @@ from mtlib.core import (
     take,
 )
 from mtlib.objective import Objective, count, over_tasks, whole
+from mtlib.run.devices import double
 from mtlib.tasks import positive, takes, within
 
 Penalty = Callable[[Params, Tensor, Tensor], Tensor]
@@ -184,7 +185,10 @@ def _check(loss: Loss, columns: Sequence[slice] | None) -> None:
 def _weights(weights: Sequence[float], penalties: bool) -> Tensor:
     """The weights (T,); all 0 where penalties are all there is."""
     try:
-        w = torch.as_tensor(weights, dtype=torch.float64)
+        if isinstance(weights, Tensor):
+            w = double(weights)
+        else:
+            w = torch.as_tensor(weights, dtype=torch.float64)
     except (TypeError, ValueError):  # words, for one
         w = torch.empty(0)
     right = (

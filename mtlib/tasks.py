@@ -424,7 +424,7 @@ def different(rng: np.random.Generator, sizes: np.ndarray, k: int) -> np.ndarray
 def chosen(keep: list[int] | Tensor, n: int, what: str) -> Tensor:
     """Indices (k,) of some of n things, given so or as a mask (n,). Raises ValueError for anything else."""
     try:
-        index = torch.as_tensor(keep)
+        index = torch.as_tensor(keep).cpu()  # where it may index tensors of any device
     except (TypeError, ValueError):  # words, for one
         index = torch.empty(0, 0)
     if index.dtype == torch.bool and index.shape == (n,):

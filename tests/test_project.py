@@ -28,7 +28,7 @@ STAR = {
     "run": {"core", "run", "tasks"},
     "objective": {"core", "run", "tasks"},
     "bilevel": {"core", "objective", "run", "tasks"},
-    "joint": {"core", "objective", "tasks"},
+    "joint": {"core", "objective", "run", "tasks"},
     "norm": {"core", "run"},
     "nets": {"core", "norm", "run", "tasks"},
     "tasks": {"core"},

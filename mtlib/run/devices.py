@@ -30,7 +30,8 @@ def random_states() -> list[tuple[Callable[[Tensor], None], Tensor]]:
         return states
     module: Any = torch.get_device_module(device)
     if device.type == "mps":  # the one that takes no number of a device
-        return [*states, (module.set_rng_state, module.get_rng_state())]
+        here = torch.backends.mps.is_available()
+        return [*states, (module.set_rng_state, module.get_rng_state())] if here else states
     used = getattr(module, "is_initialized", module.is_available)()
     numbers = range(module.device_count() if used else 0)
     put = [partial(module.set_rng_state, device=i) for i in numbers]

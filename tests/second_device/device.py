@@ -1,6 +1,6 @@
 """The device that the tests call second: not the CPU. `name()` loads it into this process, which it changes for good.
 
-MTLIB_TEST_DEVICE=cuda (or mps) takes a real one instead.
+MTLIB_TEST_DEVICE=cuda takes a real one instead.
 """
 
 from __future__ import annotations

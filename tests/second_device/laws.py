@@ -78,13 +78,14 @@ def same(found, expected, atol=1e-9):
 
 
 def agrees(objective, phi, data, atol=1e-9):
-    """Value and gradient of an objective are the CPU's, with all its data and φ on the device, and itself not."""
+    """Value and gradient of an objective are the CPU's, with its data and φ on the device, itself not; gives the CPU's."""
     torch.manual_seed(0)
     expected = objective.value_and_grad(phi, data)
     torch.manual_seed(0)
     same(objective.value_and_grad(here(phi), here(data)), expected, atol)
     torch.manual_seed(0)
     same(objective.value(here(phi), here(data)), expected[0], atol)
+    return expected
 
 
 # The device itself ----------------------------------------------------------------------------
@@ -142,9 +143,8 @@ def test_a_learner_gives_the_cpus_numbers(row):
     """Wherever its network is: all follows φ."""
     learner, moved = made(row)
     phi, data = learner.init(), images(tasks=2)
-    agrees(bilevel(learner, row.loss), phi, data)
+    expected = agrees(bilevel(learner, row.loss), phi, data)
     same(moved.init(), phi)
-    expected = bilevel(learner, row.loss).value_and_grad(phi, data)
     same(bilevel(moved, row.loss).value_and_grad(moved.init(), here(data)), expected)
     support, query = here(over(lambda d: d[0], data))
     theta = moved.adapt(moved.init(), support)
@@ -231,12 +231,13 @@ def test_recomputed_steps_are_in_the_mode_of_the_first_pass():
         return apply(net)(phi, x).square().mean()
 
     for mode in (nullcontext, evaluating, partial(torch.autocast, DEVICE.type, torch.bfloat16)):
-        with mode():
-            found = []
-            for way in (loss, partial(replay, loss)):
-                torch.manual_seed(0)
-                phi = {k: v.requires_grad_() for k, v in here(parameters(net)).items()}
-                found.append(torch.autograd.grad(way(phi), [*phi.values()]))
+        found = []
+        for way in (loss, partial(replay, loss)):
+            torch.manual_seed(0)
+            phi = {k: v.requires_grad_() for k, v in here(parameters(net)).items()}
+            with mode():
+                value = way(phi)
+            found.append(torch.autograd.grad(value, [*phi.values()]))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -276,6 +277,7 @@ def test_a_penalty_gives_the_cpus_numbers(of):
 
 OBJECTIVES = {
     "joint": (joint(NET, cross_entropy), {}),
+    "weights": (joint(NET, cross_entropy, torch.tensor([0.5, 0.2, 0.3], device=DEVICE)), {}),
     "columns": (joint(NET, cross_entropy, columns=[slice(0, 3)] * 3), {}),
     "uncertainty": (weights.uncertainty(NET, cross_entropy), weights.log_variances(3)),
     "gradnorm": (weights.gradnorm(NET, cross_entropy), weights.balances(torch.ones(3).double())),
@@ -426,7 +428,8 @@ def test_fit_needs_no_float64_on_the_device(tmp_path):
         options = {"device": DEVICE, "progress": False, "checkpoint": tmp_path / "run.safetensors"}
         stop = early_stopping(lambda phi: float(flat(phi).sum()), every=2, patience=9)
         for steps in (2, 4):
-            objective = joint(net, cross_entropy, (0.2, 0.3, 0.5), [align.mmd()])
+            w = torch.tensor([0.2, 0.3, 0.5], device=DEVICE)
+            objective = joint(net, cross_entropy, w, [align.mmd()])
             run = fit(objective, parameters(net), lambda step: sets, steps, stop=stop, **options)
         assert len(run.losses) == 4
 
@@ -466,6 +469,9 @@ def test_classes_that_are_on_the_device():
         stream = episodes(data, 5, 1, 5, tasks=4, seed=1)
         return evaluate(learner, learner.init(), stream, 8, progress=False)
 
+    mask = torch.arange(len(data.names)) % 2 == 0
+    for items, keep in ((data, here(mask)), (moved, mask), (moved, here(mask))):
+        assert torch.equal(items.select(keep).items.cpu(), data.select(mask).items)
     kept = data.select(range(8))
     expected = over_classes(score, kept)
     assert over_classes(score, moved.select(range(8))).mean == pytest.approx(

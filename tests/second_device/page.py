@@ -10,12 +10,12 @@ import sys
 import warnings
 from pathlib import Path
 
-os.environ |= {"MTLIB_SCALE": "small", "MTLIB_PROGRESS": "0"}
 NOT_HERE = 77  # the exit status where there is no such device
 
 
 def main(notebook: Path) -> int | str:
     """0, or in which cell the page stops, and of what."""
+    os.environ |= {"MTLIB_SCALE": "small", "MTLIB_PROGRESS": "0"}
     import matplotlib
     import torch
     from device import Unavailable, name
