@@ -259,7 +259,16 @@ def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
 
 def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     """∇L(θ), differentiable in θ and in whatever else L reads, where gradients are enabled."""
-    return torch.func.grad(loss)(theta)  # type: ignore[no-any-return]
+    g: Params = outside_inference(torch.func.grad(loss), theta)
+    return g
+
+
+def outside_inference(f: Callable[..., Any], *args: Any) -> Any:
+    """f(*args), in `torch.no_grad` where it was called in inference mode: before torch 2.12 `torch.func.grad` gives zeros there."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return f(*args)
+    with torch.inference_mode(False), torch.no_grad():
+        return f(*args)
 
 
 def lend(net: nn.Module, theta: Params, x: Tensor) -> Tensor:

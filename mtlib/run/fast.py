@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from traceback import clear_frames
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlib.core import Params, expect, reference, ways
 from mtlib.run.switches import is_on
-
-Result = TypeVar("Result")
 
 
 def plain() -> bool:
@@ -129,7 +127,7 @@ def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Params:
     outer, way = torch.is_grad_enabled(), way_to_autograd()
     loss = scalar(loss)
     if way is None:
-        return outside_inference(reference, loss, theta)
+        return reference(loss, theta)
     stacked = {k: way[0](v) for k, v in theta.items()}
     if outer and not any(v.requires_grad for v in stacked.values()):
         return reference(loss, theta)
@@ -160,14 +158,6 @@ def _by_autograd(
             value, list(point.values()), create_graph=outer, materialize_grads=True
         )
     return dict(zip(stacked, map(rewrap, g), strict=True))
-
-
-def outside_inference(f: Callable[..., Result], *args: Any) -> Result:
-    """f(*args), in `torch.no_grad` where it was called in inference mode: before torch 2.12 `torch.func.grad` gives zeros there."""
-    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-        return f(*args)
-    with torch.inference_mode(False), torch.no_grad():
-        return f(*args)
 
 
 def scalar(loss: Callable[[Params], Tensor]) -> Callable[[Params], Tensor]:

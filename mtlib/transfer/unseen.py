@@ -7,11 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.bilevel import at, unrolled
-from mtlib.core import Batch, Draw, Episode, Loss, Params, Stream, apply, over, risk
+from mtlib.core import (
+    Batch,
+    Draw,
+    Episode,
+    Loss,
+    Params,
+    Stream,
+    apply,
+    outside_inference,
+    over,
+    risk,
+)
 from mtlib.joint import risks
 from mtlib.learners.gradient import at_least_zero, maml
 from mtlib.objective import Objective, add_gradient, leaves_of, over_tasks, whole
-from mtlib.run.fast import outside_inference
 from mtlib.tasks import check_seed, check_stream, positive
 
 GROUP = "group."  # prefix of `group_dro`'s own entries in φ
