@@ -433,6 +433,8 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
     norms = dict[int, nn.Module]()
     program: Callable[..., Any] | None = None
     failed = False
+    # torch 2.11 traces no cross-entropy under `vmap` whose sizes may change: there each size has its own program
+    dynamic = False if torch.__version__ < "2.13" else None
 
     def total(moving: Params, still: Params, data: Any, w: Tensor) -> Tensor:
         phi = {**still, **moving}
@@ -454,7 +456,9 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
             reached[key] = list(grads)
             return value, grads
         try:
-            program = program or torch.compile(torch.func.grad_and_value(total), fullgraph=True)
+            program = program or torch.compile(
+                torch.func.grad_and_value(total), fullgraph=True, dynamic=dynamic
+            )
             with _together(leaves):
                 grads, value = program(moving, still, data, w)
         except Exception as error:  # the same call ran before without the compiler

@@ -368,6 +368,25 @@ def test_the_compiled_gradient_equals_the_plain_one():
     assert "unused" not in plain[1]
 
 
+@compiling
+def test_a_second_objective_of_other_sizes_is_traced_too(monkeypatch):
+    """Traced, not translated: torch keeps one cache for all objectives, and takes sizes that differ for ones that change."""
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: compile(f, backend="eager", **options)
+    )
+    torch.compiler.reset()
+    for rows, ways in ((6, 3), (8, 2)):
+        x = torch.randn(4, rows, 3, dtype=torch.float64)
+        y = one_hot(torch.arange(rows) % ways, ways).double().expand(4, -1, -1)
+        data, net = Episode(Batch(x, y), Batch(x, y)), mlp(3, (4,), ways, seed=0).double()
+        learner = maml(net, cross_entropy, 0.1, 1)
+        plain = bilevel(learner, cross_entropy).value_and_grad(learner.init(), data)
+        objective = bilevel(learner, cross_entropy, compile=True)
+        for _ in range(2):
+            agree(plain, objective.value_and_grad(learner.init(), data))
+
+
 # Checkpoints of the inner loop ---------------------------------------------------------------
 
 
