@@ -14,6 +14,8 @@ from pages import BOOK
 CELLS = json.loads((BOOK / "own.ipynb").read_text("utf8"))["cells"]
 TEXT = "\n".join("".join(c["source"]) for c in CELLS if c["cell_type"] == "markdown")
 OTHERS = "Coming from learn2learn, higher, TorchMeta, easyfsl"
+TABLES = TEXT.partition(f"## {OTHERS}")[2].partition("\n## ")[0]
+ROWS = re.findall(r"(?m)^\| (.+?) \| (.+?) \|$", TABLES)
 
 
 def parts() -> dict[str, str]:
@@ -55,8 +57,7 @@ def test_a_part_runs_alone(title, alone):
 
 def calls() -> list[tuple[str, str]]:
     """The rows of the last part's tables: another library's call, and ours."""
-    rows = re.findall(r"(?m)^\| (.+?) \| (.+?) \|$", TEXT[TEXT.index(OTHERS) :])
-    found = [(theirs, re.findall(r"`([^`]+)`", ours)) for theirs, ours in rows]
+    found = [(theirs, re.findall(r"`([^`]+)`", ours)) for theirs, ours in ROWS]
     return [(theirs, ours[0]) for theirs, ours in found if ours and ours[0] != "mtlib"]
 
 
@@ -66,20 +67,30 @@ def test_every_call_of_the_tables_runs(alone):
         f"Path('photos/{k}').mkdir(parents=True)\nImage.new('L', (9, 9)).save('photos/{k}/a.png')\n"
         for k in "ab"
     )
-    lines = [f"print({code!r}); {code}" for _, code in calls()]
+    lines = [f"{code}\nprint({code!r})" for _, code in calls()]
     program = alone / "calls.py"
     program.write_text("\n".join([folder, PARTS[OTHERS], *lines]), "utf8")
     shown = printed(str(program), cwd=alone, timeout=300).splitlines()
-    assert len(calls()) > 30 and [line for line in shown if line in {c for _, c in calls()}]
+    assert len(calls()) > 30 and shown == [code for _, code in calls()]
 
 
 def test_a_call_without_a_counterpart_says_so():
-    rows = re.findall(r"(?m)^\| (.+?) \| (.+?) \|$", TEXT[TEXT.index(OTHERS) :])
-    without = {theirs for theirs, ours in rows if ours == "none"}
+    without = {theirs for theirs, ours in ROWS if ours == "none"}
     assert without == {"`hardness_metric`, tabular and rotated data sets", "`TIM`, `PTMAP`"}
 
 
 # Serving -------------------------------------------------------------------------------------
+
+
+def test_the_exported_protonet_of_the_exercise_answers(alone):
+    """The program of the last solution, after the part it follows."""
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT.partition("ex-own-export")[2], re.DOTALL)
+    same = (
+        "\nprint(torch.equal(few.module()(*task.support, x[:3]), Few(model)(*task.support, x[:3])))"
+    )
+    (alone / "part.py").write_text(PARTS["Save, export, serve"] + "\n" + code + same, "utf8")
+    *_, chosen, equal = printed("part.py", cwd=alone, timeout=300).splitlines()
+    assert re.fullmatch(r"tensor\(\[\d, \d, \d\]\)", chosen) and equal == "True"
 
 
 def test_onnx_gives_what_the_module_gives(alone):

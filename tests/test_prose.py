@@ -9,8 +9,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from machine import ROOT
 from pages import NOTEBOOKS
+from torch.nn.functional import cross_entropy
 
 NAME = re.compile(r"(?<![\w/.])mtlib(?:\.[A-Za-z_]\w*)+")
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").rglob("*.md"))]
@@ -60,3 +62,12 @@ def test_a_name_that_is_wrong_is_found():
     ]
     with pytest.raises(ModuleNotFoundError):
         resolve("mtlib.nets.calibrate")
+
+
+def test_the_faqs_weighted_cross_entropy_is_the_one_of_class_numbers():
+    """The expression that the page gives, on rows, is torch's loss of the numbers."""
+    text = (ROOT / "book" / "faq.md").read_text("utf8")
+    (code,) = re.findall(r"`(lambda p, y: cross_entropy.+?)`", text)
+    k, w, p = torch.tensor([0, 2, 2, 1, 2]), torch.tensor([1.0, 2.0, 5.0]), torch.randn(5, 3)
+    given = eval(code, {"cross_entropy": cross_entropy, "w": w})(p, torch.eye(3)[k])
+    assert torch.allclose(given, cross_entropy(p, k, weight=w))
