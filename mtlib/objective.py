@@ -316,8 +316,8 @@ class Batched:
     """`run(phi, data)` -> the tasks' results, stacked: by `vmap` where it can run them exactly, else by a loop.
 
     Where `vmap` has no rule for an operation (recurrent networks, `.item()`, a choice by values, boolean masks), or gives
-    wrong derivatives, silently (second ones of norms, pytorch/functorch issue 534; embeddings with padding), the loop runs instead, for good, with a
-    warning that says why. What a loop cannot run either raises the loop's error.
+    wrong derivatives, silently (second ones of norms, pytorch/functorch issue 534; those of embeddings with padding), the
+    loop runs instead, for good, with a warning that says why. What a loop cannot run either raises the loop's error.
     """
 
     def __init__(self, task: Callable[[Params, Any], Tensor], vmap: bool = True):
