@@ -9,20 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import (
-    Batch,
-    Draw,
-    Loss,
-    Params,
-    apply,
-    classify,
-    double,
-    expect,
-    features,
-    require,
-    risk,
-)
+from mtlib.core import Batch, Draw, Loss, Params, apply, classify, expect, features, require, risk
 from mtlib.objective import Objective, over_tasks, whole
+from mtlib.run.devices import double
 from mtlib.tasks import positive, takes, within
 
 Penalty = Callable[[Params, Tensor, Tensor], Tensor]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mtlib.core import random_kept
 from mtlib.norm import Norm, Statistics
+from mtlib.run.devices import random_kept
 from mtlib.run.fast import plain
 from mtlib.tasks import positive
 

@@ -16,20 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mtlib.core import (
-    Batch,
-    Episode,
-    Learner,
-    Params,
-    Stream,
-    move,
-    over,
-    random_kept,
-    stale,
-    take,
-)
+from mtlib.core import Batch, Episode, Learner, Params, Stream, move, over, stale, take
 from mtlib.objective import Objective, count
 from mtlib.run.checkpoint import as_path
+from mtlib.run.devices import random_kept
 from mtlib.run.processes import average, first_says, meet, part, rank, size, spread
 from mtlib.run.progress import bar
 from mtlib.run.threads import RANDOM

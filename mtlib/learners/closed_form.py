@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Params, apply, double, features, parameters, require
+from mtlib.core import Batch, Learner, Params, apply, features, parameters, require
 from mtlib.learners.metric import body_of, check_targets, linear_head
+from mtlib.run.devices import double
 from mtlib.tasks import above_zero, positive
 
 

@@ -21,7 +21,6 @@ from mtlib.core import (
     features,
     half,
     parameters,
-    random_kept,
     risk,
 )
 from mtlib.learners.gradient import (
@@ -35,6 +34,7 @@ from mtlib.learners.gradient import (
     proximity,
     weights,
 )
+from mtlib.run.devices import random_kept
 
 
 def as_is(net: nn.Module) -> Learner:

@@ -12,8 +12,8 @@ from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from mtlib.core import random_kept, random_states
 from mtlib.run.copies import evaluating, is_evaluating
+from mtlib.run.devices import random_kept, random_states
 from mtlib.run.fast import NeedsLoop, transforming, vmapping
 
 

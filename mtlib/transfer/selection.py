@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from mtlib.core import double
+from mtlib.run.devices import double
 from mtlib.tasks import check_tensor
 from mtlib.transfer.transferability import rows
 

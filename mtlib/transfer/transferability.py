@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from mtlib.core import double
+from mtlib.run.devices import double
 from mtlib.tasks import above_zero, check_seed, check_tensor
 
 
