@@ -54,7 +54,6 @@ from mtlib.core import (
     apply,
     below,
     classify,
-    double,
     features,
     half,
     load,
@@ -186,6 +185,7 @@ from mtlib.run.ahead import ahead
 from mtlib.run.checkpoint import load_params, read, save_params
 from mtlib.run.checkpoint import write as write_checkpoint
 from mtlib.run.cost import peak_memory
+from mtlib.run.devices import double
 from mtlib.run.processes import part, processes
 from mtlib.run.progress import bar
 from mtlib.run.replay import replay
