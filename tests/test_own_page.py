@@ -82,6 +82,15 @@ def test_a_call_without_a_counterpart_says_so():
 # Serving -------------------------------------------------------------------------------------
 
 
+def test_the_server_runs_without_the_package(alone):
+    """The program that the page shows, beside the file that its part wrote."""
+    (code,) = re.findall(r"```python\n(import torch\n\nmodel.+?)```", TEXT, re.DOTALL)
+    (alone / "part.py").write_text(PARTS["Save, export, serve"] + "\nprint(folder)", "utf8")
+    folder = printed("part.py", cwd=alone, timeout=300).splitlines()[-1]
+    code += "\nimport sys\nassert not any(m.split('.')[0] == 'mtlib' for m in sys.modules)"
+    assert re.fullmatch(r"tensor\(\[\d, \d, \d\]\)\n", printed("-c", code, cwd=folder))
+
+
 def test_the_exported_protonet_of_the_exercise_answers(alone):
     """The program of the last solution, after the part it follows."""
     (code,) = re.findall(r"```python\n(.*?)```", TEXT.partition("ex-own-export")[2], re.DOTALL)
