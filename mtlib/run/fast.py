@@ -21,7 +21,7 @@ from mtlib.core import Params, expect, reference, ways
 from mtlib.run.attention import Switch
 from mtlib.run.switches import is_on
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 def plain() -> bool:
@@ -247,7 +247,7 @@ def _by_autograd(
     return dict(zip(stacked, map(rewrap, g), strict=True))
 
 
-def outside_inference(f: Callable[..., Result], *args: Any) -> Result:
+def outside_inference(f: Callable[..., _Result], *args: Any) -> _Result:
     """f(*args), in `torch.no_grad` where it was called in inference mode: before torch 2.12 `torch.func.grad` gives zeros there."""
     if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         return f(*args)
