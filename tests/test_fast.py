@@ -294,7 +294,7 @@ def test_where_the_compiler_fails_a_warning_says_so_and_the_result_is_the_same(m
     first = objective.value_and_grad(phi, data)
     with pytest.warns(UserWarning, match="torch.compile failed.*no C"):
         second = objective.value_and_grad(phi, data)
-    agree(first, second, 0)
+    agree(first, second, 1e-15)  # the first takes its gradients as a program would
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         agree(first, objective.value_and_grad(phi, data), 0)

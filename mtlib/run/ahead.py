@@ -8,6 +8,7 @@ import pickle
 import signal
 import traceback
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -32,14 +33,14 @@ Key = tuple[int, slice | None, torch.dtype]
 class Ahead(AbstractContextManager["Ahead"]):
     """What `ahead` makes: a stream, which `close` or the end of `with` ends."""
 
-    loader: DataLoader[Any]
-    draws: Iterator[Any]
-    next: Key | None
-
     def __init__(self, stream: Stream, workers: int, method: str):
         self.source, self.workers, self.method = _Source(stream), workers, method
+        self.held: dict[str, Any] = {}  # the loader, and its draws in their order
+        self.next: Key | None = None
         self.closed = False
-        self._end()
+        weakref.finalize(
+            self, self.held.clear
+        )  # also at the end of the program, before its processes are ended
 
     def __call__(self, step: int) -> Any:
         return self.part(step, None)
@@ -54,7 +55,7 @@ class Ahead(AbstractContextManager["Ahead"]):
         try:
             if key != self.next:
                 self._begin(key)
-            found = next(self.draws)
+            found = next(self.held["draws"])
         except BaseException as error:  # Ctrl-C amid a message: the next call starts anew
             self._end()
             traceback.clear_frames(error.__traceback__)  # which hold the processes, too
@@ -74,23 +75,24 @@ class Ahead(AbstractContextManager["Ahead"]):
         """Count on from there. Processes that run go on, and drop what they drew."""
         self.source.first = key
         with torch.device("cpu"), _quiet():
-            self.draws = iter(self.loader)
+            if "loader" not in self.held:
+                self.held["loader"] = DataLoader(
+                    self.source,
+                    batch_size=None,
+                    sampler=self.source,
+                    collate_fn=_as_it_is,
+                    num_workers=self.workers,
+                    multiprocessing_context=self.method,
+                    worker_init_fn=_begin_worker,
+                    persistent_workers=True,
+                    generator=torch.Generator(),  # a seed is drawn: not from the caller's numbers
+                )
+            self.held["draws"] = iter(self.held["loader"])
 
     def _end(self) -> None:
         """Let the processes go."""
-        self.draws, self.next = iter(()), None
-        with _quiet():
-            self.loader = DataLoader(
-                self.source,
-                batch_size=None,
-                sampler=self.source,
-                collate_fn=_as_it_is,
-                num_workers=self.workers,
-                multiprocessing_context=self.method,
-                worker_init_fn=_begin_worker,
-                persistent_workers=True,
-                generator=torch.Generator(),  # a seed is drawn: not from the caller's numbers
-            )
+        self.next = None
+        self.held.clear()
 
 
 @contextmanager
@@ -126,7 +128,7 @@ def ahead(stream: Stream, workers: int = 2, method: str = "spawn") -> Ahead:
     if isinstance(stream, Ahead):
         raise TypeError("expected a stream to draw ahead, got one that is drawn ahead already")
     if method != "fork":
-        _check_pickle(stream, f"a stream that another process can be given. {FORK}")
+        _check_pickle(stream, "a stream that another process can be given", f". {FORK}")
     return Ahead(stream, workers, method)
 
 
@@ -195,10 +197,10 @@ class _Check(pickle.Pickler):
         return True if isinstance(found, Tensor | np.ndarray) and found.dtype != object else None
 
 
-def _check_pickle(found: object, wanted: str) -> None:
+def _check_pickle(found: object, wanted: str, more: str = "") -> None:
     try:
         with open(os.devnull, "wb") as nowhere:
             _Check(nowhere).dump(found)
     except Exception as error:
         kind = type(found).__name__
-        raise TypeError(f"{kind} cannot be pickled: {error}. Expected {wanted}") from error
+        raise TypeError(f"expected {wanted}; {kind} cannot be pickled: {error}{more}") from error
