@@ -297,7 +297,7 @@ def test_where_the_compiler_fails_a_warning_says_so_and_the_result_is_the_same(m
     agree(first, second, 1e-15)  # the first takes its gradients as a program would
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        agree(first, objective.value_and_grad(phi, data), 0)
+        agree(second, objective.value_and_grad(phi, data), 0)
 
 
 def test_an_objective_that_follows_the_step_keeps_what_was_found_out(monkeypatch):
