@@ -139,7 +139,12 @@ def test_an_error_comes_with_its_type_and_words():
         assert same(stream(10), plain(10))
 
 
-def test_after_ctrl_c_it_goes_on():
+@pytest.mark.parametrize("late", [0, 1])
+def test_after_ctrl_c_it_goes_on(monkeypatch, late):
+    """Also where a process has only begun when the signal comes."""
+    module = sys.modules["mtlib.run.ahead"]
+    begin = module._begin_worker
+    monkeypatch.setattr(module, "_begin_worker", lambda i: (time.sleep(late * i), begin(i)))
     plain = episodes(numbered([5, 7, 6]), 2, 1, 2, 3, 0)
     with ahead(Odd(plain), workers=2, method="fork") as stream:
         assert same(stream(7), plain(7))
@@ -169,12 +174,22 @@ import torch
 from mtlib.run.ahead import ahead
 from mtlib.tasks import ClassSet, episodes
 
+module = sys.modules["mtlib.run.ahead"]
+begin = module._begin_worker
+
+def late(i):
+    time.sleep(i)
+    begin(i)
+
+if sys.argv[2].endswith("early"):
+    module._begin_worker = late
+
 if __name__ == "__main__":
     data = ClassSet(torch.rand(4, 5, 2), list("abcd"), "noise")
     stream = ahead(episodes(data, 2, 1, 1, 2, 0), workers=2, method=sys.argv[1])
     stream(0)
     print(*(one.pid for one in multiprocessing.active_children()), flush=True)
-    if sys.argv[2] == "killed":
+    if sys.argv[2].startswith("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
     if sys.argv[2] == "stopped":
         time.sleep(60)
@@ -182,7 +197,14 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("method", "end"), [("spawn", "done"), ("fork", "killed"), ("fork", "stopped")]
+    ("method", "end"),
+    [
+        ("spawn", "done"),
+        ("fork", "killed"),
+        ("fork", "killed early"),
+        ("spawn", "killed early"),
+        ("fork", "stopped"),
+    ],
 )
 def test_processes_end_with_the_program(tmp_path, method, end):
     """At its end, killed, and by Ctrl-C in a terminal, which every process of the group gets."""

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import count
-from multiprocessing import get_all_start_methods
+from multiprocessing import get_all_start_methods, parent_process, resource_tracker
 from multiprocessing.reduction import ForkingPickler
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class Ahead(AbstractContextManager["Ahead"]):
     def _begin(self, key: Key) -> None:
         """Count on from there. Processes that run go on, and drop what they drew."""
         self.source.first = key
-        with torch.device("cpu"), _quiet():
+        with torch.device("cpu"), _quiet(), _no_interrupt():
             if "loader" not in self.held:
                 self.held["loader"] = DataLoader(
                     self.source,
@@ -101,6 +102,20 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits; a process begun here never hears of it, from its first moment (not on Windows)."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which takes the block away as it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ahead(stream: Stream, workers: int = 2, method: str = "spawn") -> Ahead:
@@ -180,8 +195,15 @@ def _unread(why: str, step: int) -> Any:
 
 
 def _begin_worker(_: int) -> None:
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     atexit.register(os._exit, 0)  # torch's own threads may abort a spawned Python that ends
+
+
+def _end_with(parent: Any) -> None:
+    """torch looks who its parent is once it runs: too late where the parent died before."""
+    parent.join()
+    os._exit(1)
 
 
 def _as_it_is(draw: Any) -> Any:
