@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,80 @@ from mtlib.tasks import positive, within
 from mtlib.train import Run
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart; a method keeps its colour within a page."""
+"""Okabe and Ito's palette, which colour-blind readers can tell apart, for what is no method: classes, seeds, tasks."""
+
+META, TRANSFER, BASELINE, REFERENCE = "#0072b2", "#d55e00", "#7a7a7a", "#000000"
+"""The colour code of the book: meta-learning blue, transfer orange, baselines grey, a reference line dashed black."""
+
+BLUES = (META, "#56b4e9", "#003a66", "#6a8fd8", "#00929e")
+ORANGES = (TRANSFER, "#f0a050", "#8a3a00", "#e69f00", "#b5651d")
+GREYS = (BASELINE, "#b0b0b0", "#4d4d4d")
+OTHERS = ("#009e73", "#cc79a7", "#882255", "#999933", "#44aa99")
+LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
+
+METHODS = {
+    **dict.fromkeys(("meta-learned", "meta-learning", "MAML", "bi-level"), (BLUES, 0)),
+    **dict.fromkeys(("first-order MAML", "FOMAML", "matching network"), (BLUES, 1)),
+    **dict.fromkeys(("ProtoNet", "ANIL", "attentive CNP", "ALPaCA"), (BLUES, 2)),
+    **dict.fromkeys(("Reptile", "R2-D2", "ridge", "relation network", "CNP"), (BLUES, 3)),
+    **dict.fromkeys(
+        ("iMAML", "ProtoMAML", "BOIL", "MetaOptNet", "FEAT", "Meta-SGD", "CAVIA"), (BLUES, 4)
+    ),
+    **dict.fromkeys(("transferred", "transfer", "pre-training", "class means"), (ORANGES, 0)),
+    **dict.fromkeys(("pre-training + linear probe", "linear probe"), (ORANGES, 1)),
+    **dict.fromkeys(("pre-training + fine-tuning", "fine-tuning"), (ORANGES, 2)),
+    **dict.fromkeys(("joint", "summed loss", "the summed loss"), (ORANGES, 3)),
+    **dict.fromkeys(("L2-SP", "LoRA"), (ORANGES, 4)),
+    **dict.fromkeys(("from scratch", "fine-tuning from scratch", "untrained"), (GREYS, 0)),
+    **dict.fromkeys(("source only", "no norm", "pooled", "own statistics"), (GREYS, 1)),
+    **dict.fromkeys(("target only", "targets alone", "raw inputs"), (GREYS, 2)),
+}
+"""The beginning of a method's name -> its family's shades, and which. The longest beginning that fits decides."""
+
+
+def style(name: str) -> dict[str, str]:
+    """How the whole book draws a method, by its name: {"color", "linestyle", "marker"}.
+
+    A blue for a meta-learner, an orange for transfer, a grey for a baseline; the next of `OTHERS` would be a guess, so a
+    name that none of `METHODS` begins has no colour of its own, and `styles` gives it one.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"expected a method's name, a text, got {type(name).__name__}")
+    fits = [m for m in METHODS if name.lower().startswith(m.lower())]
+    if not fits:
+        return {"linestyle": "-", "marker": "o"}
+    shades, i = METHODS[max(fits, key=len)]
+    return {"color": shades[i], "linestyle": "-", "marker": MARKERS[i % len(MARKERS)]}
+
+
+def styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """`style` of several methods of one figure: two of one colour differ by line and marker, others get other colours."""
+    if isinstance(names, str):
+        raise TypeError(f"expected several names, got one text, {names!r}")
+    found: dict[str, dict[str, str]] = {}
+    free = cycle(OTHERS)
+    for name in names:
+        own = style(name)
+        own = own if "color" in own else {"color": next(free), **own}
+        alike = sum(s["color"] == own["color"] for s in found.values())
+        if alike:
+            marker = MARKERS[(MARKERS.index(own["marker"]) + alike) % len(MARKERS)]
+            own = {**own, "linestyle": LINES[alike % len(LINES)], "marker": marker}
+        found[name] = own
+    return found
+
+
+def reference(axes: Axes, y: float, label: str) -> None:
+    """A level to compare with (the best possible, the exact value, chance): a dashed black line."""
+    axes.axhline(y, color=REFERENCE, linestyle="--", linewidth=1, label=label)
 
 
 @contextmanager
 def figure(width: float = 6.4, height: float = 3.2, **subplots: Any) -> Iterator[tuple[Any, Any]]:
-    """`with figure() as (fig, axes):` one figure in the book's style, laid out and closed at the end."""
+    """`with figure() as (fig, axes):` one figure in the book's style, laid out and closed at the end.
+
+    Legends of the axes become one below the figure, where no curve runs.
+    """
     within(0.1, width=width, height=height)
     style: dict[str, Any] = {
         "axes.prop_cycle": cycler(color=COLOURS),
@@ -46,7 +115,34 @@ def figure(width: float = 6.4, height: float = 3.2, **subplots: Any) -> Iterator
     with plt.rc_context(style):  # type: ignore[arg-type]
         fig, axes = plt.subplots(figsize=(width, height), layout="constrained", **subplots)
         yield fig, axes
+        _legend_below(fig)
         plt.show()
+
+
+def _legend_below(fig: Any) -> None:
+    """One legend under the figure in the place of those on its axes; as they are where one name has two looks."""
+    held = [ax.get_legend() for ax in fig.axes if ax.get_legend() is not None]
+    if not held or fig.legends or any(legend.get_title().get_text() for legend in held):
+        return
+    shown: dict[str, Any] = {}
+    for legend in held:
+        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+            name = text.get_text()
+            if _look(shown.setdefault(name, handle)) != _look(handle):
+                return
+    for legend in held:
+        legend.remove()
+    room = int(12 * fig.get_figwidth())  # characters in a line
+    columns = max(1, min(len(shown), room // (max(map(len, shown)) + 6)))
+    rows = -(-len(shown) // columns)
+    fig.set_figheight(fig.get_figheight() + 0.25 * rows)
+    fig.legend(shown.values(), shown, loc="outside lower center", ncols=columns, fontsize=9)
+
+
+def _look(handle: Any) -> tuple[Any, ...]:
+    """What tells two entries of legends apart."""
+    names = ("get_color", "get_facecolor", "get_linestyle")
+    return tuple(str(getattr(handle, n)()) for n in names if hasattr(handle, n))
 
 
 def losses(
@@ -58,10 +154,12 @@ def losses(
     for name, run in runs.items():
         if not run.losses:
             raise ValueError(f"expected runs of at least 1 of their steps, {name!r} has none")
+    looks = styles(runs)
     for name, run in runs.items():
         w = max(1, min(window, len(run.losses) // 5))
         smooth = np.convolve(run.losses, np.ones(w) / w, mode="valid")
-        axes.plot(np.arange(len(smooth)) + w, smooth, label=name)
+        line, colour = looks[name]["linestyle"], looks[name]["color"]
+        axes.plot(np.arange(len(smooth)) + w, smooth, linestyle=line, color=colour, label=name)
     axes.set(xlabel="outer step", ylabel=ylabel)
     axes.legend()
 
@@ -71,10 +169,9 @@ def scores(axes: Axes, results: Mapping[str, Score], xlabel: str, percent: bool 
     _named(results, Score)
     ranked = sorted(results.items(), key=lambda item: item[1].mean)
     unit = 100 if percent else 1
-    for row, (_, s) in enumerate(ranked):
-        axes.errorbar(
-            unit * s.mean, row, xerr=unit * s.interval, fmt="o", color=COLOURS[0], capsize=3
-        )
+    for row, (name, s) in enumerate(ranked):
+        colour = style(name).get("color", REFERENCE)
+        axes.errorbar(unit * s.mean, row, xerr=unit * s.interval, fmt="o", color=colour, capsize=3)
     axes.set_yticks(range(len(ranked)), [name for name, _ in ranked])
     axes.set(xlabel=xlabel, ylim=(-0.6, len(ranked) - 0.4))
 
@@ -84,20 +181,28 @@ def against(
 ) -> None:
     """Scores against a number (steps, shots): one line per method, its 95 % interval as a band."""
     _named(results, Sequence)
+    looks = styles(results)
     for name, row in results.items():
         _named({f"{name} {i}": s for i, s in enumerate(row)}, Score)
         mean, half = (np.array([getattr(s, k) for s in row]) for k in ("mean", "interval"))
-        band(axes, x, mean, half, name)
+        band(axes, x, mean, half, name, **looks[name])
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend()
 
 
 def band(
-    axes: Axes, x: Any, mean: Any, half: Any, label: str | None = None, color: str | None = None
+    axes: Axes,
+    x: Any,
+    mean: Any,
+    half: Any,
+    label: str | None = None,
+    color: str | None = None,
+    **look: Any,
 ) -> None:
-    """A line, and its interval mean ± half as a band."""
+    """A line, and its interval mean ± half as a band; `look` is matplotlib's for the line, as of `style`."""
     mean, half = np.asarray(mean, float), _half(x, mean, half)
-    (line,) = axes.plot(x, mean, marker="o", markersize=3, label=label, color=color)
+    options = {"marker": "o", "markersize": 3, **look}
+    (line,) = axes.plot(x, mean, label=label, color=color, **options)
     axes.fill_between(x, mean - half, mean + half, alpha=0.2, color=line.get_color(), linewidth=0)
 
 

@@ -34,7 +34,7 @@ from mtlib.bilevel import (
     secant,
     unrolled,
 )
-from mtlib.book.page import claim, glue, scale, source, table
+from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
     Entry,
     Paired,
@@ -180,7 +180,7 @@ from mtlib.models.encoders import minilm
 from mtlib.nets import conv2, conv4, mlp, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
-from mtlib.plots import against, band, bars, figure, losses, player, scores
+from mtlib.plots import against, band, bars, figure, losses, player, scores, style, styles
 from mtlib.run.ahead import ahead
 from mtlib.run.checkpoint import load_params, read, save_params
 from mtlib.run.checkpoint import write as write_checkpoint
@@ -1994,6 +1994,15 @@ BAD |= {
         lambda: claim("it holds", torch.tensor([True, False])),
         "one truth value",
     ),
+    "recorded_claim: several truths": (
+        lambda: recorded_claim("it holds", torch.tensor([True, False])),
+        "one truth value",
+    ),
+    "recorded_claim: a number": (lambda: recorded_claim("it holds", 0.3), "bool|truth"),
+    "equal: two shapes": (lambda: equal("a = b", torch.ones(2), torch.ones(2, 1)), "one shape"),
+    "equal: words": (lambda: equal("a = b", "a", "b"), "number"),
+    "style: no name": (lambda: style(3), "name"),
+    "styles: one name": (lambda: styles("MAML"), "several"),
     "claim: a number": (lambda: claim("it holds", 0.3), "bool|truth"),
     "claim: text and condition exchanged": (lambda: claim(True, "it holds"), "text"),
     "glue: a form that does not fit": (lambda: glue("a", "word", ".3f"), "form"),

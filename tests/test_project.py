@@ -40,7 +40,7 @@ STAR = {
     "metrics": {"run"},
     "evaluate": {"core", "metrics", "objective", "tasks", "run", "train"},
     "plots": {"train", "evaluate", "tasks"},
-    "book": {"evaluate", "run", "book"},
+    "book": {"evaluate", "plots", "run", "book"},
 }
 ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pages`
     "matplotlib": {"plots"},
@@ -50,6 +50,7 @@ ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pag
     "transformers": {"models"},
     "torchvision": {"models"},
 }
+NEED_PAGES = {"mtlib.plots", "mtlib.book.page", "mtlib.book.results", "mtlib.book.drawings"}
 # A room that needs one of these says so where it is absent.
 OPTIONAL = {"sentence_transformers", "transformers", "torchvision"}
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where it is not the module's name
@@ -148,7 +149,7 @@ class Hidden:
 
 sys.path.insert(0, {str(ROOT)!r})
 sys.meta_path.insert(0, Hidden())
-for name in {sorted(GRAPH.keys() - {"mtlib.plots", "mtlib.book.page", "mtlib.book.results"})!r}:
+for name in {sorted(GRAPH.keys() - NEED_PAGES)!r}:
     importlib.import_module(name)
 for name in ("mtlib.plots", "mtlib.book.page"):
     try:

@@ -38,7 +38,25 @@ def device() -> torch.device:
 
 
 def claim(text: str, holds: bool) -> None:
-    """State a claim; at the full scale a claim that does not hold stops the page."""
+    """State a claim about this run; at the full scale a claim that does not hold stops the page."""
+    true = _judged(text, holds)
+    if not is_full():
+        print(f"not judged at the small scale: {text}")
+        return
+    if not true:
+        raise AssertionError(f"the claim fails: {text}")
+    print(f"holds: {text}")
+
+
+def recorded_claim(text: str, holds: bool) -> None:
+    """State a claim about a committed record, which no run changes: judged at either scale."""
+    if not _judged(text, holds):
+        raise AssertionError(f"the claim fails in the record: {text}")
+    print(f"holds in the record: {text}")
+
+
+def _judged(text: str, holds: bool) -> bool:
+    """Whether a claim holds; TypeError or ValueError unless it is a text and one truth value."""
     if not isinstance(text, str) or isinstance(holds, str):
         raise TypeError(f"expected a text and whether it holds, got {text!r} and {holds!r}")
     if str(getattr(holds, "dtype", type(holds).__name__)).removeprefix("torch.") != "bool":
@@ -49,12 +67,40 @@ def claim(text: str, holds: bool) -> None:
         raise ValueError(
             f"expected one truth value for the claim {text!r}, got {holds}; reduce them by .all()"
         )
-    if not is_full():
-        print(f"not judged at the small scale: {text}")
-        return
-    if not bool(holds):
-        raise AssertionError(f"the claim fails: {text}")
-    print(f"holds: {text}")
+    return bool(holds)
+
+
+def equal(text: str, left: Any, right: Any, tolerance: float = 1e-12) -> None:
+    """State an equation whose sides were both computed; AssertionError if they differ by more than `tolerance`.
+
+    The difference is ‖left − right‖ / ‖right‖, and ‖left‖ where right is 0; with tolerance 0 each entry is the same. A
+    side is a number, a tensor or a dict of tensors. Raises ValueError where the two have not the same shape.
+    """
+    a, b = _entries(left), _entries(right)
+    if _shape(left) != _shape(right):
+        raise ValueError(
+            f"expected two sides of one shape for {text!r}, got {_shape(left)} and {_shape(right)}"
+        )
+    scale_of = b.norm() if b.norm() > 0 else torch.ones((), dtype=b.dtype)
+    off = float((a - b).norm() / scale_of)
+    if not off <= tolerance:
+        raise AssertionError(f"{text}: off by {off:.1g}, more than {tolerance:g}")
+    print(f"checked to {tolerance:g}: {text}" if tolerance else f"checked to the last bit: {text}")
+
+
+def _entries(side: Any) -> torch.Tensor:
+    """All numbers of one side in float64, by the sorted names of a dict."""
+    if isinstance(side, Mapping):
+        return torch.cat([_entries(side[k]) for k in sorted(side)])
+    if isinstance(side, str):
+        raise TypeError(f"expected a number, a tensor or a dict of tensors, got {side!r}")
+    return torch.as_tensor(side, dtype=torch.float64, device="cpu").detach().reshape(-1)
+
+
+def _shape(side: Any) -> Any:
+    if isinstance(side, Mapping):
+        return {k: _shape(side[k]) for k in sorted(side)}
+    return tuple(torch.as_tensor(side).shape)
 
 
 def glue(name: str, value: Any, form: str = "") -> None:

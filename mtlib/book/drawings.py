@@ -1,0 +1,146 @@
+"""Pictures of ideas, drawn from small computed examples; their words stand here, in code, for whoever translates them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mtlib.plots import BASELINE, BLUES, COLOURS, META, REFERENCE, TRANSFER, figure
+
+BOX = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "0.6"}
+
+
+def two_losses(rate: float = 0.35, start: float = -1.6) -> None:
+    """MAML's two losses over one parameter, and what the outer loop sees.
+
+    Left, one task: the support loss L^S(φ) = ½(φ − 1)² moves the start φ to θ = φ − α∇L^S(φ), and the query loss
+    L^Q, of the same task with other points, is read there. Right, two tasks of curvatures 0.4 and 2.5: the mean of
+    L^Q(φ), which transfer learning lowers, and of L^Q(φ − α∇L^S(φ)), which meta-learning lowers.
+    """
+    x: Any = np.linspace(-2.6, 2.9, 300)
+
+    def support(p: Any) -> Any:
+        return 0.5 * (p - 1.0) ** 2
+
+    def query(p: Any) -> Any:
+        return 0.25 + 0.5 * (p - 0.6) ** 2
+
+    end = start - rate * (start - 1.0)
+    with figure(7.4, 3.3, ncols=2) as (_, (left, right)):
+        left.plot(x, support(x), color=BASELINE, label="support loss")
+        left.plot(x, query(x), color=BLUES[1], label="query loss")
+        left.plot([start, end], [support(start), support(end)], "o", color=BASELINE)
+        arrow(left, (start, support(start)), (end, support(end)), "0.3")
+        left.plot([end, end], [0, query(end)], ":", color=BLUES[1])
+        left.plot(end, query(end), "s", color=BLUES[1])
+        say(left, "1 start φ", (start, support(start)), (-0.7, 5.0))
+        say(left, "2 one step on the\nsupport loss: θ", (end, support(end)), (-0.3, 4.2))
+        say(left, "3 judged here, by\nthe query loss", (end, query(end)), (0.5, 2.7))
+        left.set(title="inside one task", xlabel="the parameter", ylabel="loss", ylim=(0, 5.4))
+
+        tasks = ((0.4, 1.6), (2.5, -0.6))  # curvature, solution
+        before: Any = sum(0.5 * a * (x - c) ** 2 for a, c in tasks) / 2
+        after: Any = sum(0.5 * a * ((1 - rate * a) * (x - c)) ** 2 for a, c in tasks) / 2
+        for curve, colour, name in (
+            (before, TRANSFER, "joint objective: loss before the step"),
+            (after, META, "bi-level objective: loss after the step"),
+        ):
+            right.plot(x, curve, color=colour, label=name)
+            right.plot(x[curve.argmin()], curve.min(), "o", color=colour)
+        right.set(title="what the outer loop lowers", xlabel="the start φ", ylim=(0, 2.4))
+        for axes in (left, right):
+            axes.grid(False)
+            axes.legend()
+
+
+def episode_and_trainings() -> None:
+    """An episode as a diagram, beside one training step of MAML, of a prototypical network and of pre-training."""
+    with figure(7.4, 6.4, nrows=2, ncols=2) as (_, axes):
+        for ax, draw in zip(axes.flat, (_episode, _maml, _protonet, _pretraining), strict=True):
+            ax.set(xlim=(0, 10), ylim=(0, 8), xticks=[], yticks=[])
+            ax.grid(False)
+            for side in ax.spines.values():
+                side.set(visible=True, color="0.8")
+            draw(ax)
+
+
+def _episode(ax: Any) -> None:
+    ax.set_title("An episode: one small task")
+    for i in range(3):
+        square(ax, (2 + 2.6 * i, 5.6), COLOURS[i + 2], str(i + 1))
+        square(ax, (2 + 2.6 * i, 2.2), COLOURS[i + 2], "?")
+    ax.text(5, 7.0, "support set: labels are shown", ha="center")
+    ax.text(5, 3.6, "query set: labels are asked for", ha="center")
+    ax.text(5, 0.6, "the classes are numbered anew\nin every episode", ha="center", color="0.35")
+
+
+def _maml(ax: Any) -> None:
+    ax.set_title("MAML practises steps", color=META)
+    ax.plot([2], [2.2], "o", color=META, markersize=9)
+    ax.plot([7.6], [5.2], "s", color=META, markersize=9)
+    arrow(ax, (2, 2.2), (7.6, 5.2), META)
+    arrow(ax, (7.4, 5.8), (1.7, 2.9), META, style="--", bend=0.35)
+    ax.text(1.6, 1.2, "start φ", ha="center")
+    ax.text(8.1, 4.3, "adapted θ", ha="center")
+    ax.text(6.2, 2.7, "gradient steps\non the support set", ha="center")
+    ax.text(4.6, 7.0, "the query loss at θ moves φ,\nback through the steps", ha="center")
+
+
+def _protonet(ax: Any) -> None:
+    ax.set_title("A prototypical network practises features", color=META)
+    centres = ((2.2, 5.4), (7.6, 5.8), (5.2, 2.4))
+    for i, (x, y) in enumerate(centres):
+        for dx, dy in ((-0.6, -0.4), (0.5, -0.3), (0.1, 0.6)):
+            ax.plot([x + dx], [y + dy], "o", color=COLOURS[i + 2], markersize=5)
+        ax.plot([x], [y], "*", color=COLOURS[i + 2], markersize=14, markeredgecolor="black")
+    ax.plot([6.2], [4.5], "o", color="black", markersize=6)
+    arrow(ax, (6.2, 4.5), (7.4, 5.6), "black")
+    ax.text(6.0, 3.75, "query", ha="center")
+    ax.text(5, 7.2, "★ mean of a class's support features", ha="center")
+    ax.text(5, 0.6, "the query loss moves the features", ha="center")
+
+
+def _pretraining(ax: Any) -> None:
+    ax.set_title("Pre-training studies all classes at once", color=TRANSFER)
+    box(ax, (1.7, 5), "images of\nall classes", "0.6")
+    box(ax, (5, 5), "features", TRANSFER)
+    box(ax, (8.2, 5), "a head for\nall classes", "0.6")
+    arrow(ax, (3.0, 5), (4.0, 5), "0.3")
+    arrow(ax, (6.0, 5), (7.0, 5), "0.3")
+    box(ax, (5, 2.1), "class means, a probe\nor fine-tuning", TRANSFER)
+    arrow(ax, (5, 4.4), (5, 2.9), TRANSFER)
+    ax.text(8.2, 3.5, "thrown away", ha="center", color="0.35")
+    ax.text(5, 6.8, "no episodes in training", ha="center")
+    ax.text(5, 0.5, "an episode comes afterwards", ha="center")
+
+
+def arrow(ax: Any, a: Any, b: Any, colour: str, style: str = "-", bend: float = 0.0) -> None:
+    """An arrow from a to b."""
+    look = {
+        "arrowstyle": "-|>",
+        "color": colour,
+        "linestyle": style,
+        "linewidth": 1.6,
+        "connectionstyle": f"arc3,rad={bend}",
+        "shrinkA": 5,
+        "shrinkB": 5,
+    }
+    ax.annotate("", b, a, arrowprops=look)
+
+
+def say(ax: Any, words: str, point: Any, place: Any) -> None:
+    """Words at a place, and a thin line to the point they speak of."""
+    line = {"arrowstyle": "-", "color": REFERENCE, "linewidth": 0.6, "shrinkB": 4}
+    ax.annotate(words, point, place, arrowprops=line, fontsize=9, va="center")
+
+
+def box(ax: Any, centre: Any, words: str, colour: str) -> None:
+    """Words in a box."""
+    ax.text(*centre, words, ha="center", va="center", fontsize=9, bbox={**BOX, "edgecolor": colour})
+
+
+def square(ax: Any, centre: Any, colour: str, words: str) -> None:
+    """An item of a class."""
+    look = {"boxstyle": "square,pad=0.55", "facecolor": colour, "edgecolor": "none"}
+    ax.text(*centre, words, ha="center", va="center", color="white", weight="bold", bbox=look)

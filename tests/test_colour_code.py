@@ -1,0 +1,175 @@
+"""The book's figures: one colour code, legends off the curves, drawings that compute what they show; equations that are stated."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from mtlib.book.drawings import episode_and_trainings, two_losses
+from mtlib.book.page import equal, recorded_claim
+from mtlib.evaluate import interval
+from mtlib.plots import (
+    BASELINE,
+    BLUES,
+    GREYS,
+    META,
+    ORANGES,
+    TRANSFER,
+    against,
+    figure,
+    losses,
+    reference,
+    scores,
+    style,
+    styles,
+)
+from mtlib.train import Run
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The figures that are shown, open until the test ends."""
+    found = []
+    monkeypatch.setattr(plt, "show", lambda: found.append(plt.gcf()))
+    yield found
+    plt.close("all")
+
+
+def score(mean):
+    return interval(torch.tensor([mean - 0.1, mean, mean + 0.1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "shades"),
+    [
+        *(
+            (name, BLUES)
+            for name in ("meta-learned", "MAML, 10 steps", "First-order MAML", "iMAML")
+        ),
+        *((name, BLUES) for name in ("ProtoNet, 50 labels", "R2-D2", "Reptile", "ANIL")),
+        *((name, ORANGES) for name in ("transferred", "pre-training + class means", "joint")),
+        *((name, ORANGES) for name in ("pre-training + fine-tuning", "fine-tuning, 5 steps")),
+        *((name, GREYS) for name in ("from scratch", "fine-tuning from scratch", "source only")),
+    ],
+)
+def test_a_methods_family_has_its_colour(name, shades):
+    assert style(name)["color"] in shades
+    assert style(name) == style(name + ", 20 labels")
+
+
+def test_the_longest_beginning_decides():
+    assert style("MAML") != style("first-order MAML") != style("ProtoMAML")
+    assert (
+        style("fine-tuning")["color"] == style("pre-training + fine-tuning")["color"] == ORANGES[2]
+    )
+    assert style("pre-training + class means")["color"] == style("class means")["color"] == TRANSFER
+    assert "color" not in style("noise 0.5")
+
+
+def test_no_two_of_one_figure_look_alike():
+    names = [f"MAML, {k} steps" for k in range(4)] + ["from scratch", "noise", "more noise", "ANIL"]
+    found = styles(names)
+    assert list(found) == names and len({tuple(s.values()) for s in found.values()}) == len(names)
+    assert all(found[n]["color"] == META for n in names[:4])
+    assert found["noise"]["color"] not in (*BLUES, *ORANGES, *GREYS)
+
+
+def test_curves_follow_the_code_and_their_legend_lies_below(shown):
+    with figure(ncols=2) as (_, (left, right)):
+        against(left, [1, 2], {"MAML": [score(1.0)] * 2, "transferred": [score(2.0)] * 2}, "x", "y")
+        runs = {"MAML": Run({}, [1.0, 2.0, 3.0], 1.0), "from scratch": Run({}, [1.0, 2.0], 1.0)}
+        losses(right, runs)
+        reference(right, 1.5, "best possible")
+        right.legend()
+    fig = shown[0]
+    colours = [line.get_color() for ax in (left, right) for line in ax.get_lines()]
+    assert colours == [META, TRANSFER, META, BASELINE, "#000000"]
+    fig.canvas.draw()
+    [legend] = fig.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[0] == "MAML" and {"transferred", "from scratch", "best possible"} <= set(names)
+    below = legend.get_window_extent().y1
+    assert all(
+        below < ax.get_window_extent().y0 and ax.get_legend() is None for ax in (left, right)
+    )
+    assert legend.get_window_extent().width <= fig.bbox.width
+
+
+def test_one_name_with_two_looks_keeps_its_legends(shown):
+    with figure(ncols=2) as (_, axes):
+        for ax, colour in zip(axes, ("red", "green"), strict=True):
+            ax.plot([0, 1], color=colour, label="a line")
+            ax.legend()
+    assert not shown[0].legends and all(ax.get_legend() for ax in axes)
+
+
+def test_scores_have_the_colours_of_their_families(shown):
+    with figure() as (_, axes):
+        scores(axes, {"MAML": score(0.9), "from scratch": score(0.5), "other": score(0.6)}, "%")
+    found = [c[0].get_color() for c in axes.containers]
+    assert found == [BASELINE, "#000000", META]
+
+
+def test_two_losses_shows_what_it_says(shown):
+    """The step is φ − α∇L^S(φ); the two objectives' curves have their minima where calculus has them."""
+    two_losses(rate=0.35, start=-1.6)
+    left, right = shown[0].axes
+    (step,) = [line for line in left.get_lines() if line.get_marker() == "o"]
+    assert step.get_xdata()[1] == pytest.approx(-1.6 - 0.35 * (-1.6 - 1.0))
+    tops = [line.get_xdata()[0] for line in right.get_lines() if line.get_marker() == "o"]
+    tasks = ((0.4, 1.6), (2.5, -0.6))
+    for at, keep in zip(tops, (lambda a: a, lambda a: a * (1 - 0.35 * a) ** 2), strict=True):
+        weights = np.array([keep(a) for a, _ in tasks])
+        best = (weights * [c for _, c in tasks]).sum() / weights.sum()
+        assert at == pytest.approx(best, abs=0.02)
+
+
+def test_the_episode_has_four_panels(shown):
+    episode_and_trainings()
+    assert len(shown[0].axes) == 4 and all(ax.get_title() for ax in shown[0].axes)
+
+
+# Equations that a page states ---------------------------------------------------------------------
+
+
+def test_equal_states_what_holds(capsys):
+    a = {"w": torch.ones(2, 3), "b": torch.zeros(2, dtype=torch.float64)}
+    equal("a nest and itself", a, {k: v.clone() for k, v in reversed(a.items())}, 0)
+    equal("numbers", 1.0, 1.0 + 1e-14)
+    equal("something near 0", 1e-13, 0.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "checked to the last bit: a nest and itself",
+        "checked to 1e-12: numbers",
+        "checked to 1e-12: something near 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "error"),
+    [
+        (1.0, 1.0 + 1e-11, AssertionError),
+        (float("nan"), float("nan"), AssertionError),
+        (float("inf"), float("inf"), AssertionError),
+        (torch.ones(2), torch.ones(2, 1), ValueError),
+        ({"a": torch.ones(2)}, {"b": torch.ones(2)}, ValueError),
+        (1e-11, 0.0, AssertionError),
+    ],
+)
+def test_equal_stops_the_page(left, right, error):
+    with pytest.raises(error):
+        equal("no equation", left, right)
+
+
+def test_a_claim_of_the_record_is_judged_at_any_scale(monkeypatch, capsys):
+    monkeypatch.setenv("MTLIB_SCALE", "small")
+    recorded_claim("it holds", torch.tensor(True))
+    assert capsys.readouterr().out == "holds in the record: it holds\n"
+    with pytest.raises(AssertionError, match="in the record: it fails"):
+        recorded_claim("it fails", False)
+    with pytest.raises(TypeError):
+        recorded_claim("no truth value", "yes")
