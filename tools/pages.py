@@ -228,27 +228,30 @@ SIDEWAYS = r"""
   article.querySelectorAll(".toggle-hidden").forEach(e => e.classList.remove("toggle-hidden"));
   const style = getComputedStyle(article);
   const edge = article.getBoundingClientRect().right - parseFloat(style.paddingRight);
+  const column = article.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
   const kinds = {
-    equation: "mjx-container",
+    equation: "mjx-container[display=true], mjx-container:not([display]) > mjx-math",
     table: "table",
     code: "div.highlight:not(.cell_output .stream *, .cell_output .text_plain *) pre",
     output: ".cell_output pre",
     image: "img, svg, video, .animation",
-    word: "code, a",
+    word: "code, a:not(.headerlink)",
   };
   const found = [], seen = new Set();
   const scrolls = e => /auto|scroll|hidden/.test(getComputedStyle(e).overflowX);
   for (const [kind, selector] of Object.entries(kinds))
     for (const e of article.querySelectorAll(selector)) {
-      if (!e.checkVisibility() || seen.has(e) || e.closest("mjx-assistive-mml")) continue;
-      seen.add(e);
+      if (!e.checkVisibility() || e.closest("mjx-assistive-mml")) continue;
       if (kind == "word" && e.closest("pre, table")) continue;
+      const place = e.getBoundingClientRect();
       let box = e;
       while (box != article && !scrolls(box)) box = box.parentElement;
-      const inside = getComputedStyle(box).display == "inline" ? 0 : box.scrollWidth - box.clientWidth;
-      const outside = e.getBoundingClientRect().right - edge;
-      const over = Math.round(box == article ? outside : Math.max(inside, box == e ? outside : 0));
-      if (over > 2) found.push([kind, over, (e.alt || e.textContent).trim().slice(0, 60)]);
+      const held = e.tagName == "MJX-MATH" ? place.width - column : box.scrollWidth - box.clientWidth;
+      const over = Math.round(box == article ? place.right - edge : held);
+      if (over <= 2 || seen.has(box)) continue;
+      if (box != article) seen.add(box);
+      const about = e.alt || (e.closest("mjx-container") || e).textContent;
+      found.push([kind, over, about.trim().slice(0, 60)]);
     }
   const page = document.documentElement;
   if (page.scrollWidth > page.clientWidth)
@@ -258,8 +261,8 @@ SIDEWAYS = r"""
 """
 """What is wider than its place on a built page, with its solutions opened: [kind, pixels too many, how it begins].
 
-It scrolls in a box of its own, or stands out of the column of text. What scrolls is measured in the column, as a formula
-within a line says of itself that it is wider than it is.
+It scrolls in a box of its own, or stands out of the column of text. A formula within a line is measured against the
+column: its box says that it scrolls where it does not.
 """
 TYPESET = "window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 1) : 1"
 
@@ -307,7 +310,7 @@ def table(paths: list[Path]) -> None:
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--pending"]:
-        print(*(f"book/{page}.ipynb" for page in PENDING), sep="\n")
+        print("".join(f"book/{page}.ipynb\n" for page in PENDING), end="")
     elif arguments[:1] == ["--built"]:
         sideways(Path(arguments[1]), [Path(name).stem for name in arguments[2:]])
     else:
