@@ -1,8 +1,8 @@
 """How hard each page is to read, in numbers: `python tools/pages.py [book/metric.ipynb ...]` prints a table.
 
-statements   of Python, at any depth, in all code cells, folded or not; the cell that installs the package is left out
+statements   of Python, at any depth, in all code cells that a reader can open on the page, folded or not
 in sight     lines of code that a reader sees without opening a bar
-functions    that the page defines: functions, classes and named lambdas that stand in no other
+functions    that these cells define by `def`, but for methods and what stands in another function
 words        of prose for each line of code in sight
 numbers      most numbers that stand in one paragraph, or in one item of a list
 wide         lines of code in sight of more than 76 columns
@@ -39,8 +39,8 @@ REWRITTEN = tuple(sorted({path.stem for path in BOOK.glob("*.ipynb")} - {*PENDIN
 
 CODE_PAGES = ("code", "mathematics")  # whose subject is the code
 FOLDED = {"hide-input", "hide-cell"}
-OUT_OF_SIGHT = FOLDED | {"remove-cell", "remove-input"}
 BARS = FOLDED | {"hide-output"}
+GONE = {"remove-cell", "remove-input"}
 BOOKKEEPING = {"glue", "record", "Entry", "Result"}
 
 
@@ -86,12 +86,12 @@ def beyond(found: Measure) -> list[str]:
 def measure(path: Path) -> Measure:
     """The numbers of one notebook."""
     cells = json.loads(path.read_text("utf8"))["cells"]
-    code = [(text(c), tags(c)) for c in cells if c["cell_type"] == "code" and not installs(c)]
+    met = [c for c in cells if not tags(c) & GONE]
+    code = [(text(c), tags(c)) for c in met if c["cell_type"] == "code"]
     trees = [parsed(source, path) for source, _ in code]
-    seen = [i for i, (_, held) in enumerate(code) if not held & OUT_OF_SIGHT]
+    seen = [i for i, (_, held) in enumerate(code) if not held & FOLDED]
     lines = [line for i in seen for line in code[i][0].splitlines() if line.strip()]
     prose = [p for c in cells if c["cell_type"] == "markdown" for p in paragraphs(text(c))]
-    met = [c for c in cells if not tags(c) & {"remove-cell", "remove-input"}]
     return Measure(
         path.stem,
         sum(isinstance(node, ast.stmt) for tree in trees for node in ast.walk(tree)),
@@ -116,24 +116,17 @@ def tags(cell: dict[str, Any]) -> set[str]:
     return set(cell["metadata"].get("tags", []))
 
 
-def installs(cell: dict[str, Any]) -> bool:
-    """Whether a cell is the first of a page, which `make address` writes."""
-    return "remove-cell" in tags(cell) and "git+http" in text(cell)
-
-
 def parsed(source: str, path: Path) -> ast.Module:
     """Code as Python; a line of the notebook's own, `%` or `!`, is one statement."""
     return ast.parse(re.sub(r"(?m)^(\s*)(?:%%?|!)\w.*", r"\1pass", source), str(path))
 
 
 def defined(node: ast.AST) -> Iterator[ast.AST]:
-    """Functions, classes and named lambdas that stand in no other."""
+    """Functions that stand in no other and in no class."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or (
-            isinstance(child, ast.Assign | ast.AnnAssign) and isinstance(child.value, ast.Lambda)
-        ):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield child
-        elif isinstance(child, ast.stmt):
+        elif isinstance(child, ast.stmt) and not isinstance(child, ast.ClassDef):
             yield from defined(child)
 
 
