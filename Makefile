@@ -92,4 +92,4 @@ serve:  ## the built book at http://localhost:8000
 clean:  ## remove what was built, the caches and the environment
 	rm -rf .venv _build build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
-	find book -name .ipynb_checkpoints -prune -exec rm -rf {} +
+	find book \( -name .ipynb_checkpoints -o -name .ruff_cache \) -prune -exec rm -rf {} +

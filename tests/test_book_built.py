@@ -24,6 +24,7 @@ CHAPTERS = [c for part in TOC["parts"] for c in part["chapters"]]
 PAGES = [TOC["root"], *(p["file"] for c in CHAPTERS for p in (c, *c.get("sections", ())))]
 PAGES_TOOL = tool("pages")
 SCREEN, PHONE = PAGES_TOOL.WIDTHS
+FITTING = ("index", *PAGES_TOOL.REWRITTEN)
 A4 = 718  # pixels between a browser's margins
 LOCAL = ("http://127.0.0.1:", "file:", "data:", "blob:", "about:")
 
@@ -173,7 +174,7 @@ def sideways(tab: Tab, *, but: tuple[str, ...] = ()) -> list[str]:
     return [f"{kind}, {over} pixels: {text}" for kind, over, text in found if kind not in but]
 
 
-@pytest.mark.parametrize("page", PAGES_TOOL.REWRITTEN)
+@pytest.mark.parametrize("page", FITTING)
 def test_nothing_scrolls_sideways(page: str, site: str, tab: Tab, phone: Tab):
     """On a phone programs may: their lines keep their form."""
     tab.open(f"{site}/book/{page}.html")
@@ -182,7 +183,7 @@ def test_nothing_scrolls_sideways(page: str, site: str, tab: Tab, phone: Tab):
     assert sideways(phone, but=("code",)) == []
 
 
-@pytest.mark.parametrize("page", PAGES_TOOL.REWRITTEN)
+@pytest.mark.parametrize("page", FITTING)
 def test_on_paper_solutions_are_open_and_nothing_is_cut(page: str, site: str, paper: Tab):
     paper.open(f"{site}/book/{page}.html")
     paper.run("dispatchEvent(new Event('beforeprint'))")
