@@ -74,9 +74,8 @@ def cell(content: str | tuple[str, str]) -> dict[str, Any]:
 def test_statements_count_at_any_depth_folded_or_not(found):
     loop = "for i in range(3):\n    a = 1; b = 2\n    if a:\n        a = (1,\n            2)\n"
     assert found((loop, "")).statements == 5
-    for tag in ("hide-input", "hide-cell", "hide-output"):
+    for tag in ("hide-input", "hide-cell", "hide-output", "remove-input", "remove-cell"):
         assert found(INSTALL, (loop, tag)).statements == 5
-    assert found(INSTALL, (loop, "remove-input")).statements == 0
     assert found(("%matplotlib inline\nif a:\n    !ls\nx = 7 \\\n    % 3\n", "")).statements == 4
 
 
@@ -91,7 +90,7 @@ def test_functions_that_stand_in_no_other(found):
     code = "def f():\n    def g(): pass\n\nclass A:\n    def m(self): pass\n"
     assert found((code, "hide-cell")).functions == 1
     branches = "if a:\n    def f(x): pass\nelse:\n    async def f(x): pass\n"
-    assert found((branches, ""), (branches, "remove-input")).functions == 2
+    assert found((branches, ""), (branches, "remove-input")).functions == 4
     assert found(("y = sorted(x, key=lambda v: -v)", "")).functions == 0
 
 

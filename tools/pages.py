@@ -1,6 +1,6 @@
 """How hard each page is to read, in numbers: `python tools/pages.py [book/metric.ipynb ...]` prints a table.
 
-statements   of Python, at any depth, in all code cells that a reader can open on the page, folded or not
+statements   of Python, at any depth, in all code cells but the one that installs the package, folded or removed, too
 in sight     lines of code that a reader sees without opening a bar
 functions    that these cells define by `def`, but for methods and what stands in another function
 words        of prose for each line of code in sight
@@ -40,6 +40,7 @@ REWRITTEN = tuple(sorted({path.stem for path in BOOK.glob("*.ipynb")} - {*PENDIN
 CODE_PAGES = ("code", "mathematics")  # whose subject is the code
 FOLDED = {"hide-input", "hide-cell"}
 BARS = FOLDED | {"hide-output"}
+INSTALLS = "%pip install"  # the cell that a page begins with, the same everywhere
 GONE = {"remove-cell", "remove-input"}
 BOOKKEEPING = {"glue", "record", "Entry", "Result"}
 
@@ -89,14 +90,16 @@ def measure(path: Path) -> Measure:
     met = [c for c in cells if not tags(c) & GONE]
     code = [(text(c), tags(c)) for c in met if c["cell_type"] == "code"]
     trees = [parsed(source, path) for source, _ in code]
+    every = [text(c) for c in cells if c["cell_type"] == "code" and INSTALLS not in text(c)]
+    whole = [parsed(source, path) for source in every]
     seen = [i for i, (_, held) in enumerate(code) if not held & FOLDED]
     lines = [line for i in seen for line in code[i][0].splitlines() if line.strip()]
     prose = [p for c in cells if c["cell_type"] == "markdown" for p in paragraphs(text(c))]
     return Measure(
         path.stem,
-        sum(isinstance(node, ast.stmt) for tree in trees for node in ast.walk(tree)),
+        sum(isinstance(node, ast.stmt) for tree in whole for node in ast.walk(tree)),
         len(lines),
-        sum(len(list(defined(tree))) for tree in trees),
+        sum(len(list(defined(tree))) for tree in whole),
         sum(map(words, prose)) / max(1, len(lines)),
         max(map(numbers, prose), default=0),
         sum(len(line) > WIDTH for line in lines),
