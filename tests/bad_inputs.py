@@ -34,6 +34,7 @@ from mtlib.bilevel import (
     secant,
     unrolled,
 )
+from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
     Entry,
@@ -2001,6 +2002,25 @@ BAD |= {
     "recorded_claim: a number": (lambda: recorded_claim("it holds", 0.3), "bool|truth"),
     "equal: two shapes": (lambda: equal("a = b", torch.ones(2), torch.ones(2, 1)), "one shape"),
     "equal: words": (lambda: equal("a = b", "a", "b"), "number"),
+    "gradient: the loss's value": (lambda: gradient(torch.ones(()), PHI), "function"),
+    "gradient: no entry": (lambda: gradient(lambda theta: torch.ones(()), {}), "at least one"),
+    "hessian: the loss's value": (lambda: hessian(torch.ones(()), PHI), "function"),
+    "hessian: no entry": (lambda: hessian(lambda theta: torch.ones(()), {}), "at least one"),
+    "gradients: a learner in place of its task": (
+        lambda: gradients(LEARNER, LEARNER.init(), DRAW),
+        "task",
+    ),
+    "gradients: no draw": (lambda: gradients(lambda phi, e: phi, PHI, None), "draw"),
+    "differences: no step": (
+        lambda: differences(lambda theta: theta["a"].sum(), {"a": torch.ones(2)}, 0.0),
+        "above 0",
+    ),
+    "differences: the value": (lambda: differences(torch.ones(()), PHI), "function"),
+    "error_and_cosine: one row and many": (
+        lambda: error_and_cosine(torch.ones(3), torch.ones(2, 3)),
+        "one shape",
+    ),
+    "error_and_cosine: no matrix": (lambda: error_and_cosine(None, torch.ones(2)), "matrices"),
     "style: no name": (lambda: style(3), "name"),
     "styles: one name": (lambda: styles("MAML"), "several"),
     "claim: a number": (lambda: claim("it holds", 0.3), "bool|truth"),
