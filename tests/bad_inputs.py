@@ -181,7 +181,7 @@ from mtlib.models.encoders import minilm
 from mtlib.nets import conv2, conv4, mlp, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
-from mtlib.plots import against, band, bars, figure, losses, player, scores, style, styles
+from mtlib.plots import against, band, bars, figure, lines, losses, player, scores, style, styles
 from mtlib.run.ahead import ahead
 from mtlib.run.checkpoint import load_params, read, save_params
 from mtlib.run.checkpoint import write as write_checkpoint
@@ -1949,6 +1949,14 @@ BAD |= {
     "against: means for scores": (
         lambda: on_axes(lambda axes: against(axes, [1], {"a": [0.5]}, "x", "y")),
         "Score",
+    ),
+    "lines: other lengths": (
+        lambda: on_axes(lambda axes: lines(axes, [1, 2], {"a": [0.5]}, "x", "y")),
+        "for each x",
+    ),
+    "lines: no methods": (
+        lambda: on_axes(lambda axes: lines(axes, [1], {}, "x", "y")),
+        "at least one",
     ),
     "band: other lengths": (
         lambda: on_axes(lambda axes: band(axes, [1, 2], [0.1, 0.2], [0.1])),
