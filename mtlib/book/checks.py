@@ -20,9 +20,11 @@ def gradient(loss: Callable[[Params], Tensor], theta: Params) -> Tensor:
 def hessian(loss: Callable[[Params], Tensor], theta: Params) -> Tensor:
     """∇²L(θ) as a matrix (P, P), entries in the order of `flat(theta)`."""
     expect(callable(loss), "a loss, a function of theta", loss)
-    found: Tensor = torch.func.jacrev(torch.func.grad(lambda v: loss(unflat(v, theta))))(
-        flat(theta)
-    )
+
+    def slope(v: Tensor) -> Tensor:
+        return gradient(loss, unflat(v, theta))
+
+    found: Tensor = torch.func.jacrev(slope)(flat(theta))
     return found
 
 
