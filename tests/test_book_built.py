@@ -9,21 +9,23 @@ import html
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from machine import ROOT, files_of, served
+from machine import ROOT, files_of, served, tool
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 BUILT = Path(os.environ.get("BOOK_HTML") or ROOT / "_build" / "html").resolve()
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
 CHAPTERS = [c for part in TOC["parts"] for c in part["chapters"]]
 PAGES = [TOC["root"], *(p["file"] for c in CHAPTERS for p in (c, *c.get("sections", ())))]
-PHONE = 390
+PAGES_TOOL = tool("pages")
+SCREEN, PHONE = PAGES_TOOL.WIDTHS
+FITTING = ("index", *PAGES_TOOL.REWRITTEN)
+A4 = 718  # pixels between a browser's margins
 LOCAL = ("http://127.0.0.1:", "file:", "data:", "blob:", "about:")
 
 # What is wrong with a page that is shown, as a list of sentences.
@@ -98,7 +100,7 @@ class Tab:
         """Show a page; return when it, its scripts and its equations are there."""
         self.faults.clear()
         self.page.goto(url)
-        self.run("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 1) : 1")
+        self.run(PAGES_TOOL.TYPESET)
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; a promise is awaited."""
@@ -117,8 +119,7 @@ class Tab:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium without a window, which finds no host but this machine."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = next((found for name in names if (found := shutil.which(name))), None)
+    program = PAGES_TOOL.chromium()
     need(bool(program), "Chromium is not installed (Debian, Ubuntu: the package chromium)")
     alone = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
     with sync_playwright() as playwright:
@@ -129,12 +130,19 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def tab(browser: Browser) -> Tab:
-    return Tab(browser, 1200)
+    return Tab(browser, SCREEN)
 
 
 @pytest.fixture(scope="module")
 def phone(browser: Browser) -> Tab:
     return Tab(browser, PHONE)
+
+
+@pytest.fixture(scope="module")
+def paper(browser: Browser) -> Tab:
+    tab = Tab(browser, A4)
+    tab.page.emulate_media(media="print")
+    return tab
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +166,29 @@ def test_a_page_fits_a_phone(page: str, site: str, phone: Tab):
     assert phone.wrong(f"{site}/{page}.html") == []
     wide = phone.run("document.documentElement.scrollWidth")
     assert wide <= PHONE, f"{wide} pixels wide on a screen of {PHONE}"
+
+
+def sideways(tab: Tab, *, but: tuple[str, ...] = ()) -> list[str]:
+    """What scrolls sideways on the page that is shown, but for some kinds."""
+    found = tab.run(PAGES_TOOL.SIDEWAYS)
+    return [f"{kind}, {over} pixels: {text}" for kind, over, text in found if kind not in but]
+
+
+@pytest.mark.parametrize("page", FITTING)
+def test_nothing_scrolls_sideways(page: str, site: str, tab: Tab, phone: Tab):
+    """On a phone programs may: their lines keep their form."""
+    tab.open(f"{site}/book/{page}.html")
+    assert sideways(tab) == []
+    phone.open(f"{site}/book/{page}.html")
+    assert sideways(phone, but=("code",)) == []
+
+
+@pytest.mark.parametrize("page", FITTING)
+def test_on_paper_solutions_are_open_and_nothing_is_cut(page: str, site: str, paper: Tab):
+    paper.open(f"{site}/book/{page}.html")
+    paper.run("dispatchEvent(new Event('beforeprint'))")
+    assert paper.run("document.querySelectorAll('.toggle-hidden').length") == 0
+    assert sideways(paper) == []
 
 
 def test_the_menu_opens_on_a_phone(site: str, phone: Tab):
@@ -277,3 +308,23 @@ def test_a_bad_page_is_found_out(built: Path, tab: Tab, site: str):
     ):
         assert expected in found, f"{expected} is not in\n{found}"
     assert len(loaded_from_elsewhere(bad)) == 1
+
+
+def test_what_scrolls_is_found_out(tab: Tab, phone: Tab):
+    """Each kind once, in a solution that is closed too; what fits, and a formula in a line, are not named."""
+    wide = "x" * 300
+    held = "<style>pre, .box { overflow-x: auto } .toggle-hidden > p + * { display: none }</style>"
+    held += f"<div class='highlight'><pre>{wide}</pre></div><p><code>{wide}</code></p>"
+    held += "<div class='cell_output'><div class='stream'><div class='highlight'>"
+    held += f"<pre>{wide}</pre></div></div></div>"
+    held += "<div class='toggle-hidden'><p>Solution</p><div class='box'>"
+    held += f"<table><tr><td>{wide}</td></tr></table></div></div>"
+    held += (
+        "<p>text <mjx-container style='overflow: auto'><mjx-math>x</mjx-math></mjx-container></p>"
+    )
+    held += f"<pre>{'x' * 20}</pre>"
+    for shown in (tab, phone):
+        shown.page.set_content(f"<article style='padding: 10px'>{held}</article>")
+        kinds = [found.partition(",")[0] for found in sideways(shown)]
+        assert kinds == ["table", "code", "output", "word", "page"]
+        assert "code" not in " ".join(sideways(shown, but=("code",)))

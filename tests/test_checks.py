@@ -11,7 +11,8 @@ from torch.nn.functional import mse_loss
 from mtlib.bilevel import bilevel, first_order, implicit, secant, unrolled
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.core import apply, parameters, take
-from mtlib.data.linear import exact_stream, linear_tasks
+from mtlib.data.linear import exact_stream, linear_tasks, loss_after, resting
+from mtlib.joint import joint
 from mtlib.learners.gradient import maml
 from mtlib.learners.hyper import flat
 from mtlib.nets import mlp
@@ -68,3 +69,29 @@ def test_errors_and_cosines_are_of_rows():
     error, cosine = error_and_cosine(found, exact)
     assert torch.allclose(error, torch.tensor([1.0, 2**0.5, 2.0]))
     assert torch.allclose(cosine, torch.tensor([1.0, 0.0, -1.0]))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_where_methods_rest_their_gradients_are_0(steps):
+    tasks = linear_tasks(tasks=9, dims=4, seed=3)
+    net, draw = nn.Linear(4, 1, bias=False).double(), exact_stream(tasks)(0)
+    learner = maml(net, half_mse, 0.3, steps)
+    objectives = {
+        "joint training": (joint(net, half_mse), draw.query),
+        "MAML": (bilevel(learner, half_mse), draw),
+        "first-order MAML": (bilevel(learner, half_mse, first_order), draw),
+        f"Reptile, {steps} steps": (bilevel(learner, half_mse, secant), draw),
+    }
+    points = resting(tasks, 0.3, steps, reptile_steps=steps)
+    assert points.keys() == objectives.keys()
+    for name, (objective, data) in objectives.items():
+        value, slope = objective.value_and_grad({"weight": points[name][None]}, data)
+        assert slope["weight"].abs().max() < 1e-12
+        k = 0 if name == "joint training" else steps
+        assert abs(value - loss_after(tasks, points[name], 0.3, k)) < 1e-12
+
+
+def test_tasks_that_share_a_covariance_have_one_resting_point():
+    tasks = linear_tasks(tasks=9, dims=4, seed=3, alike=True)
+    for point in resting(tasks, 0.3, 2).values():
+        assert (point - tasks.weights.mean(0)).abs().max() < 1e-12

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from machine import ROOT, Silent, always, served
+from machine import ROOT, Silent, always, served, tool
 
 from mtlib.book.page import is_full
 from mtlib.data import (
@@ -57,16 +57,9 @@ def left(home):
 # Damaged files against every reader ----------------------------------------------------------
 
 
-def tool():
-    spec = importlib.util.spec_from_file_location("mutate", ROOT / "tools" / "mutate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_every_reader_reads_a_damaged_file_or_says_what_is_wrong(monkeypatch):
     monkeypatch.delenv("MTLIB_DATA", raising=False)  # the files written in each format
-    mutate = tool()
+    mutate = tool("mutate")
     found = mutate.attack(3_800, seed=1)
     assert not mutate.bad(found), "\n".join(mutate.bad(found))
     assert sum(count["files"] for count in found.values()) == 3_800
@@ -77,7 +70,7 @@ def test_every_reader_reads_a_damaged_file_or_says_what_is_wrong(monkeypatch):
 
 def test_the_attack_sees_what_is_wrong(tmp_path):
     """A raw error, a value out of range, a hang and a file written outside are each counted."""
-    mutate = tool()
+    mutate = tool("mutate")
     mutate.LONGEST = 0.05
 
     def reader(path):
@@ -278,7 +271,7 @@ def test_an_8_mer_is_one(tmp_path, lines):
 
 
 def test_an_array_that_claims_to_be_huge_is_refused(tmp_path):
-    mutate = tool()
+    mutate = tool("mutate")
     held = mutate._unzip(mutate._escores())
     assert tf_binding.read_archive(written(tmp_path, mutate._zip(held)))[1].shape == (33, 40)
     for old, new in ((b"(33, 40)", b"(3300000000, 40000)"), (b"<i4", b"<f8"), (b"<i4", b"|O")):
@@ -317,12 +310,12 @@ def test_a_box_lies_in_its_photograph(xml):
 
 
 def changed(made, name, data):
-    mutate = tool()
+    mutate = tool("mutate")
     return mutate._zip({**mutate._unzip(made), name: data})
 
 
 def test_photographs_and_drawings_have_their_size(tmp_path):
-    mutate = tool()
+    mutate = tool("mutate")
     blood = mutate._blood()
     names = list(mutate._unzip(blood))
     assert bccd.read(written(tmp_path, blood), "test").images.shape == (1, 3, 240, 320)

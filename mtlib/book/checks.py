@@ -60,10 +60,10 @@ def differences(value: Callable[[Params], Tensor], theta: Params, h: float = 1e-
     return found
 
 
-def error_and_cosine(found: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
-    """‖a − b‖/‖b‖ and cos(a, b) of each row of two matrices (T, P): by how much, and where to, a gradient is wrong."""
+def error_and_cosine(found: Tensor, exact: Tensor) -> Tensor:
+    """‖a − b‖/‖b‖ and cos(a, b) of the rows of two matrices (T, P): how long, and where to, a gradient is wrong. (2, T)."""
     tensors = isinstance(found, Tensor) and isinstance(exact, Tensor)
     expect(tensors, "two matrices (T, P)", found)
     expect(found.shape == exact.shape, f"two matrices of one shape {tuple(exact.shape)}", found)
     error = (found - exact).norm(dim=-1) / exact.norm(dim=-1)
-    return error, torch.cosine_similarity(found, exact, dim=-1)
+    return torch.stack([error, torch.cosine_similarity(found, exact, dim=-1)])
