@@ -82,7 +82,7 @@ from mtlib.data import (
 )
 from mtlib.data.download import Remote, digest_of, fetch, members
 from mtlib.data.glyphs import glyphs
-from mtlib.data.linear import exact_stream, linear_tasks, loss_after, resting, samples
+from mtlib.data.linear import exact_stream, linear_tasks, losses_at_rest, resting, samples
 from mtlib.data.navigation import navigation
 from mtlib.data.planted import planted
 from mtlib.data.scenes import scenes
@@ -2031,11 +2031,9 @@ BAD |= {
     "error_and_cosine: no matrix": (lambda: error_and_cosine(None, torch.ones(2)), "matrices"),
     "resting: no tasks": (lambda: resting(torch.eye(3), 0.1), "LinearTasks"),
     "resting: no step": (lambda: resting(linear_tasks(3), 0.1, steps=0), "steps"),
-    "loss_after: no tasks": (lambda: loss_after(None, torch.ones(5), 0.1, 1), "LinearTasks"),
-    "loss_after: half a step": (
-        lambda: loss_after(linear_tasks(3), torch.ones(5).double(), 0.1, 0.5),
-        "steps",
-    ),
+    "losses_at_rest: no tasks": (lambda: losses_at_rest(None, [0.1], 1), "LinearTasks"),
+    "losses_at_rest: half a step": (lambda: losses_at_rest(linear_tasks(3), [0.1], 0.5), "steps"),
+    "losses_at_rest: no rates": (lambda: losses_at_rest(linear_tasks(3), [], 1), "at least one"),
     "style: no name": (lambda: style(3), "name"),
     "styles: one name": (lambda: styles("MAML"), "several"),
     "claim: a number": (lambda: claim("it holds", 0.3), "bool|truth"),

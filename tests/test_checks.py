@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from mtlib.bilevel import bilevel, first_order, implicit, secant, unrolled
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.core import apply, parameters, take
-from mtlib.data.linear import exact_stream, linear_tasks, loss_after, resting
+from mtlib.data.linear import exact_stream, linear_tasks, losses_at_rest, resting
 from mtlib.joint import joint
 from mtlib.learners.gradient import maml
 from mtlib.learners.hyper import flat
@@ -85,10 +85,19 @@ def test_where_methods_rest_their_gradients_are_0(steps):
     points = resting(tasks, 0.3, steps, reptile_steps=steps)
     assert points.keys() == objectives.keys()
     for name, (objective, data) in objectives.items():
-        value, slope = objective.value_and_grad({"weight": points[name][None]}, data)
+        slope = objective.value_and_grad({"weight": points[name][None]}, data)[1]
         assert slope["weight"].abs().max() < 1e-12
-        k = 0 if name == "joint training" else steps
-        assert abs(value - loss_after(tasks, points[name], 0.3, k)) < 1e-12
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_loss_at_rest_is_the_objectives(steps):
+    tasks = linear_tasks(tasks=9, dims=4, seed=3)
+    net, draw, rates = nn.Linear(4, 1, bias=False).double(), exact_stream(tasks)(0), (0.1, 0.3)
+    found = losses_at_rest(tasks, rates, steps)
+    for i, rate in enumerate(rates):
+        objective = bilevel(maml(net, half_mse, rate, steps), half_mse)
+        for name, w in resting(tasks, rate).items():
+            assert abs(objective({"weight": w[None]}, draw) - found[name][i]) < 1e-12
 
 
 def test_tasks_that_share_a_covariance_have_one_resting_point():

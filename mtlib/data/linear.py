@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtlib.core import Batch, Episode, Stream
+from mtlib.core import Batch, Episode, Stream, expect
 from mtlib.tasks import check_seed, positive, whole, within
 
 
@@ -83,16 +84,23 @@ def resting(
     return {name: torch.linalg.solve(q[name].sum(0), pulls[name])[:, 0] for name in q}
 
 
-def loss_after(tasks: LinearTasks, w: Tensor, rate: float, steps: int) -> Tensor:
-    """The mean over tasks of ½ (w' − w_t)ᵀ Σ_t (w' − w_t), where w' is w after `steps` steps of gradient descent.
+def losses_at_rest(
+    tasks: LinearTasks, rates: Sequence[float], steps: int, reptile_steps: int = 5
+) -> dict[str, Tensor]:
+    """What the points of `resting` for one inner step are worth: name -> the mean loss after `steps` steps, at each rate.
 
-    w' − w_t = (I − αΣ_t)ᵏ (w − w_t).
+    Where w' is w after k steps of rate α, w' − w_t = (I − αΣ_t)ᵏ (w − w_t), and the loss ½ (w' − w_t)ᵀ Σ_t (w' − w_t).
     """
     s = _checked(tasks).covariances
     whole(0, steps=steps)
-    r = torch.eye(s.shape[-1], dtype=s.dtype) - rate * s
-    d = torch.linalg.matrix_power(r, steps) @ (w - tasks.weights)[..., None]
-    return (0.5 * d.mT @ s @ d).mean()
+    eye, found = torch.eye(s.shape[-1], dtype=s.dtype), list[dict[str, Tensor]]()
+    for rate in rates:
+        r = torch.linalg.matrix_power(eye - rate * s, steps)
+        points = resting(tasks, rate, reptile_steps=reptile_steps)
+        d = {name: r @ (w - tasks.weights)[..., None] for name, w in points.items()}
+        found.append({name: (0.5 * v.mT @ s @ v).mean() for name, v in d.items()})
+    expect(bool(found), "rates, at least one", rates)
+    return {name: torch.stack([at[name] for at in found]) for name in found[0]}
 
 
 def _checked(tasks: LinearTasks) -> LinearTasks:
