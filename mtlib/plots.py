@@ -190,6 +190,22 @@ def against(
     axes.legend()
 
 
+def lines(
+    axes: Axes, x: Any, rows: Mapping[str, Any], xlabel: str, ylabel: str, **axis: Any
+) -> None:
+    """Numbers against a number, without intervals: one line per method; `axis` is matplotlib's, as xscale="log"."""
+    _named(rows, object)
+    looks: Any = styles(rows)
+    for name, row in rows.items():
+        if np.shape(row) != np.shape(x):
+            raise ValueError(
+                f"expected a number of {name!r} for each x, got {np.shape(row)} for {np.shape(x)}"
+            )
+        axes.plot(x, row, label=name, markersize=3, **looks[name])
+    axes.set(xlabel=xlabel, ylabel=ylabel, **axis)
+    axes.legend()
+
+
 def band(
     axes: Axes,
     x: Any,

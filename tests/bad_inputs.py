@@ -34,6 +34,7 @@ from mtlib.bilevel import (
     secant,
     unrolled,
 )
+from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
     Entry,
@@ -81,7 +82,7 @@ from mtlib.data import (
 )
 from mtlib.data.download import Remote, digest_of, fetch, members
 from mtlib.data.glyphs import glyphs
-from mtlib.data.linear import exact_stream, linear_tasks, samples
+from mtlib.data.linear import exact_stream, linear_tasks, losses_at_rest, resting, samples
 from mtlib.data.navigation import navigation
 from mtlib.data.planted import planted
 from mtlib.data.scenes import scenes
@@ -180,7 +181,7 @@ from mtlib.models.encoders import minilm
 from mtlib.nets import conv2, conv4, mlp, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
-from mtlib.plots import against, band, bars, figure, losses, player, scores, style, styles
+from mtlib.plots import against, band, bars, figure, lines, losses, player, scores, style, styles
 from mtlib.run.ahead import ahead
 from mtlib.run.checkpoint import load_params, read, save_params
 from mtlib.run.checkpoint import write as write_checkpoint
@@ -1949,6 +1950,14 @@ BAD |= {
         lambda: on_axes(lambda axes: against(axes, [1], {"a": [0.5]}, "x", "y")),
         "Score",
     ),
+    "lines: other lengths": (
+        lambda: on_axes(lambda axes: lines(axes, [1, 2], {"a": [0.5]}, "x", "y")),
+        "for each x",
+    ),
+    "lines: no methods": (
+        lambda: on_axes(lambda axes: lines(axes, [1], {}, "x", "y")),
+        "at least one",
+    ),
     "band: other lengths": (
         lambda: on_axes(lambda axes: band(axes, [1, 2], [0.1, 0.2], [0.1])),
         "as many",
@@ -2001,6 +2010,30 @@ BAD |= {
     "recorded_claim: a number": (lambda: recorded_claim("it holds", 0.3), "bool|truth"),
     "equal: two shapes": (lambda: equal("a = b", torch.ones(2), torch.ones(2, 1)), "one shape"),
     "equal: words": (lambda: equal("a = b", "a", "b"), "number"),
+    "gradient: the loss's value": (lambda: gradient(torch.ones(()), PHI), "function"),
+    "gradient: no entry": (lambda: gradient(lambda theta: torch.ones(()), {}), "at least one"),
+    "hessian: the loss's value": (lambda: hessian(torch.ones(()), PHI), "function"),
+    "hessian: no entry": (lambda: hessian(lambda theta: torch.ones(()), {}), "at least one"),
+    "gradients: a learner in place of its task": (
+        lambda: gradients(LEARNER, LEARNER.init(), DRAW),
+        "task",
+    ),
+    "gradients: no draw": (lambda: gradients(lambda phi, e: phi, PHI, None), "draw"),
+    "differences: no step": (
+        lambda: differences(lambda theta: theta["a"].sum(), {"a": torch.ones(2)}, 0.0),
+        "above 0",
+    ),
+    "differences: the value": (lambda: differences(torch.ones(()), PHI), "function"),
+    "error_and_cosine: one row and many": (
+        lambda: error_and_cosine(torch.ones(3), torch.ones(2, 3)),
+        "one shape",
+    ),
+    "error_and_cosine: no matrix": (lambda: error_and_cosine(None, torch.ones(2)), "matrices"),
+    "resting: no tasks": (lambda: resting(torch.eye(3), 0.1), "LinearTasks"),
+    "resting: no step": (lambda: resting(linear_tasks(3), 0.1, steps=0), "steps"),
+    "losses_at_rest: no tasks": (lambda: losses_at_rest(None, [0.1], 1), "LinearTasks"),
+    "losses_at_rest: half a step": (lambda: losses_at_rest(linear_tasks(3), [0.1], 0.5), "steps"),
+    "losses_at_rest: no rates": (lambda: losses_at_rest(linear_tasks(3), [], 1), "at least one"),
     "style: no name": (lambda: style(3), "name"),
     "styles: one name": (lambda: styles("MAML"), "several"),
     "claim: a number": (lambda: claim("it holds", 0.3), "bool|truth"),

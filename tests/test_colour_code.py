@@ -20,6 +20,7 @@ from mtlib.plots import (
     TRANSFER,
     against,
     figure,
+    lines,
     losses,
     reference,
     scores,
@@ -98,6 +99,22 @@ def test_curves_follow_the_code_and_their_legend_lies_below(shown):
         below < ax.get_window_extent().y0 and ax.get_legend() is None for ax in (left, right)
     )
     assert legend.get_window_extent().width <= fig.bbox.width
+
+
+def test_lines_follow_the_code(shown):
+    with figure() as (fig, axes):
+        lines(
+            axes,
+            (0.1, 1.0),
+            {"MAML": [1, 2], "joint training": torch.ones(2)},
+            "x",
+            "y",
+            xscale="log",
+        )
+    meta, joint = axes.get_lines()
+    assert [meta.get_color(), joint.get_color()] == [META, ORANGES[3]]
+    assert list(meta.get_ydata()) == [1, 2] and axes.get_xscale() == "log"
+    assert len(fig.legends) == 1 and axes.get_legend() is None
 
 
 def test_one_name_with_two_looks_keeps_its_legends(shown):

@@ -40,7 +40,7 @@ STAR = {
     "metrics": {"run"},
     "evaluate": {"core", "metrics", "objective", "tasks", "run", "train"},
     "plots": {"train", "evaluate", "tasks"},
-    "book": {"evaluate", "plots", "run", "book"},
+    "book": {"core", "evaluate", "learners", "plots", "run", "book"},
 }
 ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pages`
     "matplotlib": {"plots"},

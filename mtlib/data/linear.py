@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtlib.core import Batch, Episode, Stream
-from mtlib.tasks import check_seed, positive, within
+from mtlib.core import Batch, Episode, Stream, expect
+from mtlib.tasks import check_seed, positive, whole, within
 
 
 class LinearTasks(NamedTuple):
@@ -41,9 +42,7 @@ def exact_stream(tasks: LinearTasks) -> Stream:
 
     ½ · mean((X w − y)²) = ½ (w − w_t)ᵀ Σ_t (w − w_t). Support and query are the same rows.
     """
-    if not isinstance(tasks, LinearTasks):
-        raise TypeError(f"expected LinearTasks(weights, covariances), got {type(tasks).__name__}")
-    w, sigma = tasks
+    w, sigma = _checked(tasks)
     if w.ndim != 2 or sigma.shape != (*w.shape, w.shape[-1]):
         raise ValueError(
             f"expected weights (T, D) and covariances (T, D, D), got {tuple(w.shape)} and {tuple(sigma.shape)}"
@@ -61,6 +60,53 @@ def exact_stream(tasks: LinearTasks) -> Stream:
         return Episode(batch, batch)
 
     return stream
+
+
+def resting(
+    tasks: LinearTasks, rate: float, steps: int = 1, reptile_steps: int = 5
+) -> dict[str, Tensor]:
+    """Where methods come to rest on these tasks: name -> (Σ_t Q_t)⁻¹ Σ_t Q_t w_t, (D,).
+
+    Each method's expected gradient is Σ_t Q_t (w − w_t); R = I − αΣ, α = `rate`, k inner steps.
+    """
+    s, k = _checked(tasks).covariances, steps
+    positive(steps=steps, reptile_steps=reptile_steps)
+    eye = torch.eye(s.shape[-1], dtype=s.dtype)
+    power = torch.linalg.matrix_power
+    r = eye - rate * s
+    q = {
+        "joint training": s,
+        "MAML": power(r, k) @ s @ power(r, k),
+        "first-order MAML": s @ power(r, k),
+        f"Reptile, {reptile_steps} steps": eye - power(r, reptile_steps),
+    }
+    pulls = {name: (m @ tasks.weights[..., None]).sum(0) for name, m in q.items()}
+    return {name: torch.linalg.solve(q[name].sum(0), pulls[name])[:, 0] for name in q}
+
+
+def losses_at_rest(
+    tasks: LinearTasks, rates: Sequence[float], steps: int, reptile_steps: int = 5
+) -> dict[str, Tensor]:
+    """What the points of `resting` for one inner step are worth: name -> the mean loss after `steps` steps, at each rate.
+
+    Where w' is w after k steps of rate α, w' − w_t = (I − αΣ_t)ᵏ (w − w_t), and the loss ½ (w' − w_t)ᵀ Σ_t (w' − w_t).
+    """
+    s = _checked(tasks).covariances
+    whole(0, steps=steps)
+    eye, found = torch.eye(s.shape[-1], dtype=s.dtype), list[dict[str, Tensor]]()
+    for rate in rates:
+        r = torch.linalg.matrix_power(eye - rate * s, steps)
+        points = resting(tasks, rate, reptile_steps=reptile_steps)
+        d = {name: r @ (w - tasks.weights)[..., None] for name, w in points.items()}
+        found.append({name: (0.5 * v.mT @ s @ v).mean() for name, v in d.items()})
+    expect(bool(found), "rates, at least one", rates)
+    return {name: torch.stack([at[name] for at in found]) for name in found[0]}
+
+
+def _checked(tasks: LinearTasks) -> LinearTasks:
+    if not isinstance(tasks, LinearTasks):
+        raise TypeError(f"expected LinearTasks(weights, covariances), got {type(tasks).__name__}")
+    return tasks
 
 
 def samples(
