@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
-from mtlib.tasks import check_seed, positive, whole, within
+from mtlib.tasks import check_seed, check_tensor, positive, whole, within
 
 
 class LinearTasks(NamedTuple):
@@ -95,7 +95,7 @@ def directions(dims: int, k: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(torch.randn(dims, k, dtype=torch.float64, generator=g))[0]
 
 
-def along(
+def spanned(
     b: Tensor, tasks: int, rows: int, noise: float = 0.0, seed: int = 0, even: bool = False
 ) -> tuple[Batch, Tensor]:
     """Tasks whose weights lie in the span of b (D, k): y = xᵀ B a_t + σ ε, a_t ~ N(0, I), x ~ N(0, I), ε ~ N(0, 1).
@@ -106,6 +106,9 @@ def along(
     positive(tasks=tasks, rows=rows)
     within(0, noise=noise)
     check_seed(seed)
+    check_tensor(b, "b")
+    if b.ndim != 2:
+        raise ValueError(f"expected directions (D, k), got {tuple(b.shape)}")
     if even and tasks < b.shape[1]:
         raise ValueError(f"expected at least {b.shape[1]} tasks to cover as many directions evenly")
     g = torch.Generator().manual_seed(seed)
@@ -126,16 +129,18 @@ def around(
     rows: int,
     noise: float = 0.0,
     bend: float = 0.0,
-    uneven: float = 0.0,
     seed: int = 0,
 ) -> Batch:
     """Tasks whose weights lie around a point (D, 1): y = f(xᵀ w_t) + σ ε, w_t ~ N(centre, I/D), ε ~ N(0, 1).
 
-    f(v) = tanh(`bend` · v), or v where `bend` is 0: then a linear model is right. x ~ N(0, s² I) with s = exp(`uneven` · η),
-    η ~ N(0, 1) for each row. x: (T, rows, D), y: (T, rows, 1).
+    f(v) = tanh(`bend` · v), or v where `bend` is 0: then a linear model is right. x ~ N(0, I). x: (T, rows, D),
+    y: (T, rows, 1). A world for {cite:t}`bai2021how`.
     """
     positive(tasks=tasks, rows=rows)
-    within(0, noise=noise, bend=bend, uneven=uneven)
+    within(0, noise=noise, bend=bend)
+    check_tensor(centre, "centre")
+    if centre.ndim != 2 or centre.shape[1] != 1:
+        raise ValueError(f"expected a centre (D, 1), got {tuple(centre.shape)}")
     check_seed(seed)
     g = torch.Generator().manual_seed(seed)
 
@@ -144,7 +149,7 @@ def around(
 
     dims = len(centre)
     w = centre + normal(tasks, dims, 1) / dims**0.5
-    x = normal(tasks, rows, dims) * torch.exp(uneven * normal(tasks, rows, 1))
+    x = normal(tasks, rows, dims)
     v = x @ w
     return Batch(x, (torch.tanh(bend * v) if bend else v) + noise * normal(tasks, rows, 1))
 

@@ -67,9 +67,7 @@ def noisy_sinusoids(
     def stream(step: int) -> Episode:
         g = torch.Generator().manual_seed(1_000_003 * seed + step)
         plain = clean(step)
-        support, query = (
-            Batch(x, y + noise * torch.randn(y.shape, generator=g)) for x, y in plain
-        )
+        support, query = (Batch(x, y + noise * torch.randn(y.shape, generator=g)) for x, y in plain)
         return Episode(support, plain.query if clean_queries else query)
 
     return stream

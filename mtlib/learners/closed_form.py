@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtlib.core import Batch, Episode, Learner, Params, apply, features, parameters, require
 from mtlib.learners.metric import body_of, check_targets, linear_head
 from mtlib.run.devices import double
-from mtlib.tasks import above_zero, positive, within
+from mtlib.tasks import above_zero, check_draw, positive, within
 
 
 def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
@@ -123,6 +123,10 @@ def ridge_on(b: Tensor, data: Batch, strength: float) -> Tensor:
     b: (D, k), x: (T, n, D), y: (T, n, 1) -> (T, D, 1). With B = I it is a linear model that starts at 0.
     """
     within(0, strength=strength)
+    if b.ndim != 2 or data.x.ndim != 3 or len(b) != data.x.shape[2]:
+        raise ValueError(
+            f"expected b (D, k) and x (T, n, D), got {tuple(b.shape)} and {tuple(data.x.shape)}"
+        )
     lam = data.x.new_tensor(strength)
     return b @ torch.vmap(lambda z, y: ridge_solution(z, y, lam))(data.x @ b, data.y)
 
@@ -142,6 +146,7 @@ def ridge_prior(episode: Episode, strength: float) -> Tensor:
 def ridge_residual(episode: Episode, strength: float) -> tuple[Tensor, Tensor]:
     """c (T, Q, W) and M (T, Q, D) with y_Q − X_Q A_λ(φ; S_t) = c − M φ, A_λ as in `ridge_prior`."""
     above_zero(strength=strength)
+    check_draw(episode)
     (xs, ys), (xq, yq) = episode
     lam = xs.new_tensor(strength * xs.shape[1])
     solve = torch.vmap(lambda x, y: ridge_solution(x, y, lam))
@@ -156,6 +161,7 @@ def shared_features(data: Batch, k: int, rounds: int = 10) -> Tensor:
     {cite}`tripuraneni2021provable`
     """
     positive(k=k, rounds=rounds)
+    check_draw(data)
     rows, y = data.x.flatten(0, 1), data.y.flatten(0, 1)
     if y.shape[1] != 1 or k > rows.shape[1]:
         raise ValueError(
