@@ -82,13 +82,14 @@ from mtlib.data import (
 )
 from mtlib.data.download import Remote, digest_of, fetch, members
 from mtlib.data.glyphs import glyphs
-from mtlib.data.linear import exact_stream, linear_tasks, losses_at_rest, resting, samples
 from mtlib.data.linear import (
     around,
     directions,
     error_after,
     exact_stream,
     linear_tasks,
+    losses_at_rest,
+    resting,
     samples,
     spanned,
 )

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream, expect
-from mtlib.tasks import check_seed, positive, whole, within
-from mtlib.core import Batch, Episode, Stream
 from mtlib.tasks import check_seed, check_tensor, positive, whole, within
 
 
