@@ -68,7 +68,7 @@ def noisy_sinusoids(
         g = torch.Generator().manual_seed(1_000_003 * seed + step)
         plain = clean(step)
         support, query = (Batch(x, y + noise * torch.randn(y.shape, generator=g)) for x, y in plain)
-        return Episode(support, plain.query if clean_queries else query)
+        return Episode(support, plain[1] if clean_queries else query)
 
     return stream
 
@@ -101,10 +101,10 @@ def named_sinusoids(
     def stream(step: int) -> Episode:
         rng = np.random.default_rng([seed, step, 47])
         t = rng.integers(curves, size=tasks)
-        x = rng.uniform(*RANGE, (tasks, shots + queries, 1))
-        y = torch.from_numpy(a[t] * np.sin(x - phase[t])).float()
+        at = rng.uniform(*RANGE, (tasks, shots + queries, 1))
+        y = torch.from_numpy(a[t] * np.sin(at - phase[t])).float()
         beside = np.broadcast_to(names[t], (tasks, shots + queries, name))
-        x = torch.from_numpy(np.concatenate([x, beside], 2)).float()
+        x = torch.from_numpy(np.concatenate([at, beside], 2)).float()
         return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]))
 
     return stream
