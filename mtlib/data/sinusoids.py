@@ -66,9 +66,10 @@ def noisy_sinusoids(
 
     def stream(step: int) -> Episode:
         g = torch.Generator().manual_seed(1_000_003 * seed + step)
-        plain = clean(step)
-        support, query = (Batch(x, y + noise * torch.randn(y.shape, generator=g)) for x, y in plain)
-        return Episode(support, plain[1] if clean_queries else query)
+        (x, y), (xq, yq) = clean(step)
+        support = Batch(x, y + noise * torch.randn(y.shape, generator=g))
+        beside = 0.0 if clean_queries else noise
+        return Episode(support, Batch(xq, yq + beside * torch.randn(yq.shape, generator=g)))
 
     return stream
 
