@@ -1,4 +1,4 @@
-"""What the prose says exists: each `mtlib.` name in pages, READMEs, docstrings and messages can be imported."""
+"""What the prose says exists: each `mtlib.` name in pages, READMEs, docstrings and messages, and each reference."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pages import NOTEBOOKS
 from torch.nn.functional import cross_entropy
 
 NAME = re.compile(r"(?<![\w/.])mtlib(?:\.[A-Za-z_]\w*)+")
+CITE = re.compile(r"\{cite[\w:]*\}`([\w,\s-]+)`")
+KEY = re.compile(r"(?m)^@\w+\{([^,\s]+),")
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").rglob("*.md"))]
 MODULES = sorted((ROOT / "mtlib").rglob("*.py"))
 
@@ -71,3 +73,15 @@ def test_the_faqs_weighted_cross_entropy_is_the_one_of_class_numbers():
     k, w, p = torch.tensor([0, 2, 2, 1, 2]), torch.tensor([1.0, 2.0, 5.0]), torch.randn(5, 3)
     given = eval(code, {"cross_entropy": cross_entropy, "w": w})(p, torch.eye(3)[k])
     assert torch.allclose(given, cross_entropy(p, k, weight=w))
+
+
+def cited() -> set[str]:
+    """The keys that pages and docstrings cite."""
+    found = [m for p in (*PROSE, *NOTEBOOKS, *MODULES) for t in texts(p) for m in CITE.findall(t)]
+    return {key.strip() for keys in found for key in keys.split(",")}
+
+
+def test_every_reference_is_cited_and_every_citation_has_one():
+    keys = KEY.findall((ROOT / "book" / "references.bib").read_text("utf8"))
+    assert len(keys) == len(set(keys))
+    assert cited() == set(keys)
