@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from numbers import Integral, Real
@@ -114,6 +114,7 @@ def episodes(
     cast: torch.dtype | None = None,
     queries_from: ClassSet | None = None,
     small: str = "refuse",
+    numbers: str = "anew",
 ) -> Stream:
     """N-way K-shot episodes: `stream(step)` -> Episode with a leading axis T = `tasks`.
 
@@ -129,6 +130,9 @@ def episodes(
     come from `data`, query items from there. A class with fewer than `shots` + `queries` items is an error that names
     it; `small="leave out"` leaves such classes out. `stream.part(step, tasks)` draws and reads a slice of the tasks alone.
 
+    Each episode numbers its classes anew. With `numbers="fixed"` class c has the number c mod `ways` in all of them: then
+    the items alone tell their labels, and a learner may learn them by heart {cite}`yin2020memorization`.
+
     ```pycon
     >>> data = ClassSet(torch.rand(20, 15, 8), [str(c) for c in range(20)], "random rows")
     >>> draw = episodes(data, ways=5, shots=1, queries=3, tasks=4, seed=0)(step=17)
@@ -143,7 +147,7 @@ def episodes(
     positive(ways=ways, shots=shots, queries=queries, tasks=tasks)
     check_seed(seed)
     check_cast(cast)
-    one_of(small=(small, ("refuse", "leave out")))
+    one_of(small=(small, ("refuse", "leave out")), numbers=(numbers, ("anew", "fixed")))
     items, other, twin = Items(data), None, None
     needs = [(data.source, items.sizes, shots + queries if queries_from is None else shots)]
     if queries_from is not None:
@@ -162,7 +166,7 @@ def episodes(
     if small == "refuse":
         for (source, found, need), what in zip(needs, _asked(shots, queries, twin), strict=True):
             _check_sizes(source, found, need, what, data.names)
-    return _Episodes(items, other, twin, ways, shots, queries, tasks, seed, cast)
+    return _Episodes(items, other, twin, ways, shots, queries, tasks, seed, cast, numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +182,7 @@ class _Episodes:
     tasks: int
     seed: int
     cast: torch.dtype | None
+    numbers: str
 
     def __call__(self, step: int) -> Episode:
         return self.part(step, slice(None))
@@ -185,7 +190,7 @@ class _Episodes:
     def part(self, step: int, tasks: slice) -> Episode:
         rng = np.random.default_rng([self.seed, step])
         sizes, starts = self.items.sizes, self.items.starts
-        classes = _without_replacement(rng, (self.tasks,), len(sizes), self.ways)  # (T, W)
+        classes = self.drawn(rng, len(sizes))
         both = self.shots if self.other else self.shots + self.queries
         picked = different(rng, sizes[classes], both)
         rows = (starts[classes][..., None] + picked)[tasks]  # (T, W, K+Q)
@@ -198,6 +203,13 @@ class _Episodes:
             _labelled(self.items, support, self.ways, self.cast),
             _labelled(there, query, self.ways, self.cast),
         )
+
+    def drawn(self, rng: np.random.Generator, classes: int) -> np.ndarray:
+        """The classes of each task, in the order of their numbers: (T, W)."""
+        if self.numbers == "anew":
+            return _without_replacement(rng, (self.tasks,), classes, self.ways)
+        alike = rng.integers(classes // self.ways, size=(self.tasks, self.ways))
+        return np.arange(self.ways) + self.ways * alike
 
 
 def mixture(
@@ -304,6 +316,40 @@ class _Quiz:
         if not isinstance(draw, Episode):
             raise TypeError(f"expected a stream of episodes, got a {type(draw).__name__}")
         return draw.query
+
+
+def cut(batch: Batch, size: int) -> Episode:
+    """A draw of tasks cut in two: the first `size` rows of each task are its support set, the others its query set.
+
+    x: (T, rows, *item), y: (T, rows, W). Raises ValueError where nothing would be left to ask.
+    """
+    if not isinstance(batch, Batch):
+        raise TypeError(f"expected a Batch, x and y of all tasks, got {type(batch).__name__}")
+    positive(size=size)
+    rows = batch.y.shape[1]
+    if size >= rows:
+        raise ValueError(f"expected a size below {rows}, the rows of a task, got {size}")
+    return Episode(over(lambda d: d[:, :size], batch), over(lambda d: d[:, size:], batch))
+
+
+def relabelled(stream: Stream, change: Callable[[Tensor], Tensor]) -> Stream:
+    """The same episodes with changed support labels, y -> change(y), (T, N, W): the test for memorisation.
+
+    A learner that reads its support set follows the wrong labels, and its error soars; one that knows its tasks by heart
+    goes on as before {cite}`yin2020memorization`. For class numbers `lambda y: y.roll(1, -1)` makes each class the next
+    one, for real targets `torch.neg` turns their sign.
+    """
+    check_stream(stream)
+    functions(1, change=change)
+
+    def draw(step: int) -> Episode:
+        found = stream(step)
+        if not isinstance(found, Episode):
+            raise TypeError(f"expected a stream of episodes, got a {type(found).__name__}")
+        x, y = found.support
+        return Episode(Batch(x, change(y)), found.query)
+
+    return draw
 
 
 def some_tasks(stream: Stream, step: int, tasks: slice) -> Any:

@@ -82,14 +82,30 @@ from mtlib.data import (
 )
 from mtlib.data.download import Remote, digest_of, fetch, members
 from mtlib.data.glyphs import glyphs
-from mtlib.data.linear import exact_stream, linear_tasks, losses_at_rest, resting, samples
+from mtlib.data.linear import (
+    around,
+    directions,
+    error_after,
+    exact_stream,
+    linear_tasks,
+    losses_at_rest,
+    resting,
+    samples,
+    spanned,
+)
 from mtlib.data.navigation import navigation
 from mtlib.data.planted import planted
 from mtlib.data.scenes import scenes
 from mtlib.data.sentiment import drawn as drawn_site
 from mtlib.data.sentiment import draws
 from mtlib.data.sentiment import read as read_site
-from mtlib.data.sinusoids import noisy_sinusoids, risk_of, sinusoids, varied_sinusoids
+from mtlib.data.sinusoids import (
+    named_sinusoids,
+    noisy_sinusoids,
+    risk_of,
+    sinusoids,
+    varied_sinusoids,
+)
 from mtlib.evaluate import (
     accuracy,
     answers,
@@ -109,7 +125,11 @@ from mtlib.learners.closed_form import (
     head_matrix,
     metaoptnet,
     ridge,
+    ridge_on,
+    ridge_prior,
+    ridge_residual,
     ridge_solution,
+    shared_features,
 )
 from mtlib.learners.context import cavia, protomaml
 from mtlib.learners.finetune import (
@@ -197,6 +217,7 @@ from mtlib.tasks import (
     check_draw,
     check_rows,
     check_seed,
+    cut,
     episodes,
     finite,
     mixture,
@@ -204,6 +225,7 @@ from mtlib.tasks import (
     pool,
     positive,
     quiz,
+    relabelled,
     within,
 )
 from mtlib.train import Diverged, Run, cosine_adam, fit, groups
@@ -2150,6 +2172,32 @@ BAD |= {
         lambda: ridge_solution(Z, Z[1:], torch.tensor(1.0)),
         "rows",
     ),
+    "ridge_on: a negative strength": (
+        lambda: ridge_on(torch.eye(3), Batch(torch.zeros(2, 4, 3), torch.zeros(2, 4, 1)), -1.0),
+        "strength",
+    ),
+    "ridge_on: features of another width": (
+        lambda: ridge_on(torch.eye(2), Batch(torch.zeros(2, 4, 3), torch.zeros(2, 4, 1)), 1.0),
+        r"\(D, k\)",
+    ),
+    "ridge_prior: no strength": (lambda: ridge_prior(sinusoids(3)(0), 0.0), "strength"),
+    "ridge_prior: a batch's parts": (
+        lambda: ridge_prior((Batch(Z, Z), Batch(Z, Z)), 1.0),
+        "Episode",
+    ),
+    "ridge_residual: a strength of NaN": (
+        lambda: ridge_residual(sinusoids(3)(0), NAN),
+        "strength",
+    ),
+    "ridge_residual: a stream": (lambda: ridge_residual(sinusoids(3), 1.0), "Episode"),
+    "shared_features: no features": (
+        lambda: shared_features(sinusoids(3)(0).support, 0),
+        "expected k",
+    ),
+    "shared_features: more than there are inputs": (
+        lambda: shared_features(sinusoids(3)(0).support, 2),
+        "at most 1",
+    ),
     "ridge_solution: class numbers": (
         lambda: ridge_solution(Z, LABELS.double(), torch.tensor(1.0)),
         r"\(N, W\)|one-hot",
@@ -2530,6 +2578,33 @@ BAD |= {
     "linear_tasks: no tasks": (lambda: linear_tasks(0), "tasks"),
     "linear_tasks: half a dimension": (lambda: linear_tasks(2, 2.5), "dims"),
     "exact_stream: a tensor": (lambda: exact_stream(torch.zeros(2, 3)), "LinearTasks"),
+    "directions: more than dimensions": (lambda: directions(3, 4), "at most 3"),
+    "directions: half a dimension": (lambda: directions(2.5, 1), "dims"),
+    "spanned: too few tasks to be even": (
+        lambda: spanned(torch.eye(4), 3, 5, even=True),
+        "at least 4 tasks",
+    ),
+    "spanned: negative noise": (lambda: spanned(torch.eye(4), 3, 5, noise=-1.0), "noise"),
+    "around: a row": (lambda: around(torch.zeros(4), 3, 5), r"\(D, 1\)"),
+    "around: a bend of NaN": (lambda: around(torch.zeros(4, 1), 3, 5, bend=NAN), "bend"),
+    "error_after: a gap of another width": (
+        lambda: error_after(torch.ones(4, 3), torch.ones(2), 1.0, 0.1, 5),
+        r"\(n, D\)",
+    ),
+    "error_after: half a step": (
+        lambda: error_after(torch.ones(4, 3), torch.ones(3), 1.0, 0.1, 2.5),
+        "steps",
+    ),
+    "cut: nothing left to ask": (lambda: cut(sinusoids(3)(0).support, 3), "below 3"),
+    "cut: an episode": (lambda: cut(sinusoids(3)(0), 1), "Batch"),
+    "relabelled: a draw": (lambda: relabelled(sinusoids(3)(0), torch.neg), "stream"),
+    "relabelled: no function": (lambda: relabelled(sinusoids(3), 1), "change"),
+    "episodes: unknown numbers": (
+        lambda: episodes(DATA, 2, 1, 1, 1, seed=0, numbers="new"),
+        "numbers",
+    ),
+    "named_sinusoids: no curves": (lambda: named_sinusoids(0), "curves"),
+    "named_sinusoids: a name of half a number": (lambda: named_sinusoids(name=0.5), "name"),
     "samples: negative noise": (lambda: samples(4, noise=-1.0), "noise"),
     "samples: no rows": (lambda: samples(0), "rows"),
     "characters: an unknown part": (lambda: characters.characters("valid"), "expected"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream, expect
-from mtlib.tasks import check_seed, positive, whole, within
+from mtlib.tasks import check_seed, check_tensor, positive, whole, within
 
 
 class LinearTasks(NamedTuple):
@@ -126,3 +126,94 @@ def samples(
     x = rng.normal(size=(tasks, rows, dims))
     y = x @ w + noise * rng.normal(size=(tasks, rows, 1))
     return Batch(torch.from_numpy(x).float(), torch.from_numpy(y).float())
+
+
+# What tasks share -----------------------------------------------------------------------------
+
+
+def directions(dims: int, k: int, seed: int = 0) -> Tensor:
+    """k orthonormal directions in `dims` dimensions, uniformly drawn: (D, k), float64."""
+    positive(dims=dims, k=k)
+    check_seed(seed)
+    if k > dims:
+        raise ValueError(f"expected at most {dims} directions in so many dimensions, got k={k}")
+    g = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(dims, k, dtype=torch.float64, generator=g))[0]
+
+
+def spanned(
+    b: Tensor, tasks: int, rows: int, noise: float = 0.0, seed: int = 0, even: bool = False
+) -> tuple[Batch, Tensor]:
+    """Tasks whose weights lie in the span of b (D, k): y = xᵀ B a_t + σ ε, a_t ~ N(0, I), x ~ N(0, I), ε ~ N(0, 1).
+
+    Gives the rows, x: (T, rows, D) and y: (T, rows, 1), and the weights B a_t: (T, D, 1). `even`: the a_t cover their k
+    directions exactly evenly, Σ_t a_t a_tᵀ = T·I; that needs T ≥ k. The world of {cite:t}`tripuraneni2021provable`.
+    """
+    positive(tasks=tasks, rows=rows)
+    within(0, noise=noise)
+    check_seed(seed)
+    check_tensor(b, "b")
+    if b.ndim != 2:
+        raise ValueError(f"expected directions (D, k), got {tuple(b.shape)}")
+    if even and tasks < b.shape[1]:
+        raise ValueError(f"expected at least {b.shape[1]} tasks to cover as many directions evenly")
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=b.dtype, generator=g)
+
+    a = normal(tasks, b.shape[1])
+    if even:
+        a = tasks**0.5 * torch.linalg.qr(a)[0]
+    w, x = b @ a[..., None], normal(tasks, rows, len(b))
+    return Batch(x, x @ w + noise * normal(tasks, rows, 1)), w
+
+
+def around(
+    centre: Tensor,
+    tasks: int,
+    rows: int,
+    noise: float = 0.0,
+    bend: float = 0.0,
+    seed: int = 0,
+) -> Batch:
+    """Tasks whose weights lie around a point (D, 1): y = f(xᵀ w_t) + σ ε, w_t ~ N(centre, I/D), ε ~ N(0, 1).
+
+    f(v) = tanh(`bend` · v), or v where `bend` is 0: then a linear model is right. x ~ N(0, I). x: (T, rows, D),
+    y: (T, rows, 1). A world for {cite:t}`bai2021how`.
+    """
+    positive(tasks=tasks, rows=rows)
+    within(0, noise=noise, bend=bend)
+    check_tensor(centre, "centre")
+    if centre.ndim != 2 or centre.shape[1] != 1:
+        raise ValueError(f"expected a centre (D, 1), got {tuple(centre.shape)}")
+    check_seed(seed)
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=centre.dtype, generator=g)
+
+    dims = len(centre)
+    w = centre + normal(tasks, dims, 1) / dims**0.5
+    x = normal(tasks, rows, dims)
+    v = x @ w
+    return Batch(x, (torch.tanh(bend * v) if bend else v) + noise * normal(tasks, rows, 1))
+
+
+def error_after(x: Tensor, gap: Tensor, noise: float, lr: float, steps: int) -> float:
+    """E‖θ_k − w‖² after k gradient steps on (1/2n)‖Xw − y‖² from φ, with w − φ = −gap and labels of noise σ.
+
+    Σ_i (1 − αs_i)^{2k} b_i² + Σ_{s_i > 0} (1 − (1 − αs_i)^k)² σ²/(n s_i): s_i are the eigenvalues of XᵀX/n, b_i the gap
+    along their eigenvectors. x: (n, D), gap: (D,). {cite}`ali2019continuous`
+    """
+    within(0, noise=noise, lr=lr)
+    whole(steps=steps)
+    if x.ndim != 2 or gap.shape != x.shape[1:]:
+        raise ValueError(
+            f"expected x (n, D) and a gap (D,), got {tuple(x.shape)}, {tuple(gap.shape)}"
+        )
+    s, v = torch.linalg.eigh(x.mT @ x / len(x))
+    s = s.clamp(min=0)
+    b, keep, seen = v.mT @ gap, (1 - lr * s) ** steps, s > 1e-10
+    learned = ((1 - keep[seen]) ** 2 * noise**2 / (len(x) * s[seen])).sum()
+    return float((keep**2 * b**2).sum() + learned)

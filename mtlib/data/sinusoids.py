@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
-from mtlib.tasks import check_seed, positive, within
+from mtlib.tasks import check_seed, positive, whole, within
 
 AMPLITUDE = (0.1, 5.0)
 PHASE = (0.0, math.pi)
@@ -49,22 +49,63 @@ def sinusoids(
 
 
 def noisy_sinusoids(
-    shots: int = 10, queries: int = 20, tasks: int = 25, seed: int = 0, noise: float = 0.3
+    shots: int = 10,
+    queries: int = 20,
+    tasks: int = 25,
+    seed: int = 0,
+    noise: float = 0.3,
+    clean_queries: bool = False,
 ) -> Stream:
     """The curves of `sinusoids` with noise on every y: y = A sin(x − φ) + σ ε, ε ~ N(0, 1), σ = `noise`.
 
     `stream(step)` -> Episode, support x and y: (T, shots, 1), query: (T, queries, 1). The noise follows (`seed`, step),
-    too. Raises ValueError as `sinusoids`, and where `noise` is negative.
+    too. With `clean_queries` it falls on the support set alone, and a query's error is the distance from the curve. Raises ValueError as `sinusoids`, and where `noise` is negative.
     """
     within(0, noise=noise)
     clean = sinusoids(shots, queries, tasks, seed)
 
     def stream(step: int) -> Episode:
         g = torch.Generator().manual_seed(1_000_003 * seed + step)
-        support, query = (
-            Batch(x, y + noise * torch.randn(y.shape, generator=g)) for x, y in clean(step)
-        )
-        return Episode(support, query)
+        plain = clean(step)
+        support, query = (Batch(x, y + noise * torch.randn(y.shape, generator=g)) for x, y in plain)
+        return Episode(support, plain.query if clean_queries else query)
+
+    return stream
+
+
+def named_sinusoids(
+    curves: int = 20,
+    shots: int = 10,
+    queries: int = 10,
+    tasks: int = 25,
+    seed: int = 0,
+    name: int = 4,
+    world: int = 0,
+) -> Stream:
+    """A fixed set of curves, each with a random name of `name` numbers that stands beside every x of it.
+
+    y = A_t sin(x − φ_t), t ~ U{1, …, `curves`}; the item is [x, c_t], c_t ~ N(0, I). Curves and names follow `world`,
+    which are drawn follows `seed`. The name tells which curve it is, and nothing about a curve of another world: a learner
+    can know its curves by heart {cite}`yin2020memorization`. With name=0 the item is x alone.
+
+    `stream(step)` -> Episode, support x: (T, shots, 1 + `name`), y: (T, shots, 1), and so the query.
+    """
+    positive(curves=curves, shots=shots, queries=queries, tasks=tasks)
+    whole(name=name)
+    check_seed(seed)
+    check_seed(world)
+    rng = np.random.default_rng([world, 47])
+    a, phase = rng.uniform(*AMPLITUDE, (curves, 1, 1)), rng.uniform(*PHASE, (curves, 1, 1))
+    names = rng.normal(size=(curves, 1, name))
+
+    def stream(step: int) -> Episode:
+        rng = np.random.default_rng([seed, step, 47])
+        t = rng.integers(curves, size=tasks)
+        x = rng.uniform(*RANGE, (tasks, shots + queries, 1))
+        y = torch.from_numpy(a[t] * np.sin(x - phase[t])).float()
+        beside = np.broadcast_to(names[t], (tasks, shots + queries, name))
+        x = torch.from_numpy(np.concatenate([x, beside], 2)).float()
+        return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]))
 
     return stream
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Params, apply, features, parameters, require
+from mtlib.core import Batch, Episode, Learner, Params, apply, features, parameters, require
 from mtlib.learners.metric import body_of, check_targets, linear_head
 from mtlib.run.devices import double
-from mtlib.tasks import above_zero, positive
+from mtlib.tasks import above_zero, check_draw, positive, within
 
 
 def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
@@ -115,6 +115,64 @@ def ridge_solution(z: Tensor, y: Tensor, strength: Tensor) -> Tensor:
     if n <= d:
         return z.mT @ solve(z @ z.mT + strength * torch.eye(n).to(z), y)
     return solve(z.mT @ z + strength * torch.eye(d).to(z), z.mT @ y)
+
+
+def ridge_on(b: Tensor, data: Batch, strength: float) -> Tensor:
+    """Each task's ridge regression on the features Bᵀx, as weights of x: B argmin_a ‖y − X B a‖² + λ‖a‖².
+
+    b: (D, k), x: (T, n, D), y: (T, n, 1) -> (T, D, 1). With B = I it is a linear model that starts at 0.
+    """
+    within(0, strength=strength)
+    if b.ndim != 2 or data.x.ndim != 3 or len(b) != data.x.shape[2]:
+        raise ValueError(
+            f"expected b (D, k) and x (T, n, D), got {tuple(b.shape)} and {tuple(data.x.shape)}"
+        )
+    lam = data.x.new_tensor(strength)
+    return b @ torch.vmap(lambda z, y: ridge_solution(z, y, lam))(data.x @ b, data.y)
+
+
+def ridge_prior(episode: Episode, strength: float) -> Tensor:
+    """The prior that serves all tasks best after a ridge regression from it: (D, W), exactly.
+
+    argmin_φ Σ_t ‖y_Q − X_Q A_λ(φ; S_t)‖²,  A_λ(φ; S) = argmin_w (1/|S|) ‖y_S − X_S w‖² + λ ‖w − φ‖². A_λ is linear in φ, so
+    this is least squares: `bilevel`'s optimum for that learner. With the support set as query set it trains without a
+    split. x: (T, rows, D), y: (T, rows, W). {cite}`bai2021how`
+    """
+    above_zero(strength=strength)
+    left, moved = ridge_residual(episode, strength)
+    return torch.linalg.lstsq(moved.flatten(0, 1), left.flatten(0, 1)).solution
+
+
+def ridge_residual(episode: Episode, strength: float) -> tuple[Tensor, Tensor]:
+    """c (T, Q, W) and M (T, Q, D) with y_Q − X_Q A_λ(φ; S_t) = c − M φ, A_λ as in `ridge_prior`."""
+    above_zero(strength=strength)
+    check_draw(episode)
+    (xs, ys), (xq, yq) = episode
+    lam = xs.new_tensor(strength * xs.shape[1])
+    solve = torch.vmap(lambda x, y: ridge_solution(x, y, lam))
+    return yq - xq @ solve(xs, ys), xq - xq @ solve(xs, xs)
+
+
+def shared_features(data: Batch, k: int, rounds: int = 10) -> Tensor:
+    """k linear features that serve all tasks: argmin over B of Σ_t min_a ‖y_t − X_t B a‖², B orthonormal (D, k).
+
+    For fixed B it is least squares in the heads a_t, and the other way round: solved in turn, `rounds` times, from the
+    largest eigenvectors of Σ y² x xᵀ. x: (T, n, D), y: (T, n, 1). Multi-task learning of a linear body, with n ≥ k.
+    {cite}`tripuraneni2021provable`
+    """
+    positive(k=k, rounds=rounds)
+    check_draw(data)
+    rows, y = data.x.flatten(0, 1), data.y.flatten(0, 1)
+    if y.shape[1] != 1 or k > rows.shape[1]:
+        raise ValueError(
+            f"expected y (T, n, 1) and k of at most {rows.shape[1]} features, got {tuple(data.y.shape)} and k={k}"
+        )
+    b = torch.linalg.eigh((y * rows).mT @ (y * rows))[1][:, -k:]
+    for _ in range(rounds):
+        a = torch.linalg.lstsq(data.x @ b, data.y).solution  # (T, k, 1)
+        z = (data.x[..., None] * a.mT[:, None]).flatten(2).flatten(0, 1)  # (T·n, D·k)
+        b = torch.linalg.qr(solve(z.mT @ z, z.mT @ y).view(-1, k))[0]
+    return b
 
 
 def crammer_singer(gram: Tensor, y: Tensor, strength: float, steps: int = 40) -> Tensor:
