@@ -81,7 +81,8 @@ def resting(
         f"Reptile, {reptile_steps} steps": eye - power(r, reptile_steps),
     }
     w = tasks.weights[..., None]
-    return {name: torch.linalg.solve(m.sum(0), (m @ w).sum(0))[:, 0] for name, m in q.items()}
+    sums = {name: (m.sum(0), (m @ w).sum(0)) for name, m in q.items()}
+    return {name: torch.linalg.solve(*s)[:, 0] for name, s in sums.items()}
 
 
 def losses_at_rest(
