@@ -82,7 +82,7 @@ def resting(
     }
     w = tasks.weights[..., None]
     sums = {name: (m.sum(0), (m @ w).sum(0)) for name, m in q.items()}
-    return {name: torch.linalg.solve(*ab)[:, 0] for name, ab in sums.items()}
+    return {n: torch.linalg.solve(a, b)[:, 0] for n, (a, b) in sums.items()}
 
 
 def losses_at_rest(
