@@ -66,9 +66,10 @@ def noisy_sinusoids(
 
     def stream(step: int) -> Episode:
         g = torch.Generator().manual_seed(1_000_003 * seed + step)
-        plain = clean(step)
-        support, query = (Batch(x, y + noise * torch.randn(y.shape, generator=g)) for x, y in plain)
-        return Episode(support, plain.query if clean_queries else query)
+        (x, y), (xq, yq) = clean(step)
+        support = Batch(x, y + noise * torch.randn(y.shape, generator=g))
+        beside = 0.0 if clean_queries else noise
+        return Episode(support, Batch(xq, yq + beside * torch.randn(yq.shape, generator=g)))
 
     return stream
 
@@ -101,10 +102,10 @@ def named_sinusoids(
     def stream(step: int) -> Episode:
         rng = np.random.default_rng([seed, step, 47])
         t = rng.integers(curves, size=tasks)
-        x = rng.uniform(*RANGE, (tasks, shots + queries, 1))
-        y = torch.from_numpy(a[t] * np.sin(x - phase[t])).float()
+        at = rng.uniform(*RANGE, (tasks, shots + queries, 1))
+        y = torch.from_numpy(a[t] * np.sin(at - phase[t])).float()
         beside = np.broadcast_to(names[t], (tasks, shots + queries, name))
-        x = torch.from_numpy(np.concatenate([x, beside], 2)).float()
+        x = torch.from_numpy(np.concatenate([at, beside], 2)).float()
         return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]))
 
     return stream
