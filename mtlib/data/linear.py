@@ -65,23 +65,24 @@ def exact_stream(tasks: LinearTasks) -> Stream:
 def resting(
     tasks: LinearTasks, rate: float, steps: int = 1, reptile_steps: int = 5
 ) -> dict[str, Tensor]:
-    """Where methods come to rest on these tasks: name -> (Σ_t Q_t)⁻¹ Σ_t Q_t w_t, (D,).
+    """Where methods rest on these tasks: name -> (Σ_t Q_t)⁻¹ Σ_t Q_t w_t.
 
-    Each method's expected gradient is Σ_t Q_t (w − w_t); R = I − αΣ, α = `rate`, k inner steps.
+    The expected gradient of each is Σ_t Q_t (w − w_t), with k inner steps
+    of rate α and R = I − αΣ. Points are (D,).
     """
-    s, k = _checked(tasks).covariances, steps
+    s, power = _checked(tasks).covariances, torch.linalg.matrix_power
     positive(steps=steps, reptile_steps=reptile_steps)
     eye = torch.eye(s.shape[-1], dtype=s.dtype)
-    power = torch.linalg.matrix_power
     r = eye - rate * s
     q = {
         "joint training": s,
-        "MAML": power(r, k) @ s @ power(r, k),
-        "first-order MAML": s @ power(r, k),
+        "MAML": power(r, steps) @ s @ power(r, steps),
+        "first-order MAML": s @ power(r, steps),
         f"Reptile, {reptile_steps} steps": eye - power(r, reptile_steps),
     }
-    pulls = {name: (m @ tasks.weights[..., None]).sum(0) for name, m in q.items()}
-    return {name: torch.linalg.solve(q[name].sum(0), pulls[name])[:, 0] for name in q}
+    w = tasks.weights[..., None]
+    sums = {name: (m.sum(0), (m @ w).sum(0)) for name, m in q.items()}
+    return {n: torch.linalg.solve(a, b)[:, 0] for n, (a, b) in sums.items()}
 
 
 def losses_at_rest(
