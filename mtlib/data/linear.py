@@ -92,7 +92,8 @@ def directions(dims: int, k: int, seed: int = 0) -> Tensor:
     if k > dims:
         raise ValueError(f"expected at most {dims} directions in so many dimensions, got k={k}")
     g = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(dims, k, dtype=torch.float64, generator=g))[0]
+    found: Tensor = torch.linalg.qr(torch.randn(dims, k, dtype=torch.float64, generator=g))[0]
+    return found
 
 
 def spanned(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
-from mtlib.tasks import check_seed, positive, whole, within
+from mtlib.tasks import check_seed, cut, positive, whole, within
 
 AMPLITUDE = (0.1, 5.0)
 PHASE = (0.0, math.pi)
@@ -59,16 +59,18 @@ def noisy_sinusoids(
     """The curves of `sinusoids` with noise on every y: y = A sin(x − φ) + σ ε, ε ~ N(0, 1), σ = `noise`.
 
     `stream(step)` -> Episode, support x and y: (T, shots, 1), query: (T, queries, 1). The noise follows (`seed`, step),
-    too. With `clean_queries` it falls on the support set alone, and a query's error is the distance from the curve. Raises ValueError as `sinusoids`, and where `noise` is negative.
+    too. With `clean_queries` it falls on the support set alone, and a query's error is the distance from the curve.
+    Raises ValueError as `sinusoids`, and where `noise` is negative.
     """
     within(0, noise=noise)
     clean = sinusoids(shots, queries, tasks, seed)
 
     def stream(step: int) -> Episode:
         g = torch.Generator().manual_seed(1_000_003 * seed + step)
-        plain = clean(step)
-        support, query = (Batch(x, y + noise * torch.randn(y.shape, generator=g)) for x, y in plain)
-        return Episode(support, plain.query if clean_queries else query)
+        support, query = (
+            Batch(x, y + noise * torch.randn(y.shape, generator=g)) for x, y in clean(step)
+        )
+        return Episode(support, Batch(*clean(step)[1]) if clean_queries else query)
 
     return stream
 
@@ -104,8 +106,8 @@ def named_sinusoids(
         x = rng.uniform(*RANGE, (tasks, shots + queries, 1))
         y = torch.from_numpy(a[t] * np.sin(x - phase[t])).float()
         beside = np.broadcast_to(names[t], (tasks, shots + queries, name))
-        x = torch.from_numpy(np.concatenate([x, beside], 2)).float()
-        return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]))
+        items = torch.from_numpy(np.concatenate([x, beside], 2)).float()
+        return cut(Batch(items, y), shots)
 
     return stream
 

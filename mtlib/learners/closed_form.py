@@ -140,7 +140,8 @@ def ridge_prior(episode: Episode, strength: float) -> Tensor:
     """
     above_zero(strength=strength)
     left, moved = ridge_residual(episode, strength)
-    return torch.linalg.lstsq(moved.flatten(0, 1), left.flatten(0, 1)).solution
+    found: Tensor = torch.linalg.lstsq(moved.flatten(0, 1), left.flatten(0, 1)).solution
+    return found
 
 
 def ridge_residual(episode: Episode, strength: float) -> tuple[Tensor, Tensor]:
@@ -167,7 +168,7 @@ def shared_features(data: Batch, k: int, rounds: int = 10) -> Tensor:
         raise ValueError(
             f"expected y (T, n, 1) and k of at most {rows.shape[1]} features, got {tuple(data.y.shape)} and k={k}"
         )
-    b = torch.linalg.eigh((y * rows).mT @ (y * rows))[1][:, -k:]
+    b: Tensor = torch.linalg.eigh((y * rows).mT @ (y * rows))[1][:, -k:]
     for _ in range(rounds):
         a = torch.linalg.lstsq(data.x @ b, data.y).solution  # (T, k, 1)
         z = (data.x[..., None] * a.mT[:, None]).flatten(2).flatten(0, 1)  # (T·n, D·k)
