@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
-from mtlib.tasks import check_seed, positive, whole, within
+from mtlib.tasks import check_seed, cut, positive, whole, within
 
 AMPLITUDE = (0.1, 5.0)
 PHASE = (0.0, math.pi)
@@ -59,7 +59,8 @@ def noisy_sinusoids(
     """The curves of `sinusoids` with noise on every y: y = A sin(x − φ) + σ ε, ε ~ N(0, 1), σ = `noise`.
 
     `stream(step)` -> Episode, support x and y: (T, shots, 1), query: (T, queries, 1). The noise follows (`seed`, step),
-    too. With `clean_queries` it falls on the support set alone, and a query's error is the distance from the curve. Raises ValueError as `sinusoids`, and where `noise` is negative.
+    too. With `clean_queries` it falls on the support set alone, and a query's error is the distance from the curve.
+    Raises ValueError as `sinusoids`, and where `noise` is negative.
     """
     within(0, noise=noise)
     clean = sinusoids(shots, queries, tasks, seed)
