@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlib.core import Batch, Episode, Stream
-from mtlib.tasks import check_seed, cut, positive, whole, within
+from mtlib.tasks import check_seed, positive, whole, within
 
 AMPLITUDE = (0.1, 5.0)
 PHASE = (0.0, math.pi)
