@@ -29,6 +29,14 @@ from mtlib.tasks import ClassSet, episodes, mixture, quiz, some_tasks
 METHODS = ["spawn", "fork"]
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C as in a terminal, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Odd:
     """A stream that is slow, fails or holds on to something at some steps."""
 
@@ -185,6 +193,7 @@ if sys.argv[2].endswith("early"):
     module._begin_worker = late
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     data = ClassSet(torch.rand(4, 5, 2), list("abcd"), "noise")
     stream = ahead(episodes(data, 2, 1, 1, 2, 0), workers=2, method=sys.argv[1])
     stream(0)
