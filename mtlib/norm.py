@@ -111,7 +111,10 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Any]) -> Params:
         raise ValueError("expected at least one batch of inputs to calibrate on, got none")
     lacking = [(k, m) for k, m in places if f"{k}.running_mean".lstrip(".") not in phi]
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    phi = {**{k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}, **phi}
+    own = {k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}
+    for like in [*phi.values()][:1]:  # what φ lacks, as a head, goes where φ is
+        own = {k: v.to(like.device) for k, v in own.items()}
+    phi = {**own, **phi}
     found: Params = {}
     for chosen in (lacking, places):
         if not found:  # none lacks any, or those that do are not on the way that these batches take

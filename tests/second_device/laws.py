@@ -484,6 +484,10 @@ def test_norms_and_what_is_carried_over(tmp_path):
     phi = calibrate(net, parameters(net), x)
     found = calibrate(net, here(parameters(net)), here(x))
     same(found, phi)
+    headless = {k: v for k, v in parameters(net).items() if not k.startswith("head.")}
+    found_without = calibrate(net, here(headless), here(x))
+    same(found_without, phi)
+    assert places(found_without) == {DEVICE}
     with evaluating():
         same(as_is(net).predict(found, here(x[0])), as_is(net).predict(phi, x[0]))
     same(centred(net, here(phi), here(x[0])), centred(net, phi, x[0]))
