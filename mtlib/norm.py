@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mtlib.core import Batch, Episode, Params, expect
+from mtlib.core import Batch, Episode, Params, expect, move
 from mtlib.run.copies import before, evaluating, private
 from mtlib.run.fast import plain
 
@@ -112,9 +112,10 @@ def calibrate(net: nn.Module, phi: Params, batches: Iterable[Any]) -> Params:
     lacking = [(k, m) for k, m in places if f"{k}.running_mean".lstrip(".") not in phi]
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     own = {k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}
-    for like in [*phi.values()][:1]:  # what φ lacks, as a head, goes where φ is
-        own = {k: v.to(like.device) for k, v in own.items()}
-    phi = {**own, **phi}
+    phi = {
+        **(move(own, phi[min(phi)].device) if phi else own),
+        **phi,
+    }  # what φ lacks goes where φ is
     found: Params = {}
     for chosen in (lacking, places):
         if not found:  # none lacks any, or those that do are not on the way that these batches take

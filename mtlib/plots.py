@@ -50,9 +50,10 @@ METHODS = {
     **dict.fromkeys(("pre-training + linear probe", "linear probe"), (ORANGES, 1)),
     **dict.fromkeys(("pre-training + fine-tuning", "fine-tuning"), (ORANGES, 2)),
     **dict.fromkeys(("joint", "summed loss", "the summed loss"), (ORANGES, 3)),
+    **dict.fromkeys(("no norm, ", "own statistics"), (ORANGES, 4)),
     **dict.fromkeys(("L2-SP", "LoRA"), (ORANGES, 4)),
     **dict.fromkeys(("from scratch", "fine-tuning from scratch", "untrained"), (GREYS, 0)),
-    **dict.fromkeys(("source only", "no norm", "pooled", "own statistics"), (GREYS, 1)),
+    **dict.fromkeys(("source only", "no norm", "pooled", "ridge on profiles"), (GREYS, 1)),
     **dict.fromkeys(("target only", "targets alone", "raw inputs"), (GREYS, 2)),
 }
 """The beginning of a method's name -> its family's shades, and which. The longest beginning that fits decides."""
@@ -61,8 +62,8 @@ METHODS = {
 def style(name: str) -> dict[str, str]:
     """How the whole book draws a method, by its name: {"color", "linestyle", "marker"}.
 
-    A blue for a meta-learner, an orange for transfer, a grey for a baseline; the next of `OTHERS` would be a guess, so a
-    name that none of `METHODS` begins has no colour of its own, and `styles` gives it one.
+    A blue for a meta-learner, an orange for transfer, a grey for a baseline. A name that none of `METHODS` begins has no
+    "color"; `styles` gives it one within its figure.
     """
     if not isinstance(name, str):
         raise TypeError(f"expected a method's name, a text, got {type(name).__name__}")
@@ -84,7 +85,8 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
         own = own if "color" in own else {"color": next(free), **own}
         alike = sum(s["color"] == own["color"] for s in found.values())
         if alike:
-            marker = MARKERS[(MARKERS.index(own["marker"]) + alike) % len(MARKERS)]
+            turn = MARKERS.index(own["marker"]) + alike + alike // len(LINES)
+            marker = MARKERS[turn % len(MARKERS)]
             own = {**own, "linestyle": LINES[alike % len(LINES)], "marker": marker}
         found[name] = own
     return found

@@ -208,8 +208,9 @@ class _Episodes:
         """The classes of each task, in the order of their numbers: (T, W)."""
         if self.numbers == "anew":
             return _without_replacement(rng, (self.tasks,), classes, self.ways)
-        alike = rng.integers(classes // self.ways, size=(self.tasks, self.ways))
-        return np.arange(self.ways) + self.ways * alike
+        number = np.arange(self.ways)
+        alike = (classes - number + self.ways - 1) // self.ways  # classes of each number
+        return number + self.ways * rng.integers(alike, size=(self.tasks, self.ways))
 
 
 def mixture(

@@ -10,6 +10,7 @@ import torch
 
 from mtlib.book.drawings import episode_and_trainings, two_losses
 from mtlib.book.page import equal, recorded_claim
+from mtlib.book.results import recorded, recorded_pages
 from mtlib.evaluate import interval
 from mtlib.plots import (
     BASELINE,
@@ -63,6 +64,17 @@ def test_a_methods_family_has_its_colour(name, shades):
     assert style(name) == style(name + ", 20 labels")
 
 
+def test_the_colours_say_what_the_records_say():
+    """A method that has a colour has that of its kind, in every record."""
+    families = {"meta": BLUES, "transfer": ORANGES, "baseline": GREYS}
+    entries = [e for page in recorded_pages() for e in recorded(page).entries]
+    assert len(entries) > 100
+    wrong = {
+        e.method for e in entries if style(e.method).get("color", "") not in (*families[e.kind], "")
+    }
+    assert not wrong
+
+
 def test_the_longest_beginning_decides():
     assert style("MAML") != style("first-order MAML") != style("ProtoMAML")
     assert (
@@ -73,10 +85,10 @@ def test_the_longest_beginning_decides():
 
 
 def test_no_two_of_one_figure_look_alike():
-    names = [f"MAML, {k} steps" for k in range(4)] + ["from scratch", "noise", "more noise", "ANIL"]
+    names = [f"MAML, {k} steps" for k in range(9)] + ["from scratch", "noise", "more noise", "ANIL"]
     found = styles(names)
     assert list(found) == names and len({tuple(s.values()) for s in found.values()}) == len(names)
-    assert all(found[n]["color"] == META for n in names[:4])
+    assert all(found[n]["color"] == META for n in names[:9])
     assert found["noise"]["color"] not in (*BLUES, *ORANGES, *GREYS)
 
 
@@ -175,6 +187,8 @@ def test_equal_states_what_holds(capsys):
         (torch.ones(2), torch.ones(2, 1), ValueError),
         ({"a": torch.ones(2)}, {"b": torch.ones(2)}, ValueError),
         (1e-11, 0.0, AssertionError),
+        (torch.tensor([1j]), torch.tensor([1j]), TypeError),
+        (1j, 1j, TypeError),
     ],
 )
 def test_equal_stops_the_page(left, right, error):

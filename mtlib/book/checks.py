@@ -54,6 +54,7 @@ def differences(value: Callable[[Params], Tensor], theta: Params, h: float = 1e-
     expect(callable(value), "a function of theta", value)
     expect(h > 0, "a step h above 0", h)
     v = flat(theta)
+    expect(v.dtype == torch.float64, "theta in float64, whose digits a difference needs", v.dtype)
     step = h * torch.eye(len(v), dtype=v.dtype, device=v.device)
     at = torch.vmap(lambda v: value(unflat(v, theta)))
     found: Tensor = (at(v + step) - at(v - step)) / (2 * h)

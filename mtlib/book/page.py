@@ -94,7 +94,11 @@ def _entries(side: Any) -> torch.Tensor:
         return torch.cat([_entries(side[k]) for k in sorted(side)])
     if isinstance(side, str):
         raise TypeError(f"expected a number, a tensor or a dict of tensors, got {side!r}")
-    return torch.as_tensor(side, dtype=torch.float64, device="cpu").detach().reshape(-1)
+    a_tensor = isinstance(side, torch.Tensor)
+    found = side.detach().cpu() if a_tensor else torch.as_tensor(side, dtype=torch.float64)
+    if found.is_complex():
+        raise TypeError("expected real numbers, got complex ones; torch.view_as_real(...)")
+    return found.double().reshape(-1)
 
 
 def _shape(side: Any) -> Any:

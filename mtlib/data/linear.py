@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +72,8 @@ def resting(
     """
     s, power = _checked(tasks).covariances, torch.linalg.matrix_power
     positive(steps=steps, reptile_steps=reptile_steps)
-    eye = torch.eye(s.shape[-1], dtype=s.dtype)
+    within(0, rate=rate)
+    eye = torch.eye(s.shape[-1]).to(s)
     r = eye - rate * s
     q = {
         "joint training": s,
@@ -94,7 +95,7 @@ def losses_at_rest(
     """
     s = _checked(tasks).covariances
     whole(0, steps=steps)
-    eye, found = torch.eye(s.shape[-1], dtype=s.dtype), list[dict[str, Tensor]]()
+    eye, found = torch.eye(s.shape[-1]).to(s), list[dict[str, Tensor]]()
     for rate in rates:
         r = torch.linalg.matrix_power(eye - rate * s, steps)
         points = resting(tasks, rate, reptile_steps=reptile_steps)
@@ -159,11 +160,7 @@ def spanned(
         raise ValueError(f"expected directions (D, k), got {tuple(b.shape)}")
     if even and tasks < b.shape[1]:
         raise ValueError(f"expected at least {b.shape[1]} tasks to cover as many directions evenly")
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=b.dtype, generator=g)
-
+    normal = _normal(seed, b)
     a = normal(tasks, b.shape[1])
     if even:
         a = tasks**0.5 * torch.linalg.qr(a)[0]
@@ -190,16 +187,18 @@ def around(
     if centre.ndim != 2 or centre.shape[1] != 1:
         raise ValueError(f"expected a centre (D, 1), got {tuple(centre.shape)}")
     check_seed(seed)
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=centre.dtype, generator=g)
-
+    normal = _normal(seed, centre)
     dims = len(centre)
     w = centre + normal(tasks, dims, 1) / dims**0.5
     x = normal(tasks, rows, dims)
     v = x @ w
     return Batch(x, (torch.tanh(bend * v) if bend else v) + noise * normal(tasks, rows, 1))
+
+
+def _normal(seed: int, like: Tensor) -> Callable[..., Tensor]:
+    """Draws of ε ~ N(0, 1), one after the other: shape -> numbers, drawn on the CPU, where `like` is and in its dtype."""
+    g = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, dtype=like.dtype, generator=g).to(like)
 
 
 def error_after(x: Tensor, gap: Tensor, noise: float, lr: float, steps: int) -> float:
