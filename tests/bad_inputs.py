@@ -1522,6 +1522,30 @@ BAD |= {
         lambda: hyper.reweighted(NET, cross_entropy, 0.1, 1, 5, -1.0),
         "decay",
     ),
+    "weighted_ridge: names of groups": (
+        lambda: hyper.weighted_ridge(["left", "right"], 5),
+        "groups",
+    ),
+    "weighted_ridge: no group 0": (
+        lambda: hyper.weighted_ridge(torch.tensor([1, 2]), 5),
+        "groups",
+    ),
+    "weighted_ridge: no decay": (
+        lambda: hyper.weighted_ridge(torch.tensor([0, 1]), 5, 0.0),
+        "decay > 0",
+    ),
+    "new_networks: a network for its maker": (
+        lambda: hyper.new_networks(NET, SUPPORT, 2, 3),
+        "make|function",
+    ),
+    "new_networks: more rows than there are": (
+        lambda: hyper.new_networks(lambda: mlp(4, (6,), 3), SUPPORT, 2, 999),
+        "at most",
+    ),
+    "new_networks: no tasks": (
+        lambda: hyper.new_networks(lambda: mlp(4, (6,), 3), SUPPORT, 0, 3),
+        "tasks",
+    ),
     "distilled: a tuple for the seeds": (
         lambda: hyper.distilled(NET, cross_entropy, 0.1, 1, (SUPPORT.x, SUPPORT.y)),
         "Batch",
