@@ -18,6 +18,7 @@ from mtlib.book.checks import gradient, hessian
 from mtlib.core import Batch, Episode, load, over, parameters
 from mtlib.evaluate import accuracy, best_of
 from mtlib.learners.finetune import finetune
+from mtlib.learners.gradient import descend
 from mtlib.learners.hyper import (
     distilled,
     flat,
@@ -365,25 +366,31 @@ def test_ten_times_the_trainings_bring_the_search_nearer_and_not_there(small):
         ours = fit(objective, phi, lambda step, t=task: t, 60, moves=["decay.group"], **rule).params
         found.append([value(short), value(long), value(ours["decay.group"])])
     short, long, ours = np.mean(found, 0)
-    print(short, long, ours)
-    assert (f"{short:.4f}", f"{long:.4f}", f"{ours:.4f}") == ("0.0000", "0.0000", "0.0000")
+    assert abs(short - 0.044) < 1e-3 and abs(long - 0.039) < 1e-3 and ours < long - 2e-4
 
 
 def test_the_gradient_of_the_start_vanishes_as_the_solution_says():
     """ex-problems-start"""
-    assert abs(1 - 0.8 * np.exp(-4) - 0.985) < 5e-4
-    assert 3e-7 < (1 - 0.8 * np.exp(-4)) ** 1000 < 3e-6
+    x, y = 0.3 * normal(6, 5), normal(6, 1, seed=1)
+
+    def judged(start, steps):
+        inner = lambda th: ((x @ th["w"] - y) ** 2).mean() + np.exp(-4) / 2 * (th["w"] ** 2).sum()  # noqa: E731
+        return ((normal(9, 5, seed=2) @ descend(inner, {"w": start}, 0.8, steps)["w"]) ** 2).mean()
+
+    factor = 1 - 0.8 * np.exp(-4)
+    assert abs(factor - 0.985) < 5e-4 and factor**1000 < 1e-6
+    size = [torch.func.grad(judged)(normal(5, 1, seed=3), k).norm() for k in (300, 301, 600)]
+    assert size[1] <= (factor + 1e-3) * size[0] and size[2] <= factor**290 * size[0]
 
 
-@pytest.mark.parametrize("clean", [400])
-def test_a_softmax_gains_from_learned_weights(clean):
+def test_a_softmax_gains_from_learned_weights():
     """ex-problems-softmax"""
     x, y = (torch.from_numpy(v) for v in sklearn.datasets.load_digits(return_X_y=True))
     x, y = x.float() / 16, one_hot(y, 10)
     found = []
     for seed in (100, 101, 102):
         order = np.random.default_rng([seed, 77]).permutation(len(x))
-        parts = np.split(order, np.cumsum([500 + clean // 2, clean // 2]))
+        parts = np.split(order, [700, 900])
         train, held, test = (Batch(x[i], y[i].clone()) for i in parts)
         rng = np.random.default_rng([seed, 79])
         wrong = np.flatnonzero(rng.random(500) < 0.4)
@@ -420,5 +427,4 @@ def test_a_softmax_gains_from_learned_weights(clean):
         both = torch.stack([ours.params["example.logit"], best])
         found.append(judged(both, test)[1])
     ours, two = (100 * torch.stack(found).mean(0)).tolist()
-    print(ours, two)
-    assert (f"{ours:.1f}", f"{two:.1f}") == ("0.0", "0.0")
+    assert abs(ours - 93.5) < 0.4 and abs(two - 92.5) < 0.4
