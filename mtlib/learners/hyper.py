@@ -22,7 +22,7 @@ from mtlib.learners.gradient import (
     descending,
     weights,
 )
-from mtlib.nets import seeded
+from mtlib.run.devices import random_kept
 from mtlib.tasks import check_rows, check_seed, functions, positive
 
 
@@ -188,7 +188,8 @@ def new_networks(
 
     def stream(step: int) -> Episode:
         rng = np.random.default_rng([seed, step])
-        with seeded(int(rng.integers(2**31))):
+        with random_kept():
+            torch.manual_seed(int(rng.integers(2**31)))
             begin = torch.stack([flat(weights(make()))[None] for _ in range(tasks)])
         picks = [torch.from_numpy(rng.permutation(len(data.y))[:rows]) for _ in range(tasks)]
         query = Batch(*(torch.stack([d[i] for i in picks]) for d in data))
