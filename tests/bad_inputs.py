@@ -32,6 +32,7 @@ from mtlib.bilevel import (
     multi_step,
     neumann,
     secant,
+    sharpness,
     unrolled,
 )
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
@@ -927,6 +928,8 @@ BAD |= {
         "weights",
     ),
     "multi_step: one number": (lambda: bilevel(LEARNER, cross_entropy, multi_step(1.0)), "weights"),
+    "sharpness: a support set for the draw": (lambda: sharpness(LEARNER, PHI, SUPPORT), "episodes"),
+    "sharpness: no iteration": (lambda: sharpness(LEARNER, PHI, DRAW, 0), "iterations"),
     "annealed: no steps": (lambda: annealed(0, 0.5), "steps"),
     "annealed: progress below 0": (lambda: annealed(3, -1.0), "progress"),
     "annealed: progress of NaN": (lambda: annealed(3, NAN), "progress"),
