@@ -120,10 +120,12 @@ from mtlib.joint import joint, own_columns, risks, toward
 from mtlib.learners import hyper
 from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, point
 from mtlib.learners.closed_form import (
+    alpaca,
     bayesian,
     crammer_singer,
     head_matrix,
     metaoptnet,
+    r2d2,
     ridge,
     ridge_on,
     ridge_prior,
@@ -352,7 +354,9 @@ LEARNERS: dict[str, Callable[[Any], Any]] = {
     "simpleshot": simpleshot,
     "feat": feat,
     "ridge": ridge,
+    "r2d2": r2d2,
     "bayesian": bayesian,
+    "alpaca": alpaca,
     "metaoptnet": metaoptnet,
     "cavia": lambda net: cavia(net, cross_entropy, 0.1, 1),
     "protomaml": lambda net: protomaml(net, cross_entropy, 0.1, 1),
@@ -1444,6 +1448,11 @@ BAD |= {
     "ridge: a strength of 0": (lambda: ridge(NET, 0.0), "strength > 0"),
     "ridge: a strength of NaN": (lambda: ridge(NET, NAN), "strength > 0"),
     "ridge: a head without a bias": (lambda: ridge(NO_BIAS), "with a bias"),
+    "r2d2: a strength of 0": (lambda: r2d2(NET, 0.0), "strength > 0"),
+    "r2d2: a scale of NaN": (lambda: r2d2(NET, scale=NAN), "scale > 0"),
+    "r2d2: another learner's φ": (lambda: gives(NET, make=r2d2, phi=PHI), "parameters named"),
+    "alpaca: negative noise": (lambda: alpaca(NET, noise=-1.0), "noise > 0"),
+    "alpaca: a head without a bias": (lambda: alpaca(NO_BIAS), "with a bias"),
     "bayesian: negative noise": (lambda: bayesian(NET, noise=-1.0), "noise > 0"),
     "bayesian: a head without a bias": (lambda: bayesian(NO_BIAS), "with a bias"),
     "metaoptnet: a strength of 0": (lambda: metaoptnet(NET, 0.0), "strength > 0"),
@@ -2897,8 +2906,17 @@ BAD |= {
         "at least one item",
     )
     for name in (
-        *("protonet", "matching", "relation", "simpleshot", "feat", "ridge", "bayesian"),
-        *("metaoptnet", "cnp", "attentive_cnp", "entropy_finetune", "bd_cspn", "laplacian_shot"),
+        *("protonet", "matching", "relation", "simpleshot", "feat", "ridge", "r2d2"),
+        *(
+            "bayesian",
+            "alpaca",
+            "metaoptnet",
+            "cnp",
+            "attentive_cnp",
+            "entropy_finetune",
+            "bd_cspn",
+            "laplacian_shot",
+        ),
     )
 }
 
