@@ -103,6 +103,7 @@ from mtlib.data.sinusoids import (
     named_sinusoids,
     noisy_sinusoids,
     risk_of,
+    side_by_side,
     sinusoids,
     varied_sinusoids,
 )
@@ -121,6 +122,7 @@ from mtlib.learners import hyper
 from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, point
 from mtlib.learners.closed_form import (
     alpaca,
+    anil_at_once,
     bayesian,
     crammer_singer,
     head_matrix,
@@ -357,6 +359,7 @@ LEARNERS: dict[str, Callable[[Any], Any]] = {
     "r2d2": r2d2,
     "bayesian": bayesian,
     "alpaca": alpaca,
+    "anil_at_once": lambda net: anil_at_once(net, 0.1, 2),
     "metaoptnet": metaoptnet,
     "cavia": lambda net: cavia(net, cross_entropy, 0.1, 1),
     "protomaml": lambda net: protomaml(net, cross_entropy, 0.1, 1),
@@ -1451,6 +1454,9 @@ BAD |= {
     "r2d2: a strength of 0": (lambda: r2d2(NET, 0.0), "strength > 0"),
     "r2d2: a scale of NaN": (lambda: r2d2(NET, scale=NAN), "scale > 0"),
     "r2d2: another learner's φ": (lambda: gives(NET, make=r2d2, phi=PHI), "parameters named"),
+    "anil_at_once: a rate of NaN": (lambda: anil_at_once(NET, NAN, 2), "rate of at least 0"),
+    "anil_at_once: half a step": (lambda: anil_at_once(NET, 0.1, 0.5), "steps"),
+    "anil_at_once: a head without a bias": (lambda: anil_at_once(NO_BIAS, 0.1, 2), "with a bias"),
     "alpaca: negative noise": (lambda: alpaca(NET, noise=-1.0), "noise > 0"),
     "alpaca: a head without a bias": (lambda: alpaca(NO_BIAS), "with a bias"),
     "bayesian: negative noise": (lambda: bayesian(NET, noise=-1.0), "noise > 0"),
@@ -2612,6 +2618,8 @@ BAD |= {
         lambda: episodes(DATA, 2, 1, 1, 1, seed=0, numbers="new"),
         "numbers",
     ),
+    "side_by_side: no curves": (lambda: side_by_side(0), "curves"),
+    "side_by_side: negative noise": (lambda: side_by_side(noise=-1.0), "noise"),
     "named_sinusoids: no curves": (lambda: named_sinusoids(0), "curves"),
     "named_sinusoids: a name of half a number": (lambda: named_sinusoids(name=0.5), "name"),
     "samples: negative noise": (lambda: samples(4, noise=-1.0), "noise"),

@@ -9,12 +9,21 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct
 from sklearn.linear_model import Ridge
 from sklearn.svm import LinearSVC
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, apply, features, over, parameters
 from mtlib.learners.amortised import gaussian_nll
-from mtlib.learners.closed_form import alpaca, bayesian, crammer_singer, metaoptnet, r2d2, ridge
+from mtlib.learners.closed_form import (
+    alpaca,
+    anil_at_once,
+    bayesian,
+    crammer_singer,
+    metaoptnet,
+    r2d2,
+    ridge,
+)
+from mtlib.learners.gradient import anil
 from mtlib.nets import mlp
 from mtlib.tasks import one_hot
 
@@ -270,6 +279,33 @@ def test_alpacas_prior_is_learned():
     slope = (objective(up, episode) - objective(down, episode)) / 2e-6
     assert grads["alpaca.factor"].sum() == pytest.approx(slope.item(), rel=1e-6)
     assert objective(moved, episode) < before
+
+
+# ANIL ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5, 8, 13])
+def test_anil_at_once_is_anil_and_so_is_its_gradient(regression, steps):
+    net, x, y, query = regression
+    episode = over(lambda d: d[None], Episode(Batch(x, y), Batch(query, torch.ones(7, 2).double())))
+    phi = parameters(net)
+    (a, da), (b, db) = (
+        bilevel(learner, mse_loss).value_and_grad(phi, episode)
+        for learner in (anil_at_once(net, 0.1, steps), anil(net, mse_loss, 0.1, steps))
+    )
+    assert abs(a - b) <= 1e-13
+    assert max((da[k] - db[k]).abs().max() for k in phi) <= 1e-12
+
+
+def test_each_step_shrinks_what_is_left_on_the_support_set(regression):
+    """Z V_K − Y = (I − ρ Z Zᵀ)^K (Z V_φ − Y), ρ = 2α/(N W)."""
+    net, x, y, _ = regression
+    learner = anil_at_once(net, 0.1, 300)
+    phi, f = learner.init(), apply(net)
+    z = torch.cat([features(net)(phi, x), torch.ones(12, 1)], 1)
+    shrinks = torch.linalg.matrix_power(torch.eye(12).double() - 0.2 / 24 * z @ z.T, 300)
+    left = f(learner.adapt(phi, Batch(x, y)), x) - y
+    assert (left - shrinks @ (f(phi, x) - y)).abs().max() <= 1e-12
 
 
 BAD = {

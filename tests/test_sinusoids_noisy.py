@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlib.data.sinusoids import noisy_sinusoids, sinusoids, varied_sinusoids
+from mtlib.data.sinusoids import noisy_sinusoids, side_by_side, sinusoids, varied_sinusoids
 from mtlib.evaluate import answers
 from mtlib.learners.gradient import maml
 from mtlib.nets import mlp
@@ -67,3 +67,18 @@ def test_answers_are_those_of_each_task_alone_and_read_no_query_label():
         torch.testing.assert_close(found[t], alone)
     wrong = draw._replace(query=draw.query._replace(y=draw.query.y * float("nan")))
     assert torch.equal(answers(learner, phi, wrong), found)
+
+
+def test_curves_side_by_side_are_fixed_sinusoids_with_noise():
+    """Each column is A sin(x − φ) of its own, so sin x and cos x explain all but the noise, at other places in each step."""
+    stream = side_by_side(30, points=40, seed=1, noise=0.2)
+    (x, y), (x2, y2) = stream(0), stream(1)
+    assert x.shape == (1, 40, 1) and y.shape == (1, 40, 30) and not torch.equal(x, x2)
+    waves, again = (torch.cat([torch.sin(d[0]), torch.cos(d[0])], 1) for d in (x, x2))
+    w = torch.linalg.lstsq(waves, y[0]).solution
+    assert (y[0] - waves @ w).std().item() == pytest.approx(0.2, rel=0.1)
+    assert (y2[0] - again @ w).std().item() == pytest.approx(0.2, rel=0.15)  # the same curves
+    amplitude = w.norm(dim=0)
+    assert amplitude.min() > 0.0 and amplitude.max() < 5.2 and (w[1] < 0.2).all()
+    assert torch.equal(stream(3).y, side_by_side(30, points=40, seed=1, noise=0.2)(3).y)
+    assert not torch.equal(stream(3).y, side_by_side(30, points=40, seed=2, noise=0.2)(3).y)

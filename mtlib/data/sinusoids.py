@@ -112,6 +112,30 @@ def named_sinusoids(
     return stream
 
 
+def side_by_side(curves: int = 400, points: int = 2, seed: int = 0, noise: float = 0.3) -> Stream:
+    """A fixed set of noisy curves, all of them measured at the same new places in each step: pre-training on known tasks.
+
+    y_t = A_t sin(x − φ_t) + σ ε, one target for each curve t, so that a network with `curves` outputs learns all of them
+    on one body. `stream(step)` -> Batch, x: (1, points, 1), y: (1, points, curves). Raises ValueError as
+    `noisy_sinusoids`.
+    """
+    positive(curves=curves, points=points)
+    check_seed(seed)
+    within(0, noise=noise)
+    world = torch.Generator().manual_seed(seed)
+    a, phase = torch.rand(2, curves, generator=world)
+    a = AMPLITUDE[0] + (AMPLITUDE[1] - AMPLITUDE[0]) * a
+    phase = PHASE[0] + (PHASE[1] - PHASE[0]) * phase
+
+    def stream(step: int) -> Batch:
+        g = torch.Generator().manual_seed(1_000_003 * (seed + 1) + step)
+        x = RANGE[0] + (RANGE[1] - RANGE[0]) * torch.rand(1, points, 1, generator=g)
+        y = a * torch.sin(x - phase)
+        return Batch(x, y + noise * torch.randn(y.shape, generator=g))
+
+    return stream
+
+
 def varied_sinusoids(
     shots: int = 20, queries: int = 20, tasks: int = 25, seed: int = 0, noise: float = 0.3
 ) -> Stream:

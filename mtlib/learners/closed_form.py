@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Episode, Learner, Params, apply, features, parameters, require
+from mtlib.learners.gradient import at_least_zero, check_steps
 from mtlib.learners.metric import body_of, check_targets, linear_head, width
 from mtlib.run.devices import double
 from mtlib.tasks import above_zero, check_draw, positive, within
@@ -64,8 +67,8 @@ def r2d2(net: nn.Module, strength: float = 1.0, scale: float = 1.0) -> Learner:
         return {**phi, "r2d2.head": ridge_solution(zs, support.y, phi[names[0]].exp())}
 
     def predict(theta: Params, x: Any) -> Tensor:
-        answer = with_one(z(theta, x)) @ theta["r2d2.head"]
-        return theta[names[1]].exp() * answer + theta[names[2]]
+        alpha, beta = theta[names[1]].exp(), theta[names[2]]
+        return alpha * with_one(z(theta, x)) @ theta["r2d2.head"] + beta
 
     return Learner(init, adapt, predict, net=net)
 
@@ -105,7 +108,7 @@ def alpaca(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learner
         return own @ own.mT
 
     def first(like: Tensor) -> Tensor:
-        return strength**0.5 * torch.eye(width(net) + 1).to(like)
+        return torch.eye(width(net) + 1).to(like) * math.sqrt(strength)
 
     return _posterior(net, "alpaca.factor", first, noise, precision)
 
@@ -169,6 +172,36 @@ def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Lea
         return theta["svm.log_scale"].exp() * z(theta, x) @ theta["svm.weight"].mT
 
     return Learner(init, adapt, predict, net=net)
+
+
+def anil_at_once(net: nn.Module, lr: float, steps: int) -> Learner:
+    """ANIL under squared error, all its steps at once: no path, products of matrices as large as the support set.
+
+    On features Z = [z(φ, x), 1] (N, D+1) a step on the head is V ← V − ρ Zᵀ(Z V − Y), ρ = 2α/(N W), α = `lr`, so K steps
+    from φ's head give V = V_φ + Zᵀ S_K (Y − Z V_φ), S_K = ρ Σ_{j<K} (I − ρ Z Zᵀ)^j: as a ridge head's, with S_K in the
+    place of (Z Zᵀ + λI)⁻¹. S_K takes about 2 log₂ K products. For the loss `mse_loss`, of which it is
+    `mtlib.learners.gradient.anil` up to rounding. Raises ValueError as that does, and like `ridge`.
+    {cite}`raghu2020rapid`
+    """
+    at_least_zero(rate=lr)
+    check_steps(steps)
+    _check(net)
+    z, f = features(net), apply(net)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        zs, v = with_one(z(phi, support.x)), head_matrix(phi)
+        y = check_targets(zs, support.y, v.shape[1])
+        one, rho = torch.eye(len(zs)).to(zs), 2 * lr / y.numel()
+        step = one - rho * zs @ zs.mT
+        power, total = one, 0 * one  # of k steps; k grows by the binary digits of K
+        for digit in f"{steps:b}":
+            total, power = total + power @ total, power @ power
+            if digit == "1":
+                total, power = rho * one + step @ total, step @ power
+        v = v + zs.mT @ total @ (y - zs @ v)
+        return {**phi, "head.weight": v[:-1].mT, "head.bias": v[-1]}
+
+    return Learner(partial(parameters, net), adapt, f, net=net)
 
 
 # Their solvers -------------------------------------------------------------------------------
