@@ -100,6 +100,7 @@ from mtlib.data.sentiment import drawn as drawn_site
 from mtlib.data.sentiment import draws
 from mtlib.data.sentiment import read as read_site
 from mtlib.data.sinusoids import (
+    best_linear,
     named_sinusoids,
     noisy_sinusoids,
     risk_of,
@@ -126,6 +127,7 @@ from mtlib.learners.closed_form import (
     bayesian,
     crammer_singer,
     head_matrix,
+    heads_prior,
     metaoptnet,
     r2d2,
     ridge,
@@ -1454,6 +1456,8 @@ BAD |= {
     "r2d2: a strength of 0": (lambda: r2d2(NET, 0.0), "strength > 0"),
     "r2d2: a scale of NaN": (lambda: r2d2(NET, scale=NAN), "scale > 0"),
     "r2d2: another learner's φ": (lambda: gives(NET, make=r2d2, phi=PHI), "parameters named"),
+    "heads_prior: one head": (lambda: heads_prior(Z[:, :1], 0.3), "two known tasks"),
+    "heads_prior: no noise": (lambda: heads_prior(Z, 0.0), "noise > 0"),
     "anil_at_once: a rate of NaN": (lambda: anil_at_once(NET, NAN, 2), "rate of at least 0"),
     "anil_at_once: half a step": (lambda: anil_at_once(NET, 0.1, 0.5), "steps"),
     "anil_at_once: a head without a bias": (lambda: anil_at_once(NO_BIAS, 0.1, 2), "with a bias"),
@@ -2618,6 +2622,8 @@ BAD |= {
         lambda: episodes(DATA, 2, 1, 1, 1, seed=0, numbers="new"),
         "numbers",
     ),
+    "best_linear: no noise": (lambda: best_linear(0.0), "noise > 0"),
+    "best_linear: noise of NaN": (lambda: best_linear(NAN), "noise > 0"),
     "side_by_side: no curves": (lambda: side_by_side(0), "curves"),
     "side_by_side: negative noise": (lambda: side_by_side(noise=-1.0), "noise"),
     "named_sinusoids: no curves": (lambda: named_sinusoids(0), "curves"),

@@ -19,6 +19,7 @@ from mtlib.learners.closed_form import (
     anil_at_once,
     bayesian,
     crammer_singer,
+    heads_prior,
     metaoptnet,
     r2d2,
     ridge,
@@ -279,6 +280,20 @@ def test_alpacas_prior_is_learned():
     slope = (objective(up, episode) - objective(down, episode)) / 2e-6
     assert grads["alpaca.factor"].sum() == pytest.approx(slope.item(), rel=1e-6)
     assert objective(moved, episode) < before
+
+
+def test_the_prior_of_known_heads_is_their_mean_and_covariance(regression):
+    net, x, y, query = regression
+    heads = torch.randn(9, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    learner, one = alpaca(mlp(3, (8, 8), 1, seed=0).double()), y[:, :1]
+    phi = {**learner.init(), **heads_prior(heads, 0.3)}
+    means, scales = learner.predict(learner.adapt(phi, Batch(x, one)), query).chunk(2, 1)
+    zs, zq = (torch.cat([features(net)(phi, d), torch.ones(len(d), 1)], 1) for d in (x, query))
+    mean, c = heads.mean(1, keepdim=True), torch.cov(heads)
+    gain = zq @ c @ zs.T @ torch.linalg.inv(zs @ c @ zs.T + 0.09 * torch.eye(12))
+    assert (means - zq @ mean - gain @ (one - zs @ mean)).abs().max() <= 1e-4
+    left = (zq @ c @ zq.T - gain @ zs @ c @ zq.T).diagonal() + 0.09
+    assert (scales[:, 0] - left.sqrt()).abs().max() <= 1e-4
 
 
 # ANIL ----------------------------------------------------------------------------------------

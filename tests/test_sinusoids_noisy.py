@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import mse_loss
 
-from mtlib.data.sinusoids import noisy_sinusoids, side_by_side, sinusoids, varied_sinusoids
-from mtlib.evaluate import answers
+from mtlib.core import Batch
+from mtlib.data.sinusoids import (
+    best_linear,
+    best_possible,
+    noisy_sinusoids,
+    side_by_side,
+    sinusoids,
+    varied_sinusoids,
+)
+from mtlib.evaluate import answers, evaluate
 from mtlib.learners.gradient import maml
 from mtlib.nets import mlp
 
@@ -82,3 +91,26 @@ def test_curves_side_by_side_are_fixed_sinusoids_with_noise():
     assert amplitude.min() > 0.0 and amplitude.max() < 5.2 and (w[1] < 0.2).all()
     assert torch.equal(stream(3).y, side_by_side(30, points=40, seed=1, noise=0.2)(3).y)
     assert not torch.equal(stream(3).y, side_by_side(30, points=40, seed=2, noise=0.2)(3).y)
+
+
+def test_the_best_linear_answer_is_conditioning_with_the_moments_of_drawn_curves():
+    """Mean and covariance of many drawn curves at support and query places, put into the normal formula."""
+    x = torch.linspace(-4, 4, 9)[:, None]
+    g = torch.Generator().manual_seed(0)
+    a, phase = 0.1 + 4.9 * torch.rand(200_000, 1, generator=g), torch.rand(200_000, 1, generator=g)
+    drawn = a * torch.sin(x.T - torch.pi * phase)  # (curves, places)
+    mean, c = drawn.mean(0), torch.cov(drawn.T)
+    near, far = slice(0, 9, 3), slice(1, 9, 3)
+    y = drawn[0, near]
+    gain = c[far, near] @ torch.linalg.inv(c[near, near] + 0.09 * torch.eye(3))
+    learner = best_linear(0.3)
+    found = learner.predict(learner.adapt({}, Batch(x[near], y[:, None])), x[far])[:, 0]
+    assert (found - mean[far] - gain @ (y - mean[near])).abs().max() < 0.02
+
+
+def test_no_answer_is_better_than_the_exact_one_and_the_linear_one_is_close():
+    stream = noisy_sinusoids(3, 50, 100, seed=5)
+    exact, linear = (
+        evaluate(m, {}, stream, 400, mse_loss) for m in (best_possible(), best_linear())
+    )
+    assert exact.mean <= linear.mean < 1.3 * exact.mean

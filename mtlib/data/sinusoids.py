@@ -191,6 +191,34 @@ def best_possible(noise: float = 0.3, points: int = 100) -> Learner:
     return Learner(dict, adapt, predict)
 
 
+def best_linear(noise: float = 0.3) -> Learner:
+    """The best answer to `noisy_sinusoids` that is linear in the support targets: a normal prior with the true moments.
+
+    On waves(x) = [sin x, −cos x] the weights (u, v) = A (cos φ, sin φ) have mean m = E[A] (0, 2/π) and covariance
+    C = diag(E[A²]/2, E[A²]/2 − m₂²); u and v are normal here. No ridge or Bayesian head has a lower expected squared
+    error, whatever its features. There is nothing to train: φ is empty. `predict`: x (B, 1) -> (B, 1). Raises ValueError
+    unless `noise` is above 0.
+    """
+    above_zero(noise=noise)
+    low, high = AMPLITUDE
+    power = (low**2 + low * high + high**2) / 6
+    centre = (low + high) / math.pi
+    variance = torch.tensor([power, power - centre**2])
+
+    def waves(x: Tensor) -> Tensor:
+        return torch.cat([torch.sin(x), -torch.cos(x)], 1)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        z, mean = waves(support.x), support.x.new_tensor([[0.0], [centre]])
+        a = z.T @ z + noise**2 * torch.diag(1 / variance).to(z)
+        return {**phi, "mean": mean + torch.linalg.solve(a, z.T @ (support.y - z @ mean))}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        return waves(x) @ theta["mean"]
+
+    return Learner(dict, adapt, predict)
+
+
 def joint_optimum(x: Tensor) -> Tensor:
     """E[A sin(x − φ)] = E[A] · E[cos φ sin x − sin φ cos x] = −(2/π) · 2.55 · cos x.
 

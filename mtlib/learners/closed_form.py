@@ -325,6 +325,27 @@ def saddle(k: Tensor, free: Tensor, target: Tensor, total: float) -> Tensor:
     return solve(system, right)[: n * w].reshape(n, w)
 
 
+def heads_prior(heads: Tensor, noise: float, jitter: float = 1e-6) -> Params:
+    """The prior that known heads speak for, in `alpaca`'s entries: their mean, and their covariance as σ² Λ₀⁻¹.
+
+    heads: (D+1, T), a column for each known task, as `head_matrix` gives them for a network with T outputs. Λ₀ = L Lᵀ =
+    σ² (cov(heads) + `jitter` I)⁻¹, σ = `noise`. Empirical Bayes on pre-trained features: {"head.weight", "head.bias",
+    "alpaca.factor", "alpaca.log_noise"}, for one output. Raises ValueError unless T ≥ 2, and both numbers are above 0.
+    """
+    above_zero(noise=noise, jitter=jitter)
+    if heads.ndim != 2 or heads.shape[1] < 2:
+        raise ValueError(
+            f"expected heads (D+1, T) of at least two known tasks, got {tuple(heads.shape)}"
+        )
+    wide = double(heads)
+    mean = heads.mean(1)
+    spread = torch.cov(wide) + jitter * torch.eye(len(wide)).to(wide)
+    factor = noise * torch.linalg.cholesky(torch.linalg.inv(spread))
+    log_noise = heads.new_tensor(noise).log()
+    head = {"head.weight": mean[None, :-1], "head.bias": mean[-1:]}
+    return {**head, "alpaca.factor": factor.to(heads), "alpaca.log_noise": log_noise}
+
+
 # What they share -----------------------------------------------------------------------------
 
 
