@@ -19,10 +19,12 @@ from mtlib.learners.closed_form import (
     anil_at_once,
     bayesian,
     crammer_singer,
+    head_matrix,
     heads_prior,
     metaoptnet,
     r2d2,
     ridge,
+    ridge_solution,
 )
 from mtlib.learners.gradient import anil
 from mtlib.nets import mlp
@@ -321,6 +323,46 @@ def test_each_step_shrinks_what_is_left_on_the_support_set(regression):
     shrinks = torch.linalg.matrix_power(torch.eye(12).double() - 0.2 / 24 * z @ z.T, 300)
     left = f(learner.adapt(phi, Batch(x, y)), x) - y
     assert (left - shrinks @ (f(phi, x) - y)).abs().max() <= 1e-12
+
+
+# What the page's exercises say -----------------------------------------------------------------
+
+
+def test_r2d2_with_a_large_strength_scores_by_the_sum_of_a_classs_features():
+    torch.manual_seed(0)
+    net = mlp(4, (16,), 3).double()
+    x, _, y = problem(12, 3, 4)
+    learner = r2d2(net, strength=1e9, scale=1e9)
+    theta = learner.adapt(learner.init(), Batch(x, y))
+    z = torch.cat([features(net)(theta, x), torch.ones(12, 1)], 1)
+    assert (learner.predict(theta, x) - z @ (z.T @ y)).abs().max() <= 1e-3
+
+
+def test_alpacas_matrix_is_one_more_linear_layer(regression):
+    """z' = L⁻¹z, V' = LᵀV: ridge of strength 1 on z' from V'_φ gives the same answers."""
+    net, x, y, query = regression
+    learner = alpaca(net, noise=0.3)
+    phi = drawn_prior(learner)
+    means = learner.predict(learner.adapt(phi, Batch(x, y)), query).chunk(2, 1)[0]
+    inverse = torch.linalg.inv(phi["alpaca.factor"])
+    z, zq = (
+        torch.cat([features(net)(phi, d), torch.ones(len(d), 1)], 1) @ inverse.T for d in (x, query)
+    )
+    first = phi["alpaca.factor"].T @ head_matrix(phi)
+    v = first + ridge_solution(z, y - z @ first, torch.tensor(1.0).double())
+    assert (means - zq @ v).abs().max() <= 1e-8
+
+
+def test_leaving_one_item_out_has_a_closed_form():
+    g = torch.Generator().manual_seed(0)
+    z, y = (torch.randn(9, k, generator=g, dtype=torch.float64) for k in (5, 2))
+    strength = torch.tensor(0.7).double()
+    inverse = torch.linalg.inv(z @ z.mT + strength * torch.eye(9))
+    quick = (inverse @ y) / inverse.diagonal()[:, None]
+    for n in range(9):
+        rest = [i for i in range(9) if i != n]
+        error = y[n] - z[n] @ ridge_solution(z[rest], y[rest], strength)
+        assert (error - quick[n]).abs().max() <= 1e-12
 
 
 BAD = {
