@@ -86,3 +86,41 @@ def best_return(goals: Tensor, horizon: int = 10, spread: float = 0.1) -> Tensor
     left = at.floor().long().clamp(0, len(value) - 2)
     share = at - left
     return ((1 - share) * value[left] + share * value[left + 1]).sum(-1)
+
+
+# Two steps on a line: a world in which expectations are known -------------------------------------
+
+
+def line(position: Tensor, action: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+    """(next position, reward): a step on a line, rewarded with −½(position − goal)²; all (N, 1)."""
+    position = position + action
+    return position, -0.5 * ((position - goal) ** 2).sum(-1)
+
+
+def line_return(mean: Tensor, goal: float, spread: float, horizon: int = 2) -> Tensor:
+    """The expected return on the `line` where every action is N(μ, σ²): J(μ) = −½ Σ_{h ≤ H} ((hμ − g)² + hσ²)."""
+    positive(horizon=horizon)
+    above_zero(spread=spread)
+    h = torch.arange(1, horizon + 1, dtype=mean.dtype)
+    return -0.5 * ((mean * h - goal) ** 2 + h * spread**2).sum()
+
+
+def line_walks(draws: Tensor, goal: float) -> Episode:
+    """Episodes of walks on the `line` from the draws of their actions, (T, N, H); support and query are the same."""
+    expect(isinstance(draws, Tensor) and draws.ndim == 3, "draws (T, N, H), a tensor", draws)
+    half = Batch(torch.stack([draws, torch.full_like(draws, goal)], -1), torch.ones_like(draws))
+    return Episode(half, half)
+
+
+def every_draw(walks: int, horizon: int = 2, points: int = 5) -> tuple[Tensor, Tensor]:
+    """Draws of all actions, (`points`^(N H), N, H), and their weights, by the rule of Gauss and Hermite.
+
+    Weighted sums are expectations over normal draws, exactly, of what is a polynomial in each draw of a degree up to
+    2 `points` − 1.
+    """
+    positive(walks=walks, horizon=horizon, points=points)
+    z, w = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(points))
+    axes = walks * horizon
+    grid = torch.cartesian_prod(*[z] * axes).view(-1, walks, horizon)
+    weights = torch.cartesian_prod(*[w / w.sum()] * axes).view(len(grid), -1).prod(-1)
+    return grid, weights

@@ -22,7 +22,9 @@ from mtlib.core import (
     rows,
 )
 from mtlib.learners.gradient import at_least_zero, check_steps, descending, made, moving
+from mtlib.nets import mlp
 from mtlib.objective import Task
+from mtlib.tasks import above_zero
 
 World = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """`world(state, action, hidden)` -> (next state, reward (N,)); it is never differentiated."""
@@ -130,6 +132,30 @@ def act(
     return states, actions, rewards
 
 
+class Constant(nn.Module):
+    """A policy with one parameter, the mean of every action, whatever the state: (N, S) -> (N, 1), in float64."""
+
+    def __init__(self, mean: float):
+        super().__init__()
+        expect(math.isfinite(mean), "a finite mean", mean)
+        self.mean = nn.Parameter(torch.tensor([mean], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mean.expand(len(x), 1)
+
+
+def policy_net(
+    inputs: int = 2, actions: int = 2, width: int = 32, small: float = 0.1, seed: int = 0
+) -> nn.Module:
+    """An `mlp` with one hidden layer whose head is `small` times what it would be, so that its first actions are small."""
+    above_zero(small=small)
+    net = mlp(inputs, (width,), actions, seed=seed)
+    with torch.no_grad():
+        for entry in net.get_submodule("head").parameters():
+            entry.mul_(small)
+    return net
+
+
 # Surrogates ------------------------------------------------------------------------------------
 
 
@@ -186,4 +212,9 @@ def log_normal(a: Tensor, mean: Tensor, spread: float) -> Tensor:
 
 def cost(rewards: Tensor, y: Tensor) -> Tensor:
     """Minus the mean return, −(1/N) Σ_n Σ_h y_nh r_nh: the loss for `bilevel`."""
-    return -(rewards * y).sum(1).mean()
+    return -mean_return(rewards, y)
+
+
+def mean_return(rewards: Tensor, y: Tensor) -> Tensor:
+    """(1/N) Σ_n Σ_h y_nh r_nh: the metric for `evaluate`."""
+    return (rewards * y).sum(1).mean()
