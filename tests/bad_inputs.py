@@ -93,7 +93,7 @@ from mtlib.data.linear import (
     samples,
     spanned,
 )
-from mtlib.data.navigation import navigation
+from mtlib.data.navigation import best_return, every_draw, line_return, line_walks, navigation
 from mtlib.data.planted import planted
 from mtlib.data.scenes import scenes
 from mtlib.data.sentiment import drawn as drawn_site
@@ -181,7 +181,13 @@ from mtlib.learners.metric import (
     squared_distances,
     width,
 )
-from mtlib.learners.policy import log_normal, policy_gradient
+from mtlib.learners.policy import (
+    Constant,
+    log_normal,
+    policy_gradient,
+    policy_net,
+    with_sampling,
+)
 from mtlib.learners.preconditioned import along, learned, meta_curvature, meta_sgd, per_step_rates
 from mtlib.learners.transductive import bd_cspn, entropy_finetune, laplacian_shot, nearest
 from mtlib.metrics import auroc, macro_f1
@@ -2429,6 +2435,34 @@ BAD |= {
         ),
         "world",
     ),
+    "policy_gradient: a word for the surrogate": (
+        lambda: policy_gradient(mlp(2, (8,), 2), lambda *a: a, 1.0, 0.1, 1, surrogate="dice"),
+        "a function such as dice",
+    ),
+    "policy_gradient: a place to start from": (
+        lambda: policy_gradient(mlp(2, (8,), 2), lambda *a: a, 1.0, 0.1, 1, start=torch.zeros(2)),
+        "a function; got Tensor",
+    ),
+    "policy_gradient: more steps than walks": (
+        lambda: gives(
+            mlp(2, (8,), 2),
+            Batch(torch.zeros(3, 4, 2), torch.ones(3, 4)),
+            lambda net: policy_gradient(net, lambda s, a, h: (s, s[:, 0]), 1.0, 0.1, 4),
+        ),
+        "a trajectory for each of 4 steps",
+    ),
+    "with_sampling: no spread": (
+        lambda: with_sampling(mlp(2, (8,), 2), lambda *a: a, 0.0),
+        "spread",
+    ),
+    "with_sampling: a level of NaN": (
+        lambda: with_sampling(mlp(2, (8,), 2), lambda *a: a, 1.0, level=NAN),
+        "level",
+    ),
+    "Constant: a mean of NaN": (lambda: Constant(NAN), "finite mean"),
+    "Constant: an infinite mean": (lambda: Constant(INF), "finite mean"),
+    "policy_net: no head": (lambda: policy_net(small=0.0), "small"),
+    "policy_net: a negative share": (lambda: policy_net(small=-1.0), "small"),
     "policy_gradient: half a step": (
         lambda: policy_gradient(mlp(2, (8,), 2), lambda *a: a, 1.0, 0.1, 2.5),
         "steps",
@@ -2574,6 +2608,14 @@ BAD |= {
     "scenes: paper smaller than a glyph": (lambda: scenes(1, height=10), "40 pixels"),
     "scenes: no scenes": (lambda: scenes(0), "at least 1 scene"),
     "navigation: no horizon": (lambda: navigation(horizon=0), "expected horizon"),
+    "best_return: a goal outside": (lambda: best_return(torch.tensor([2.0, 0.0])), "goals in"),
+    "best_return: no spread": (lambda: best_return(torch.zeros(2), spread=0.0), "spread"),
+    "line_return: no steps": (lambda: line_return(torch.zeros(1), 1.0, 0.5, 0), "horizon"),
+    "line_return: no spread": (lambda: line_return(torch.zeros(1), 1.0, 0.0), "spread"),
+    "line_walks: no steps": (lambda: line_walks(torch.zeros(2, 3), 1.0), "draws"),
+    "line_walks: a list": (lambda: line_walks([[[0.0]]], 1.0), "a tensor"),
+    "every_draw: no walks": (lambda: every_draw(0), "walks"),
+    "every_draw: half a point": (lambda: every_draw(1, points=2.5), "points"),
     "navigation: no seed": (lambda: navigation(seed=None), "seed"),
     "linear_tasks: no tasks": (lambda: linear_tasks(0), "tasks"),
     "linear_tasks: half a dimension": (lambda: linear_tasks(2, 2.5), "dims"),

@@ -14,7 +14,17 @@ from torch import nn
 from mtlib.bilevel import bilevel, first_order, unrolled
 from mtlib.book.checks import differences, gradients
 from mtlib.core import Batch, Episode, apply, over, parameters
-from mtlib.data.navigation import beside, best_return, navigation, told, walk
+from mtlib.data.navigation import (
+    beside,
+    best_return,
+    every_draw,
+    line_return,
+    line_walks,
+    navigation,
+    told,
+    walk,
+)
+from mtlib.data.navigation import line as package_line
 from mtlib.evaluate import interval
 from mtlib.learners.policy import (
     act,
@@ -23,7 +33,9 @@ from mtlib.learners.policy import (
     dice,
     log_normal,
     low_variance,
+    mean_return,
     policy_gradient,
+    policy_net,
     reinforce,
     with_sampling,
 )
@@ -380,3 +392,78 @@ def test_the_expected_second_derivatives():
         moved = torch.vmap(slope, (None, 0))(learner.init(), support)["mean"][:, 0, 0]
         assert abs((weights * moved).sum() - (1 + hessian)) < 1e-9, way
         assert math.isclose(weights.sum(), 1, rel_tol=1e-12)
+
+
+def test_the_world_on_a_line_is_the_one_above():
+    support, weights = outcomes(2)
+    draws, ours = every_draw(walks=2)
+    episode = line_walks(draws, GOAL)
+    assert (draws - support.x[..., 0]).abs().max() == 0 and (weights - ours).abs().max() < 1e-15
+    assert torch.equal(episode.support.x, support.x.double()) and episode.support is episode.query
+    theta = Constant(MEAN).mean.detach()
+    assert abs(line_return(theta, GOAL, SIGMA) - returns({"mean": theta})) < 1e-12
+    x = episode.support.x[7]
+    for world in (line, package_line):
+        found = act(apply(Constant(MEAN)), {"mean": theta}, world, x, SIGMA, 1)
+        expected = act(apply(Constant(MEAN)), {"mean": theta}, line, x, SIGMA, 1)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    value = act(
+        apply(Constant(MEAN)), {"mean": theta}, line, episode.support.x.flatten(0, 1), SIGMA, 1
+    )
+    mean = (value[2].sum(1).view(-1, 2).mean(1) * ours).sum()
+    assert abs(mean - line_return(theta, GOAL, SIGMA)) < 1e-12
+
+
+def test_the_small_policy_and_the_mean_return():
+    small, whole = (policy_net(small=share, seed=3) for share in (0.1, 1.0))
+    x = normal(5, 2).float()
+    assert torch.allclose(small(x), 0.1 * whole(x), atol=1e-7)
+    rewards, y = normal(3, 4), normal(3, 4, seed=1)
+    assert abs(mean_return(rewards, y) - (rewards * y).sum() / 3) < 1e-12
+    assert cost(rewards, y) == -mean_return(rewards, y)
+
+
+# Numbers that the page's solutions state --------------------------------------------------------
+
+
+def test_without_a_baseline_the_usual_second_derivative_has_the_wrong_sign():
+    """One action: −E[r]/σ² = 4.42, where J″ = −1."""
+    draws, weights = every_draw(walks=1, horizon=1)
+    mu = torch.tensor(MEAN).double()
+    actions = (mu + SIGMA * draws)[..., 0]
+    rewards = -0.5 * (actions - GOAL) ** 2
+
+    def value(m):
+        log_p = log_normal(actions[..., None, None], m.expand(len(actions), 1, 1, 1), SIGMA)
+        return (weights[:, None] * (log_p[..., 0] - log_p[..., 0].detach()) * rewards).sum()
+
+    found = torch.func.grad(torch.func.grad(value))(mu)
+    assert abs(found - 4.42) < 1e-6
+    assert abs(((MEAN - GOAL) ** 2 + SIGMA**2) / (2 * SIGMA**2) - 4.42) < 1e-12
+
+
+def test_the_score_function_has_18_times_the_variance_of_the_path():
+    """One action and the best constant baseline: 2d² + 2.5σ² against σ², with d = μ − g."""
+    draws, weights = every_draw(walks=1, horizon=1, points=9)
+    z = draws.flatten()
+    d = MEAN - GOAL
+    rewards = -0.5 * (d + SIGMA * z) ** 2
+    score = (rewards + 0.5 * (d**2 + SIGMA**2)) * z / SIGMA
+    path = -(d + SIGMA * z)
+    first, second = ((weights * v).sum() for v in (score, path))
+    assert abs(first + d) < 1e-9 and abs(second + d) < 1e-9
+    ratio = (weights * (score + d) ** 2).sum() / (weights * (path + d) ** 2).sum()
+    assert abs(ratio - (2 * d**2 + 2.5 * SIGMA**2) / SIGMA**2) < 1e-9 and round(ratio.item()) == 18
+
+
+def test_three_rewards_of_one_walk_tell_the_goal():
+    """r + ‖p‖² = 2 p·g − ‖g‖²: three linear equations, to 10⁻⁴ in float32."""
+    net, off = policy_net(seed=0), 0.0
+    x = navigation(20, 10, 50, 30_000)(0).support.x
+    for task in x:
+        states, _, rewards = act(apply(net), parameters(net), walk, task, 0.1, 2)
+        place, r = states[0, 1:4].double(), rewards[0, :3].double()
+        rows = torch.cat([2 * place, -torch.ones(3, 1, dtype=torch.float64)], 1)
+        goal = torch.linalg.solve(rows, r + (place**2).sum(1))[:2]
+        off = max(off, (goal - task[0, 0, 2:]).abs().max().item())
+    assert off < 1e-3

@@ -92,6 +92,9 @@ def with_sampling(
     {cite}`stadie2018importance,alshedivat2018continuous`
     """
     f = apply(net)
+    expect(made(world), "world(state, action, hidden), a function", world)
+    expect(math.isfinite(level), "a finite level", level)
+    above_zero(spread=spread)
 
     def hypergradient(learner: Learner, loss: Loss) -> Task:
         through = unrolled(learner, loss)
