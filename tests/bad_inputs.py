@@ -188,7 +188,6 @@ from mtlib.learners.policy import (
     Constant,
     log_normal,
     policy_gradient,
-    policy_net,
     with_sampling,
 )
 from mtlib.learners.preconditioned import along, learned, meta_curvature, meta_sgd, per_step_rates
@@ -207,7 +206,7 @@ from mtlib.models.detection import (
     targets,
 )
 from mtlib.models.encoders import minilm
-from mtlib.nets import conv2, conv4, mlp, seeded, two_halves, wrap
+from mtlib.nets import conv2, conv4, mlp, policy_net, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
 from mtlib.plots import against, band, bars, figure, lines, losses, player, scores, style, styles

@@ -35,11 +35,10 @@ from mtlib.learners.policy import (
     low_variance,
     mean_return,
     policy_gradient,
-    policy_net,
     reinforce,
     with_sampling,
 )
-from mtlib.nets import mlp
+from mtlib.nets import mlp, policy_net
 
 SPREAD = 0.3
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mtlib.bilevel import Hypergradient, unrolled
 from mtlib.core import (
     Batch,
     Episode,
@@ -19,11 +18,10 @@ from mtlib.core import (
     apply,
     expect,
     parameters,
+    risk,
     rows,
 )
 from mtlib.learners.gradient import at_least_zero, check_steps, descending, made, moving
-from mtlib.nets import mlp
-from mtlib.objective import Task
 from mtlib.tasks import above_zero
 
 World = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -83,7 +81,7 @@ def policy_gradient(
 
 def with_sampling(
     net: nn.Module, world: World, spread: float, dims: int = 2, level: float = 0.0
-) -> Hypergradient:
+) -> Callable[[Learner, Loss], Callable[[Params, Episode], Tensor]]:
     """The gradient of the expected loss of `policy_gradient`, for one support set: of θ, and of which walks it is made from.
 
     ∇E_S[L^Q(θ(φ, S))] = E_S[∇L^Q(θ(φ, S)) + (L^Q(θ) − b) ∇log p_φ(S)], with b = `level`, any constant: near the loss it
@@ -96,14 +94,13 @@ def with_sampling(
     expect(math.isfinite(level), "a finite level", level)
     above_zero(spread=spread)
 
-    def hypergradient(learner: Learner, loss: Loss) -> Task:
-        through = unrolled(learner, loss)
-
+    def hypergradient(learner: Learner, loss: Loss) -> Callable[[Params, Episode], Tensor]:
         def task(phi: Params, episode: Episode) -> Tensor:
             states, actions, _ = act(f, phi, world, episode.support.x, spread, dims)
             means = f(phi, states.flatten(0, 1)).view_as(actions)
             log_p = log_normal(actions, means, spread).sum()
-            value = through(phi, episode)
+            theta = learner.adapt(phi, episode.support)
+            value = risk(loss, learner.predict(theta, episode.query.x), episode.query.y)
             return value + (value.detach() - level) * (log_p - log_p.detach())
 
         return task
@@ -145,18 +142,6 @@ class Constant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mean.expand(len(x), 1)
-
-
-def policy_net(
-    inputs: int = 2, actions: int = 2, width: int = 32, small: float = 0.1, seed: int = 0
-) -> nn.Module:
-    """An `mlp` with one hidden layer whose head is `small` times what it would be, so that its first actions are small."""
-    above_zero(small=small)
-    net = mlp(inputs, (width,), actions, seed=seed)
-    with torch.no_grad():
-        for entry in net.get_submodule("head").parameters():
-            entry.mul_(small)
-    return net
 
 
 # Surrogates ------------------------------------------------------------------------------------
