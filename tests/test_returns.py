@@ -458,7 +458,7 @@ def test_the_score_function_has_18_times_the_variance_of_the_path():
 def test_three_rewards_of_one_walk_tell_the_goal():
     """r + ‖p‖² = 2 p·g − ‖g‖²: three linear equations, to 10⁻⁴ in float32."""
     net, off = policy_net(seed=0), 0.0
-    x = navigation(20, 10, 50, 30_000)(0).support.x
+    x = navigation(20, 10, 200, 30_000)(0).support.x
     for task in x:
         states, _, rewards = act(apply(net), parameters(net), walk, task, 0.1, 2)
         place, r = states[0, 1:4].double(), rewards[0, :3].double()
