@@ -2851,6 +2851,23 @@ BAD |= {
     ),
     "laplacian_shot: a strength of NaN": (lambda: laplacian_shot(NET, NAN), "strength"),
     "laplacian_shot: negative rounds": (lambda: laplacian_shot(NET, steps=-1), "steps"),
+    "laplacian_shot: another learner's φ": (
+        lambda: gives(NET, SUPPORT, laplacian_shot, protonet(NET).init()),
+        "centre.mean",
+    ),
+    "laplacian_shot: a centre of another width": (
+        lambda: gives(
+            NET,
+            make=laplacian_shot,
+            phi={**simpleshot(NET).init(), "centre.mean": torch.zeros(1)},
+        ),
+        r"centre.mean of shape \(8,\)",
+    ),
+    "laplacian_shot: a head of two layers": (lambda: laplacian_shot(DEEP), "one linear layer"),
+    "bd_cspn: normalised, another learner's φ": (
+        lambda: gives(NET, SUPPORT, partial(bd_cspn, normalise=True), protonet(NET).init()),
+        "centre.mean",
+    ),
     "entropy_finetune: a loss class": (
         lambda: entropy_finetune(NET, nn.CrossEntropyLoss, 0.1, 1),
         "loss .*2 arguments",

@@ -111,7 +111,7 @@ ROWS = {
         transductive=True,
     ),
     "bd_cspn": Row(bd_cspn, "body", head=False, transductive=True),
-    "laplacian_shot": Row(laplacian_shot, "body", head=False, transductive=True),
+    "laplacian_shot": Row(laplacian_shot, "body", own="centre", head=False, transductive=True),
     "ridge": Row(ridge, "both", own="ridge"),
     "bayesian": Row(bayesian, "both", own="bayes", loss=gaussian_nll),
     "metaoptnet": Row(metaoptnet, "body", own="svm", head=False),
