@@ -2864,10 +2864,6 @@ BAD |= {
         r"centre.mean of shape \(8,\)",
     ),
     "laplacian_shot: a head of two layers": (lambda: laplacian_shot(DEEP), "one linear layer"),
-    "bd_cspn: normalised, another learner's φ": (
-        lambda: gives(NET, SUPPORT, partial(bd_cspn, normalise=True), protonet(NET).init()),
-        "centre.mean",
-    ),
     "entropy_finetune: a loss class": (
         lambda: entropy_finetune(NET, nn.CrossEntropyLoss, 0.1, 1),
         "loss .*2 arguments",

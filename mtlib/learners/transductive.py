@@ -9,6 +9,7 @@ a support item cannot be predicted, as in `mtlib.learners.metric`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,33 +66,31 @@ def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learne
     return Learner(lambda: body_of(net), adapt, predict, net=net)
 
 
-def bd_cspn(
-    net: nn.Module, scale: float = 10.0, normalise: bool = False, shift: bool = True
-) -> Learner:
+def bd_cspn(net: nn.Module, scale: float = 10.0, shift: bool = True) -> Learner:
     """BD-CSPN: shift the query features onto the support's, then let them move the class means.
 
     z_q ← z_q + (mean z_s − mean z_q), where `shift`; each query item is labelled with the class of the largest cosine; over
     the items i of class k, of the support and the query, c'_k = Σ_i w_i z_i, w_i = softmax_i( ε cos(z_i, c_k) );
-    logit_k(x) = ε cos(z_q, c'_k), ε = `scale`. With `normalise`, z is centred and of length 1 first, as in
-    `laplacian_shot`. The labels given to the query are constants to the outer gradient. All query items take part. The
-    paper also pre-trains with a cosine head. Raises ValueError unless ε > 0, and with `normalise` like `width`. {cite}`liu2020prototype`
+    logit_k(x) = ε cos(z_q, c'_k), ε = `scale`. The labels given to the query are constants to the outer gradient. All
+    query items take part, with features as they are; the paper also pre-trains with a cosine head. Raises ValueError unless
+    ε > 0. {cite}`liu2020prototype`
     """
     above_zero(scale=scale)
-    init, u = normalised(net) if normalise else as_they_are(net)
+    z = features(net)
 
     def adapt(phi: Params, support: Batch) -> Params:
-        us = u(phi, support.x)
-        return {**phi, "support.z": us, "support.y": check_targets(us, support.y)}
+        zs = z(phi, support.x)
+        return {**phi, "support.z": zs, "support.y": check_targets(zs, support.y)}
 
     def predict(theta: Params, x: Any) -> Tensor:
-        us, ys, uq = theta["support.z"], theta["support.y"], u(theta, x)
-        uq = uq + us.mean(0) - uq.mean(0) if shift else uq
-        known, c = defined(prototypes(us, ys))  # (W,), (W, D)
-        every, y = with_guesses(us, ys, uq, known, c)
+        zs, ys, zq = theta["support.z"], theta["support.y"], z(theta, x)
+        zq = zq + zs.mean(0) - zq.mean(0) if shift else zq
+        known, c = defined(prototypes(zs, ys))  # (W,), (W, D)
+        every, y = with_guesses(zs, ys, zq, known, c)
         w = torch.where(known, scale * cosines(every, c) + y.log(), 0.0).softmax(0)
-        return among(known, scale * cosines(uq, w.mT @ every))
+        return among(known, scale * cosines(zq, w.mT @ every))
 
-    return Learner(init, adapt, predict, net=net)
+    return Learner(lambda: body_of(net), adapt, predict, net=net)
 
 
 def laplacian_shot(
@@ -114,7 +113,8 @@ def laplacian_shot(
     4. y_q ← softmax_k( −‖u_q − m_k‖² + λ Σ_p w_qp y_p ) for `steps` rounds, from λ = 0; w_qp = 1 where p is one of the
        `neighbours` query items nearest to q, else 0; λ = `strength`. The logits are the last round's exponents.
 
-    The authors' code counts q among its own neighbours: its k is `neighbours` + 1. With `strength` 0 and without `shift` and
+    The authors' code counts q among its own neighbours, so its k is `neighbours` + 1, and guesses the class of support items,
+    too. With `strength` 0 and without `shift` and
     `rectify` it is `simpleshot`, and without `normalise`, too, `protonet`. Which items are neighbours, and which class a
     query item is guessed to be of in 3, are constants to the outer gradient. Raises ValueError for a negative λ, no
     neighbour, or half a round, and with `normalise` like `width`. {cite}`ziko2020laplacian`
@@ -122,7 +122,7 @@ def laplacian_shot(
     within(0, strength=strength)
     positive(neighbours=neighbours)
     whole(steps=steps)
-    init, u = normalised(net) if normalise else as_they_are(net)
+    init, u = normalised(net) if normalise else (partial(body_of, net), features(net))
 
     def adapt(phi: Params, support: Batch) -> Params:
         us = u(phi, support.x)
@@ -150,11 +150,6 @@ def laplacian_shot(
 # What they share -----------------------------------------------------------------------------
 
 
-def as_they_are(net: nn.Module) -> tuple[Callable[[], Params], Callable[[Params, Any], Tensor]]:
-    """The first φ, and z(φ, x): what `normalised` gives, without it."""
-    return lambda: body_of(net), features(net)
-
-
 def normalised(net: nn.Module) -> tuple[Callable[[], Params], Callable[[Params, Any], Tensor]]:
     """The first φ, and u(φ, x) = (z(φ, x) − μ) / ‖z(φ, x) − μ‖ with μ = φ["centre.mean"] (D,), zero at first.
 
@@ -177,11 +172,11 @@ def normalised(net: nn.Module) -> tuple[Callable[[], Params], Callable[[Params, 
 
 
 def with_guesses(
-    us: Tensor, ys: Tensor, uq: Tensor, known: Tensor, c: Tensor
+    zs: Tensor, ys: Tensor, zq: Tensor, known: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Support and query features (N+B, D), and labels (N+B, W): a query item's class has the mean c of largest cosine."""
-    guess = hardened(among(known, cosines(uq, c)))  # (B, W)
-    return torch.cat([us, uq]), torch.cat([ys, guess])
+    guess = hardened(among(known, cosines(zq, c)))  # (B, W)
+    return torch.cat([zs, zq]), torch.cat([ys, guess])
 
 
 def entropy(logits: Tensor) -> Tensor:
