@@ -226,6 +226,7 @@ from mtlib.tasks import (
     positive,
     quiz,
     relabelled,
+    uneven,
     within,
 )
 from mtlib.train import Diverged, Run, cosine_adam, fit, groups
@@ -2599,6 +2600,20 @@ BAD |= {
     "cut: an episode": (lambda: cut(sinusoids(3)(0), 1), "Batch"),
     "relabelled: a draw": (lambda: relabelled(sinusoids(3)(0), torch.neg), "stream"),
     "relabelled: no function": (lambda: relabelled(sinusoids(3), 1), "change"),
+    "uneven: a draw": (lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0)(0), (1, 2)), "stream"),
+    "uneven: one number": (lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), 2), "counts"),
+    "uneven: more than there are": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), (1, 4))(0),
+        r"at most \[3, 3\]",
+    ),
+    "uneven: nothing is asked": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), (0, 0))(0),
+        "above 0",
+    ),
+    "uneven: other sums in other tasks": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 20, 0), lambda rng: rng.integers(4, size=2))(0),
+        "one sum",
+    ),
     "episodes: unknown numbers": (
         lambda: episodes(DATA, 2, 1, 1, 1, seed=0, numbers="new"),
         "numbers",
