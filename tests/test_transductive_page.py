@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from textwrap import dedent
+
+import numpy as np
 import pytest
 import torch
-from pages import at_small_scale, run_until
+from pages import BOOK, at_small_scale, run_until
+from problems import seeded
 
 from mtlib.core import Batch, features, take
 from mtlib.evaluate import answers
 from mtlib.learners.metric import protonet
 from mtlib.learners.transductive import bd_cspn, laplacian_shot
+from mtlib.nets import mlp
+
+
+@pytest.fixture
+def net():
+    return seeded(lambda: mlp(5, (8,), 3))
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +90,35 @@ def test_fine_tuning_is_the_same_without_the_entropy(page):
         gap = (said(learner(0.1, False)) - said(learner(0.1, True))).abs().max()
         assert (gap <= 1e-5) == alike
     assert features(page["net"])(phi, query.x).shape == (20, page["WIDTH"])
+
+
+def test_the_solutions_soft_k_means_is_its_formula(net):
+    """With no round ProtoNet; with two, means over all items by their probabilities, twice."""
+    cells = json.loads((BOOK / "transductive.ipynb").read_text("utf8"))["cells"]
+    text = next(t for c in cells if "def soft_k_means" in (t := "".join(c["source"])))
+    code = text[text.index("    def soft_k_means") :].split("\n\nWith no round")[0]
+    space = {"torch": torch, "protonet": protonet, "features": features}
+    exec(dedent(code), space)
+    g = torch.Generator().manual_seed(0)
+    own = Batch(torch.randn(6, 5, generator=g).double(), torch.eye(3).double().repeat(2, 1))
+    x = torch.randn(9, 5, generator=g).double()
+    phi = protonet(net).init()
+
+    def said(learner):
+        return learner.predict(learner.adapt(phi, own), x)
+
+    assert torch.equal(said(space["soft_k_means"](net, 0)), said(protonet(net)))
+    zs, zq = (features(net)(phi, d).detach().numpy() for d in (own.x, x))
+    c = np.stack([zs[own.y[:, k] == 1].mean(0) for k in range(3)])
+    for _ in range(2):
+        logit = -((zq[:, None] - c[None]) ** 2).sum(-1)
+        p = np.exp(logit) / np.exp(logit).sum(1, keepdims=True)
+        c = np.stack(
+            [
+                (zs[own.y[:, k] == 1].sum(0) + (p[:, k : k + 1] * zq).sum(0)) / (2 + p[:, k].sum())
+                for k in range(3)
+            ]
+        )
+    expected = -((zq[:, None] - c[None]) ** 2).sum(-1)
+    ours = said(space["soft_k_means"](net, 2)).detach().numpy()
+    assert np.abs(ours - expected).max() <= 1e-10
