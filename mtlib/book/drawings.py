@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import nn
 from mtlib.core import Batch, parameters
 from mtlib.learners.metric import protonet
 from mtlib.learners.transductive import laplacian_shot
-from mtlib.nets import two_halves
 from mtlib.plots import BASELINE, BLUES, COLOURS, META, REFERENCE, TRANSFER, figure
 
 BOX = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "0.6"}
@@ -135,7 +135,8 @@ def alone_or_together() -> None:
     labels = torch.eye(3)
     shown = Batch(centres + 1.6 * aside, labels)
     x, y = (centres[:, None] + 0.6 * drawn).flatten(0, 1), labels.repeat_interleave(25, 0)
-    plane = two_halves(nn.Identity(), nn.Linear(2, 3))  # z(x) = x
+    halves = OrderedDict(body=nn.Identity(), head=nn.Linear(2, 3))
+    plane = nn.Sequential(halves)  # z(x) = x
     tied = partial(laplacian_shot, plane, 2.0, 5, normalise=False)
     views = {
         "each alone": (protonet(plane), 75),
