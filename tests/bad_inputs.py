@@ -32,6 +32,7 @@ from mtlib.bilevel import (
     multi_step,
     neumann,
     secant,
+    sharpness,
     unrolled,
 )
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
@@ -929,6 +930,8 @@ BAD |= {
         "weights",
     ),
     "multi_step: one number": (lambda: bilevel(LEARNER, cross_entropy, multi_step(1.0)), "weights"),
+    "sharpness: a support set for the draw": (lambda: sharpness(LEARNER, PHI, SUPPORT), "episodes"),
+    "sharpness: no iteration": (lambda: sharpness(LEARNER, PHI, DRAW, 0), "iterations"),
     "annealed: no steps": (lambda: annealed(0, 0.5), "steps"),
     "annealed: progress below 0": (lambda: annealed(3, -1.0), "progress"),
     "annealed: progress of NaN": (lambda: annealed(3, NAN), "progress"),
@@ -1533,6 +1536,30 @@ BAD |= {
     "reweighted: a negative decay": (
         lambda: hyper.reweighted(NET, cross_entropy, 0.1, 1, 5, -1.0),
         "decay",
+    ),
+    "weighted_ridge: names of groups": (
+        lambda: hyper.weighted_ridge(["left", "right"], 5),
+        "groups",
+    ),
+    "weighted_ridge: no group 0": (
+        lambda: hyper.weighted_ridge(torch.tensor([1, 2]), 5),
+        "groups",
+    ),
+    "weighted_ridge: no decay": (
+        lambda: hyper.weighted_ridge(torch.tensor([0, 1]), 5, 0.0),
+        "decay > 0",
+    ),
+    "new_networks: a network for its maker": (
+        lambda: hyper.new_networks(NET, SUPPORT, 2, 3),
+        "make|function",
+    ),
+    "new_networks: more rows than there are": (
+        lambda: hyper.new_networks(lambda: mlp(4, (6,), 3), SUPPORT, 2, 999),
+        "at most",
+    ),
+    "new_networks: no tasks": (
+        lambda: hyper.new_networks(lambda: mlp(4, (6,), 3), SUPPORT, 0, 3),
+        "tasks",
     ),
     "distilled: a tuple for the seeds": (
         lambda: hyper.distilled(NET, cross_entropy, 0.1, 1, (SUPPORT.x, SUPPORT.y)),

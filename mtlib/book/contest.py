@@ -41,6 +41,7 @@ TUNING_SEED = 1000  # of the runs that choose a setting; no run that is scored h
 BOOTSTRAP = 4000
 
 Train = Callable[[Any, int, int], tuple[Learner, Params]]
+"""`train(setting, seed, share)` -> the learner as the tests use it, and its φ."""
 
 
 class Way(NamedTuple):
