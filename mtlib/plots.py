@@ -41,7 +41,9 @@ LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
 METHODS = {
     **dict.fromkeys(("meta-learned", "meta-learning", "MAML", "bi-level"), (BLUES, 0)),
     "hypergradient": (BLUES, 0),
-    **dict.fromkeys(("first-order MAML", "FOMAML", "matching network"), (BLUES, 1)),
+    **dict.fromkeys(
+        ("first-order MAML", "FOMAML", "matching network", "Bayesian head"), (BLUES, 1)
+    ),
     **dict.fromkeys(("ProtoNet", "ANIL", "attentive CNP", "ALPaCA"), (BLUES, 2)),
     **dict.fromkeys(("Reptile", "R2-D2", "ridge", "relation network", "CNP"), (BLUES, 3)),
     **dict.fromkeys(

@@ -102,10 +102,12 @@ from mtlib.data.sentiment import drawn as drawn_site
 from mtlib.data.sentiment import draws
 from mtlib.data.sentiment import read as read_site
 from mtlib.data.sinusoids import (
+    best_linear,
     best_possible,
     named_sinusoids,
     noisy_sinusoids,
     risk_of,
+    side_by_side,
     sinusoids,
     varied_sinusoids,
 )
@@ -123,10 +125,14 @@ from mtlib.joint import joint, own_columns, risks, toward
 from mtlib.learners import hyper
 from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, point
 from mtlib.learners.closed_form import (
+    alpaca,
+    anil_at_once,
     bayesian,
     crammer_singer,
     head_matrix,
+    heads_prior,
     metaoptnet,
+    r2d2,
     ridge,
     ridge_on,
     ridge_prior,
@@ -357,7 +363,10 @@ LEARNERS: dict[str, Callable[[Any], Any]] = {
     "simpleshot": simpleshot,
     "feat": feat,
     "ridge": ridge,
+    "r2d2": r2d2,
     "bayesian": bayesian,
+    "alpaca": alpaca,
+    "anil_at_once": lambda net: anil_at_once(net, 0.1, 2),
     "metaoptnet": metaoptnet,
     "cavia": lambda net: cavia(net, cross_entropy, 0.1, 1),
     "protomaml": lambda net: protomaml(net, cross_entropy, 0.1, 1),
@@ -1461,6 +1470,16 @@ BAD |= {
     "ridge: a strength of 0": (lambda: ridge(NET, 0.0), "strength > 0"),
     "ridge: a strength of NaN": (lambda: ridge(NET, NAN), "strength > 0"),
     "ridge: a head without a bias": (lambda: ridge(NO_BIAS), "with a bias"),
+    "r2d2: a strength of 0": (lambda: r2d2(NET, 0.0), "strength > 0"),
+    "r2d2: a scale of NaN": (lambda: r2d2(NET, scale=NAN), "scale > 0"),
+    "r2d2: another learner's φ": (lambda: gives(NET, make=r2d2, phi=PHI), "parameters named"),
+    "heads_prior: one head": (lambda: heads_prior(Z[:, :1], 0.3), "two known tasks"),
+    "heads_prior: no noise": (lambda: heads_prior(Z, 0.0), "noise > 0"),
+    "anil_at_once: a rate of NaN": (lambda: anil_at_once(NET, NAN, 2), "rate of at least 0"),
+    "anil_at_once: half a step": (lambda: anil_at_once(NET, 0.1, 0.5), "steps"),
+    "anil_at_once: a head without a bias": (lambda: anil_at_once(NO_BIAS, 0.1, 2), "with a bias"),
+    "alpaca: negative noise": (lambda: alpaca(NET, noise=-1.0), "noise > 0"),
+    "alpaca: a head without a bias": (lambda: alpaca(NO_BIAS), "with a bias"),
     "bayesian: negative noise": (lambda: bayesian(NET, noise=-1.0), "noise > 0"),
     "bayesian: a head without a bias": (lambda: bayesian(NO_BIAS), "with a bias"),
     "metaoptnet: a strength of 0": (lambda: metaoptnet(NET, 0.0), "strength > 0"),
@@ -2674,6 +2693,10 @@ BAD |= {
         lambda: episodes(DATA, 2, 1, 1, 1, seed=0, numbers="new"),
         "numbers",
     ),
+    "best_linear: no noise": (lambda: best_linear(0.0), "noise > 0"),
+    "best_linear: noise of NaN": (lambda: best_linear(NAN), "noise > 0"),
+    "side_by_side: no curves": (lambda: side_by_side(0), "curves"),
+    "side_by_side: negative noise": (lambda: side_by_side(noise=-1.0), "noise"),
     "named_sinusoids: no curves": (lambda: named_sinusoids(0), "curves"),
     "named_sinusoids: a name of half a number": (lambda: named_sinusoids(name=0.5), "name"),
     "samples: negative noise": (lambda: samples(4, noise=-1.0), "noise"),
@@ -2968,8 +2991,17 @@ BAD |= {
         "at least one item",
     )
     for name in (
-        *("protonet", "matching", "relation", "simpleshot", "feat", "ridge", "bayesian"),
-        *("metaoptnet", "cnp", "attentive_cnp", "entropy_finetune", "bd_cspn", "laplacian_shot"),
+        *("protonet", "matching", "relation", "simpleshot", "feat", "ridge", "r2d2"),
+        *(
+            "bayesian",
+            "alpaca",
+            "metaoptnet",
+            "cnp",
+            "attentive_cnp",
+            "entropy_finetune",
+            "bd_cspn",
+            "laplacian_shot",
+        ),
     )
 }
 
