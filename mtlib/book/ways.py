@@ -83,11 +83,12 @@ def practising(
     settings: Sequence[Any],
     first: tuple[float, int] | None = None,
     ways: int = 20,
+    whole: bool = False,
 ) -> Way:
     """Practice on one-shot episodes; a setting is (rate, *rest), and `make(net, *rest)` gives what `bilevel` takes.
 
-    With `first`, rate and batch of pre-training, that goes before, and half the practice follows. A grid of rates alone
-    is ordered.
+    With `first`, rate and batch of pre-training, that goes before, and half the practice follows. With `whole` each
+    setting is tried at full length. A grid of rates alone is ordered.
     """
 
     def train(setting: Any, seed: int, share: int) -> tuple[Learner, Params]:
@@ -95,7 +96,7 @@ def practising(
         with seeded(seed):
             learner, *loss = make(bench.network(5), *rest)
             phi = learner.init()
-        steps = max(1, bench.practise // share)
+        steps = max(1, bench.practise // (1 if whole else share))
         if first is not None:
             before = study(bench, "linear", *first, seed)
             phi, steps = start(learner, before).params, max(1, steps // 2)
