@@ -237,6 +237,7 @@ from mtlib.tasks import (
     positive,
     quiz,
     relabelled,
+    uneven,
     within,
 )
 from mtlib.train import Diverged, Run, cosine_adam, fit, groups
@@ -2689,6 +2690,20 @@ BAD |= {
     "cut: an episode": (lambda: cut(sinusoids(3)(0), 1), "Batch"),
     "relabelled: a draw": (lambda: relabelled(sinusoids(3)(0), torch.neg), "stream"),
     "relabelled: no function": (lambda: relabelled(sinusoids(3), 1), "change"),
+    "uneven: a draw": (lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0)(0), (1, 2)), "stream"),
+    "uneven: one number": (lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), 2), "counts"),
+    "uneven: more than there are": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), (1, 4))(0),
+        r"at most \[3, 3\]",
+    ),
+    "uneven: nothing is asked": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), (0, 0))(0),
+        "above 0",
+    ),
+    "uneven: other sums in other tasks": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 20, 0), lambda rng: rng.integers(4, size=2))(0),
+        "one sum",
+    ),
     "episodes: unknown numbers": (
         lambda: episodes(DATA, 2, 1, 1, 1, seed=0, numbers="new"),
         "numbers",
@@ -2945,6 +2960,19 @@ BAD |= {
     ),
     "laplacian_shot: a strength of NaN": (lambda: laplacian_shot(NET, NAN), "strength"),
     "laplacian_shot: negative rounds": (lambda: laplacian_shot(NET, steps=-1), "steps"),
+    "laplacian_shot: another learner's φ": (
+        lambda: gives(NET, SUPPORT, laplacian_shot, protonet(NET).init()),
+        "centre.mean",
+    ),
+    "laplacian_shot: a centre of another width": (
+        lambda: gives(
+            NET,
+            make=laplacian_shot,
+            phi={**simpleshot(NET).init(), "centre.mean": torch.zeros(1)},
+        ),
+        r"centre.mean of shape \(8,\)",
+    ),
+    "laplacian_shot: a head of two layers": (lambda: laplacian_shot(DEEP), "one linear layer"),
     "entropy_finetune: a loss class": (
         lambda: entropy_finetune(NET, nn.CrossEntropyLoss, 0.1, 1),
         "loss .*2 arguments",
