@@ -99,6 +99,6 @@ def test_a_setting_is_tried_at_a_share_of_the_length_or_at_the_whole_of_it(bench
     """A third of the steps is another run; with `whole` it is the whole run, to the last bit."""
     short, whole = (practising(bench, means, [(1e-2,)], whole=w) for w in (False, True))
     runs = [way.train((1e-2,), 0, share)[1] for way in (short, whole) for share in (3, 1)]
-    third, full, tried, again = (run["body.0.0.weight"] for run in runs)
+    third, full, tried, again = (run["body.1.0.weight"] for run in runs)
     assert torch.equal(full, again) and torch.equal(full, tried)
     assert not torch.equal(full, third)
