@@ -56,6 +56,8 @@ def score(mean):
         *((name, BLUES) for name in ("ProtoNet, 50 labels", "R2-D2", "Reptile", "ANIL")),
         *((name, ORANGES) for name in ("transferred", "pre-training + class means", "joint")),
         *((name, ORANGES) for name in ("pre-training + fine-tuning", "fine-tuning, 5 steps")),
+        ("pre-training, then ProtoNet", BLUES),
+        ("cosine head + cosine class means", ORANGES),
         *((name, GREYS) for name in ("from scratch", "fine-tuning from scratch", "source only")),
     ],
 )

@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestCentroid, NearestNeighbors
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_attention
 
-from mtlib.bilevel import bilevel
+from mtlib.bilevel import bilevel, unrolled
 from mtlib.core import Batch, Episode, features, parameters
 from mtlib.joint import joint
 from mtlib.learners.metric import (
@@ -21,6 +21,7 @@ from mtlib.learners.metric import (
     baseline_plus_plus,
     centred,
     class_means,
+    contrastive,
     cosine_head,
     feat,
     matching,
@@ -160,6 +161,71 @@ def test_feat_with_no_output_of_its_attention_is_protonet(net):
     silent = {**phi, "attention.output.weight": torch.zeros(8, 8).double()}
     assert torch.equal(answer(learner, silent), plain)
     assert (answer(learner, phi) - plain).abs().max() > 0.1
+
+
+def within_classes(phi, z, labels):
+    """z' of each item, one class after the other: z + softmax(z A_q (Z A_k)ᵀ / √D) Z A_v A_o over the items of its class."""
+    q, k, v, o = (phi[f"attention.{n}.weight"].numpy() for n in ("query", "key", "value", "output"))
+    moved = np.empty_like(z)
+    for i, own in enumerate(labels):
+        same = z[labels == own]
+        score = np.array([(q @ z[i]) @ (k @ other) for other in same]) / np.sqrt(z.shape[1])
+        share = np.exp(score) / np.exp(score).sum()
+        moved[i] = z[i] + o @ sum(a * (v @ other) for a, other in zip(share, same, strict=True))
+    return moved
+
+
+def test_the_contrastive_term_is_the_papers_formula(net):
+    """All support and query items, each class attending within itself, and compared with its mean afterwards."""
+    learner, uneven = feat(net), Batch(QUERY.x[1:], QUERY.y[1:])
+    phi = moved(learner.init(), 0.5, prefix="attention.")
+    both = [torch.cat([SUPPORT[j], uneven[j]]) for j in range(2)]
+    z, labels = features(net)(phi, both[0]).numpy(), both[1].argmax(1).numpy()
+    after = within_classes(phi, z, labels)
+    centres = np.stack([after[labels == k].mean(0) for k in range(WAYS)])
+    logits = [[-0.3 * ((a - c) ** 2).sum() for c in centres] for a in after]
+    terms = [
+        np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels, strict=True)
+    ]
+    plain, whole = (
+        contrastive(net, strength, 0.3)(learner, cross_entropy)(phi, Episode(SUPPORT, uneven))
+        for strength in (0.0, 2.0)
+    )
+    assert (
+        plain == unrolled(learner, cross_entropy)(phi, Episode(SUPPORT, uneven))
+        and abs(whole - plain - 2.0 * np.mean(terms)) <= 1e-10
+    )
+
+
+def test_the_contrastive_term_trains_the_attention_as_it_says(net):
+    """Its slope along a direction is that of finite differences, also through `bilevel`, for several tasks at once."""
+    learner = feat(net)
+    phi = moved(learner.init(), 0.5, prefix="attention.")
+    episode = Episode(
+        *(Batch(b.x.expand(2, -1, -1), b.y.expand(2, -1, -1)) for b in (SUPPORT, QUERY))
+    )
+    objective = bilevel(learner, cross_entropy, contrastive(net, 3.0, 0.1))
+    value, grads = objective.value_and_grad(phi, episode)
+    g = torch.Generator().manual_seed(0)
+    way = {k: torch.randn(v.shape, generator=g, dtype=v.dtype) for k, v in phi.items()}
+    ends = [objective({k: phi[k] + e * way[k] for k in phi}, episode).item() for e in (1e-6, -1e-6)]
+    slope = sum((grads[k] * way[k]).sum() for k in phi).item()
+    assert abs((ends[0] - ends[1]) / 2e-6 - slope) <= 1e-6 * abs(slope)
+    assert all(g.abs().max() > 0 for g in grads.values()) and torch.isfinite(value)
+
+
+def test_an_item_without_label_has_no_contrastive_term(net):
+    learner, strong = feat(net), contrastive(net, 1.0)
+    phi = moved(learner.init(), 0.5, prefix="attention.")
+    y = torch.cat([QUERY.y, torch.zeros(1, WAYS).double()])
+    more = Batch(torch.cat([QUERY.x, QUERY.x[:1] + 9]), y)
+    values = [strong(learner, cross_entropy)(phi, Episode(SUPPORT, q)) for q in (QUERY, more)]
+    queries = [unrolled(learner, cross_entropy)(phi, Episode(SUPPORT, q)) for q in (QUERY, more)]
+    terms = [
+        (v - u) * (len(SUPPORT.x) + len(q.x))
+        for v, u, q in zip(values, queries, (QUERY, more), strict=True)
+    ]
+    assert abs(terms[0] - terms[1]) <= 1e-10
 
 
 def test_our_attention_has_torchs_values():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mtlib.core import Batch, parameters
 from mtlib.learners.metric import protonet
@@ -120,6 +121,26 @@ def _pretraining(ax: Any) -> None:
     ax.text(8.2, 3.5, "thrown away", ha="center", color="0.35")
     ax.text(5, 6.8, "no episodes in training", ha="center")
     ax.text(5, 0.5, "an episode comes afterwards", ha="center")
+
+
+def regions(panels: Mapping[str, tuple[Any, Any, Callable[[Tensor], Tensor]]]) -> None:
+    """A plane of features for each title: support items (crosses), query items (dots), and the region of each answer.
+
+    `panels` are title -> (support, query, rule): batches of features (N, 2) with one-hot labels, and the class numbers
+    (P,) that the rule answers at points (P, 2).
+    """
+    with figure(7.4, 2.8, ncols=len(panels)) as (_, axes):
+        for ax, (title, (support, query, rule)) in zip(np.ravel(axes), panels.items(), strict=True):
+            edge = 1.15 * max(part[0].abs().max().item() for part in (support, query))
+            line = torch.linspace(-edge, edge, 150)
+            answer = rule(torch.cartesian_prod(line, line)).view(150, 150).T
+            ax.contourf(line, line, answer, np.arange(6) - 0.5, colors=COLOURS[:5], alpha=0.18)
+            for (z, y), mark, size in ((query, ".", 12), (support, "x", 30)):
+                colours = [COLOURS[k] for k in y.argmax(1)]
+                ax.scatter(*z.T, size, colours, marker=mark, linewidths=1.5)
+            ax.set(title=title, xlabel="$z_1$", xticks=[], yticks=[])
+            ax.grid(False)
+        np.ravel(axes)[0].set_ylabel("$z_2$")
 
 
 def alone_or_together() -> None:
