@@ -28,7 +28,7 @@ from mtlib.learners.finetune import (
     linear_probe,
     lp_ft,
 )
-from mtlib.learners.gradient import adam, anil, boil, maml, momentum
+from mtlib.learners.gradient import adam, anil, boil, maml, minibatches, momentum
 from mtlib.learners.lora import lora
 from mtlib.learners.metric import (
     baseline_plus_plus,
@@ -78,6 +78,10 @@ ROWS = {
         classes={"curvature.head.weight.0": (0, 1), "curvature.head.bias.0": (0, 1)},
     ),
     "cavia": Row(lambda net: cavia(net, cross_entropy, 1.0, 2), "both", own="context"),
+    "cavia, beside a layer": Row(
+        lambda net: cavia(net, cross_entropy, 1.0, 2, layer="head"), "both", own="context"
+    ),
+    "minibatches": Row(lambda net: minibatches(maml(net, cross_entropy, 0.1, 2), 5), "both"),
     "protomaml": Row(lambda net: protomaml(net, cross_entropy, 0.05, 2), "body", head=False),
     "finetune": Row(lambda net: finetune(net, cross_entropy, 0.05, 4), "both"),
     "l2_sp": Row(lambda net: finetune(net, cross_entropy, 0.05, 4, l2_sp(0.5)), "both"),
