@@ -40,7 +40,18 @@ STAR = {
     "metrics": {"run"},
     "evaluate": {"core", "metrics", "objective", "tasks", "run", "train"},
     "plots": {"train", "evaluate", "tasks"},
-    "book": {"core", "evaluate", "learners", "plots", "run", "book"},
+    "book": {
+        "core",
+        "data",
+        "evaluate",
+        "learners",
+        "metrics",
+        "plots",
+        "run",
+        "tasks",
+        "train",
+        "book",
+    },
 }
 ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pages`
     "matplotlib": {"plots"},
@@ -50,7 +61,13 @@ ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pag
     "transformers": {"models"},
     "torchvision": {"models"},
 }
-NEED_PAGES = {"mtlib.plots", "mtlib.book.page", "mtlib.book.results", "mtlib.book.drawings"}
+NEED_PAGES = {
+    "mtlib.plots",
+    "mtlib.book.page",
+    "mtlib.book.results",
+    "mtlib.book.drawings",
+    "mtlib.book.contest",
+}
 # A room that needs one of these says so where it is absent.
 OPTIONAL = {"sentence_transformers", "transformers", "torchvision"}
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where it is not the module's name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 
 import pytest
 
@@ -26,6 +28,7 @@ GOOD = Result(
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "commit", lambda: "0123456789ab")
     return tmp_path
 
 
@@ -49,6 +52,44 @@ def test_a_page_is_held_to_what_was_recorded(folder, monkeypatch):
     other = GOOD.entries[1]._replace(method="another")
     with pytest.raises(ValueError, match="has no 'another'"):
         record(GOOD._replace(entries=(*GOOD.entries, other)))
+
+
+def test_a_dirty_tree_is_not_recorded_from(folder, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    monkeypatch.setattr(results, "commit", lambda: "0123456789ab-dirty")
+    with pytest.raises(ValueError, match="commit first"):
+        record(GOOD)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_commit_is_dirty_by_a_changed_file_and_not_by_a_record(tmp_path, monkeypatch):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    for name in ("page.py", "page.json"):
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    assert re.fullmatch("[0-9a-f]{12}", results.commit())
+    (tmp_path / "page.json").write_text("2")
+    (tmp_path / "new.txt").write_text("2")
+    assert re.fullmatch("[0-9a-f]{12}", results.clean_commit())
+    (tmp_path / "page.py").write_text("2")
+    assert results.commit().endswith("-dirty")
+    with pytest.raises(ValueError, match="commit first"):
+        results.clean_commit()
+
+
+# Recorded from a changed tree, before that was refused: each leaves the list when its page is recorded anew.
+DIRTY = {"choosing", "films", "genes", "heart", "images", "sentiment", "several", "unseen"}
+DIRTY |= {"closed_form", "transductive"}
+
+
+def test_records_are_of_a_clean_commit():
+    assert {p for p in recorded_pages() if made(p)["commit"].endswith("-dirty")} == DIRTY
 
 
 def test_stand_in_data_are_never_recorded(folder, monkeypatch):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlib.core import Batch, Episode, Stream
-from mtlib.tasks import check_seed, positive, whole, within
+from mtlib.core import Batch, Episode, Learner, Params, Stream
+from mtlib.tasks import above_zero, check_seed, positive, whole, within
 
 AMPLITUDE = (0.1, 5.0)
 PHASE = (0.0, math.pi)
@@ -128,6 +128,43 @@ def varied_sinusoids(
         return each[n - 1](step)
 
     return stream
+
+
+def best_possible(noise: float = 0.3, points: int = 100) -> Learner:
+    """The exact posterior mean of `noisy_sinusoids`: no learner has a lower expected squared error on them.
+
+    A sin(x − φ) = u sin x − v cos x with (u, v) = A (cos φ, sin φ), so the mean of all curves given the support set is
+
+        E[f(x) | S] = E[u | S] sin x − E[v | S] cos x,   p(A, φ | S) ∝ exp(−Σ_n (y_n − A sin(x_n − φ))² / 2σ²),
+
+    σ = `noise`, with A and φ uniform where `sinusoids` draws them; the integrals over both are Gauss–Legendre sums of
+    `points` nodes an axis. There is nothing to train: φ is empty. θ["mean"] (2,) is E[(u, v) | S] and θ["square"]
+    (2, 2) is E[(u, v)(u, v)ᵀ | S], which gives the posterior's spread. `predict`: x (B, 1) -> (B, 1). With the noise of
+    the query the error is about 1.39, .203, .134, .109, .099 at 1, 3, 5, 10, 20 points. Raises ValueError unless `noise`
+    is above 0: without noise, two points nearly always tell the curve.
+    """
+    above_zero(noise=noise)
+    positive(points=points)
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(points))
+    a, phase = (low + (high - low) * (nodes + 1) / 2 for low, high in (AMPLITUDE, PHASE))
+    u, v = (a[:, None] * f(phase) for f in (torch.cos, torch.sin))  # (A, φ)
+    grid = torch.stack([u, v], -1).reshape(-1, 2)
+    log_prior = (weights[:, None] * weights).log().reshape(-1)
+
+    def waves(x: Tensor) -> Tensor:
+        return torch.cat([torch.sin(x), -torch.cos(x)], 1)  # f(x) = waves(x) · (u, v)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        x, y = support
+        each, z = grid.to(x), waves(x)  # (G, 2), (N, 2)
+        off = (each @ (z.T @ z) * each).sum(1) - 2 * each @ (z.T @ y)[:, 0]  # Σ (y − f)² − Σ y²
+        p = torch.softmax(log_prior.to(x) - off / (2 * noise**2), 0)
+        return {**phi, "mean": p @ each, "square": (p[:, None] * each).T @ each}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        return waves(x) @ theta["mean"][:, None]
+
+    return Learner(dict, adapt, predict)
 
 
 def joint_optimum(x: Tensor) -> Tensor:

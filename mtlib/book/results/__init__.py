@@ -132,7 +132,7 @@ def recording() -> bool:
 def record(result: Result, tolerance: float = 1.0) -> str:
     """Compare a page's result with the recorded one; with MTLIB_RECORD=1, write it instead. Returns what was done.
 
-    At the small scale, on stand-in data, and where nothing is recorded, it only says so. A mean that differs from the recorded one
+    At the small scale, on stand-in data, and where nothing is recorded, it only says so. A dirty tree is not recorded from. A mean that differs from the recorded one
     by more than `tolerance` times its interval over cases, or twice the recorded one over seeds (as in `agrees`), raises
     ValueError: the page, or the file, is out of date.
     """
@@ -145,6 +145,7 @@ def record(result: Result, tolerance: float = 1.0) -> str:
     if not result.data.endswith("(real)"):
         return f"not recorded: {result.data}"
     if recording():
+        clean_commit()
         write(path, {**_plain(result), "provenance": provenance()})
         return f"recorded as {path.name}"
     if not path.exists():
@@ -188,20 +189,43 @@ def provenance() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "device": gpu or f"CPU, {platform.machine()}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
 
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+def commit() -> str:
+    """The commit of the code that runs, "-dirty" where a file of it was changed since (other than a record)."""
+    look = ["git", "describe", "--always", "--abbrev=12", "--exclude=*"]
+    changed = [
+        "git",
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ":/",
+        ":(exclude)*.json",
+    ]
     try:
-        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+        at, since = (
+            subprocess.run(c, cwd=FOLDER, capture_output=True, text=True).stdout.strip()
+            for c in (look, changed)
+        )
     except OSError:
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return f"{at}{'-dirty' * bool(since)}" if at else "unknown"
+
+
+def clean_commit() -> str:
+    """The commit, for a record that says what it was made from. Raises ValueError where the tree is dirty."""
+    at = commit()
+    if at.endswith("-dirty"):
+        raise ValueError(
+            f"expected a clean tree to record from, got {at}: commit first, so that the record says what it was made from"
+        )
+    return at
 
 
 def _check_page(page: str) -> None:

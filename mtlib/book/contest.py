@@ -1,0 +1,512 @@
+"""Contests on fair ground: every way of learning is tuned alike, trained with the same seeds, met by the same tests.
+
+A page says how each way trains and which settings it may choose from. `contest` chooses on validation tasks, trains, scores
+and keeps what was found in the page's record; a reader's run trains some of the ways and is held to that record.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlib.book.page import claim, is_full, recorded_claim
+from mtlib.book.results import (
+    KINDS,
+    Paired,
+    Result,
+    agrees,
+    clean_commit,
+    kept,
+    record,
+    recording,
+    row,
+    write,
+)
+from mtlib.core import Episode, Learner, Params, Stream
+from mtlib.data.download import cache
+from mtlib.evaluate import NotFinite, Score, answers, best_of, evaluate, interval
+from mtlib.metrics import Metric, accuracy
+from mtlib.tasks import ClassSet, functions, positive
+from mtlib.train import Diverged
+
+TUNING_SEED = 1000  # of the runs that choose a setting; no run that is scored has it
+BOOTSTRAP = 4000
+
+Train = Callable[[Any, int, int], tuple[Learner, Params]]
+
+
+class Way(NamedTuple):
+    """A contender.
+
+    `kind` is "baseline", "transfer" or "meta". `train(setting, seed, share)` -> (learner, φ) trains for 1/`share` of its steps
+    and gives the learner as the tests use it. `settings` is the grid it chooses from, as `best_of` takes it.
+    """
+
+    kind: str
+    train: Train
+    settings: Mapping[Any, Any] | Sequence[Any]
+    ordered: bool = True
+
+
+class Gap(NamedTuple):
+    """A paired difference of two ways: its mean over seeds, and half its 95 % interval over `seeds` and over `groups`.
+
+    `seeds` is None where one seed ran. `groups` are alphabets, classes or tasks: these drawn anew, by bootstrap.
+    """
+
+    mean: float
+    seeds: float | None
+    groups: float
+
+    @property
+    def widest(self) -> float:
+        """The wider of the two half-widths."""
+        return max(self.seeds or 0.0, self.groups)
+
+    @property
+    def low(self) -> float:
+        """The lower end of the wider interval."""
+        return self.mean - self.widest
+
+    @property
+    def high(self) -> float:
+        """The upper end of the wider interval."""
+        return self.mean + self.widest
+
+    def points(self) -> str:
+        """In percentage points, with its sign and the wider interval: '+1.3 ± 0.4'."""
+        return _signed(100 * self.mean, 100 * self.widest, 1)
+
+    def __str__(self) -> str:
+        return _signed(self.mean, self.widest, 3)
+
+
+class Contest:
+    """What `contest` found: of the record where `kept`, else of this run. The first column counts where none is named.
+
+    A number of a way that has not run here is NaN, and as text "not run".
+    """
+
+    def __init__(self, name: str, ways: Mapping[str, Way], found: dict[str, Any], **rest: Any):
+        self.name, self.ways, self.found = name, dict(ways), found
+        self.kept: bool = rest["kept"]
+        self.here: dict[str, dict[str, Score]] = rest["here"]  # way -> column -> this run, seed 0
+        self.metric, self.higher, self.data = rest["metric"], rest["higher"], rest["data"]
+
+    def __contains__(self, way: str) -> bool:
+        return way in self.found["ways"]
+
+    def mean(self, way: str, column: str | None = None) -> float:
+        """The mean over seeds."""
+        return math.fsum(self.runs(way, column)) / len(self.runs(way, column))
+
+    def told(self, way: str, column: str | None = None) -> str:
+        """The mean and the wider of its intervals over seeds and groups, as text: '87.1 ± 0.4' for shares, in percent."""
+        gap = self._gap(self._at(way, column), None, column)
+        share = 100 if self.metric == "accuracy" else 1
+        text = _signed(share * gap.mean, share * gap.widest, 1 if share > 1 else 3)
+        return text.removeprefix("+")
+
+    def runs(self, way: str, column: str | None = None) -> list[float]:
+        """One number a seed."""
+        runs: list[float] = self._at(way, column)["runs"]
+        return runs
+
+    def setting(self, way: str) -> Any:
+        """The setting that was chosen on validation tasks."""
+        return self._of(way)["setting"]
+
+    def tuning(self, way: str) -> dict[str, float | None]:
+        """Setting, as text -> its quality on validation tasks, None for one that diverged."""
+        table: dict[str, float | None] = self._of(way)["tuning"]
+        return table
+
+    @property
+    def edges(self) -> list[str]:
+        """The ways whose best setting lies at the edge of an ordered grid."""
+        return [way for way, held in self.found["ways"].items() if held["edge"]]
+
+    def minus(self, one: str, other: str, column: str | None = None) -> Gap:
+        """What one way has more than another, paired: the same seeds, the same test episodes."""
+        a, b = self._at(one, column), self._at(other, column)
+        if len(a["runs"]) != len(b["runs"]) and one in self and other in self:
+            raise ValueError(
+                f"expected two ways with the same seeds, got {len(a['runs'])} of {one!r} and {len(b['runs'])} of {other!r}"
+            )
+        return self._gap(a, b, column)
+
+    def rows(self, column: str | None = None) -> dict[str, dict[str, Any]]:
+        """A row for each way, the best first, for `table`: number, intervals over seeds and groups, setting."""
+        share = self.metric == "accuracy"
+
+        def form(v: float) -> str:
+            return f"{100 * v:.1f}" if share else f"{v:.3f}"
+
+        names = sorted(self.found["ways"], key=lambda w: self.mean(w, column), reverse=self.higher)
+        table = {}
+        for way in names:
+            held, gap = self._of(way), self._gap(self._at(way, column), None, column)
+            table[way] = {
+                f"{self.metric}, %" if share else self.metric: form(self.mean(way, column)),
+                "± seeds": "" if gap.seeds is None else form(gap.seeds),
+                f"± {self.found['groups']}": form(gap.groups),
+                "setting": f"{_told(held['setting'])}{' (edge)' * held['edge']}",
+            }
+        return table
+
+    def columns(self) -> list[str]:
+        """The names of the tests."""
+        return list(self.found["sizes"])
+
+    def judge(self, text: str, holds: bool) -> None:
+        """`recorded_claim` where the rows come from the record, `claim` where they come from this run on real data."""
+        if not self.kept and not self.data.endswith("(real)"):
+            print(f"not judged on stand-in data: {text}")
+        else:
+            (recorded_claim if self.kept else claim)(text, holds)
+
+    def _gap(self, a: Mapping[str, Any], b: Mapping[str, Any] | None, column: str | None) -> Gap:
+        runs, groups = (_row(a, k) - (_row(b, k) if b else 0.0) for k in ("runs", "groups"))
+        seeds = interval(runs).interval if len(runs) > 1 else None
+        return Gap(runs.mean().item(), seeds, _over_groups(groups, self._sizes(column)))
+
+    def _of(self, way: str) -> dict[str, Any]:
+        if way not in self.ways:
+            raise KeyError(f"there is no way {way!r}; there are {list(self.ways)}")
+        nothing = {"setting": "not run", "edge": False, "tuning": {}, "columns": {}}
+        held: dict[str, Any] = self.found["ways"].get(way, nothing)
+        return held
+
+    def _at(self, way: str, column: str | None) -> dict[str, Any]:
+        column = self.columns()[0] if column is None else column
+        if column not in self.columns():
+            raise KeyError(f"there is no test {column!r}; there are {self.columns()}")
+        nothing = {"runs": [math.nan], "groups": [math.nan] * len(self._sizes(column))}
+        at: dict[str, Any] = self._of(way)["columns"].get(column, nothing)
+        return at
+
+    def _sizes(self, column: str | None) -> Tensor:
+        return torch.tensor(self.found["sizes"][column or self.columns()[0]], dtype=torch.float64)
+
+
+def contest(
+    page: str,
+    name: str,
+    ways: Mapping[str, Way],
+    validation: Stream,
+    tests: Mapping[str, Stream],
+    data: str,
+    live: Sequence[str] = (),
+    of: Mapping[str, Stream] | None = None,
+    seeds: int = 5,
+    share: int = 3,
+    choose: int = 40,
+    episodes: int = 200,
+    metric: Metric = accuracy,
+    higher: bool = True,
+) -> Contest:
+    """Tune, train and test every way alike; with a record of the page, only those of `live`.
+
+    For each way: the setting of the best quality on `choose` tasks of `validation`, after a run of 1/`share` of the
+    length with a seed of its own; whole runs with seeds 0, …, `seeds` − 1; the `metric` on `episodes` tasks of each of
+    `tests`, column -> stream. `of` has for each column the same stream over `alphabets(...)`, for intervals over
+    alphabets; without it they are over tasks. `data` is the data's source.
+
+    At the full scale, on real data, a committed record gives settings and rows; the ways in `live` train with seed 0 and
+    are held to it by `agrees`, else ValueError. Without a record these alone are tuned and run, with seed 0. With
+    MTLIB_RECORD=1 everything runs on a clean tree, and each finished piece is kept until the commit changes.
+    """
+    _check(ways, tests, of, live)
+    positive(seeds=seeds, share=share, choose=choose, episodes=episodes)
+    functions(2, metric=metric)
+    words = "accuracy" if metric is accuracy else "score" if higher else "error"
+    old = kept(page, data.endswith("(real)")).get(name, {})
+    old = old if "ways" in old else None  # a record of before there were contests
+    pieces = _Pieces(page, name)
+    now = list(ways) if recording() else [w for w in ways if w in live]
+    number = range(seeds if recording() else 1)
+    held: dict[str, Any] = {}
+    here: dict[str, dict[str, Score]] = {}
+    sizes: dict[str, list[float]] = {}
+    judge = _Judge(metric, higher, choose, episodes)
+
+    def quality(way: Way, called: str, setting: Any, told: str) -> float:
+        def measured() -> float:
+            learner, phi = way.train(setting, TUNING_SEED, share)
+            return judge.quality(learner, phi, validation)
+
+        found: float = pieces.keep([called, told], measured, (NotFinite, Diverged))
+        return found
+
+    for called in now:
+        way = ways[called]
+        if old:
+            best = _chosen(way, old["ways"], called, page)
+            tuned = {k: old["ways"][called][k] for k in ("setting", "edge", "tuning")}
+        else:
+            best, tuned = _tune(way, partial(quality, way, called))
+        columns: dict[str, dict[str, Any]] = {c: {"runs": [], "groups": []} for c in tests}
+        for seed in number:
+
+            def tested(way: Way = way, best: Any = best, seed: int = seed) -> dict[str, Any]:
+                learner, phi = way.train(best, seed, 1)
+                return {
+                    c: judge.test(learner, phi, stream, of[c] if of else None)
+                    for c, stream in tests.items()
+                }
+
+            for c, (values, groups, size) in pieces.keep([called, "seed", seed], tested).items():
+                found = Score(*interval(torch.tensor(values))[:3], f"{name}, {c}")
+                columns[c]["runs"].append(found.mean)
+                columns[c]["groups"].append(groups)
+                columns[c].setdefault("cases", found.interval)
+                here.setdefault(called, {}).setdefault(c, found)
+                sizes[c] = size
+        for at in columns.values():
+            mean = torch.tensor(at["groups"], dtype=torch.float64).mean(0)
+            at["groups"] = [float(f"{v:.5g}") for v in mean]
+        held[called] = {**tuned, "columns": columns}
+    new = {"groups": "alphabets" if of else "tasks", "sizes": sizes, "ways": held}
+    if old:
+        _hold(here, old, page)
+    rest = {"metric": words, "higher": higher, "data": data, "here": here, "kept": bool(old)}
+    return Contest(name, ways, old or new, **rest)
+
+
+def alphabets(data: ClassSet) -> ClassSet:
+    """The same classes and items, but each item is the number of its alphabet: what a class's name has before its "/".
+
+    A stream draws by its seed alone, so the same stream over this set tells where each item of each episode comes from.
+    """
+    names = [n.rpartition("/")[0] for n in data.names]
+    known = sorted(set(names))
+    number = torch.tensor([known.index(n) for n in names])
+    items = number[:, None].expand(len(names), data.items.shape[1])[..., None].float()
+    return ClassSet(items.contiguous(), data.names, f"{data.source}, alphabets")
+
+
+def conclude(
+    page: str,
+    field: str,
+    protocol: str,
+    contests: Sequence[Contest],
+    gain: tuple[str, str],
+    labels: str,
+    details: Mapping[str, Any] | None = None,
+) -> str:
+    """Record a page's contests, or hold this run to the record: `record` with the first one's rows. Returns what was done.
+
+    `gain` = (ours, rival): its paired difference is the record's, with the wider of its intervals.
+    """
+    first = contests[0]
+    entries, column = [], first.columns()[0] if first.columns() else ""
+    for way, columns in first.here.items():
+        if recording():
+            at = first._at(way, column)
+            entries.append(row(way, first.ways[way].kind, at["runs"], at["cases"]))
+        else:
+            entries.append(row(way, first.ways[way].kind, [columns[column].mean], columns[column]))
+    if not all(way in first for way in gain) or not entries:
+        return f"not recorded: {' and '.join(gain)} did not both run"
+    gap = first.minus(*gain)
+    if not {way for way in gain} <= set(first.here):
+        return f"{len(entries)} of {len(first.ways)} ways ran, and agree with {page}.json"
+    result = Result(
+        page=page,
+        field=field,
+        metric=first.metric,
+        higher=first.higher,
+        labels=labels,
+        protocol=protocol,
+        data=first.data,
+        entries=tuple(entries),
+        gain=Paired(*gain, gap.mean, gap.low, gap.high),
+        details={**{c.name: c.found for c in contests}, **(details or {})},
+    )
+    return record(result)
+
+
+class _Judge(NamedTuple):
+    """How a trained learner is scored."""
+
+    metric: Metric
+    higher: bool
+    choose: int
+    episodes: int
+
+    def quality(self, learner: Learner, phi: Params, stream: Stream) -> float:
+        found = evaluate(learner, phi, stream, max(2, self.choose), self.metric, progress=False)
+        mean: float = found.mean
+        return mean if self.higher else -mean
+
+    def test(self, learner: Learner, phi: Params, stream: Stream, twin: Stream | None) -> Any:
+        """One number an episode, one a group, and the groups' sizes."""
+        if twin is None:
+            found = evaluate(learner, phi, stream, self.episodes, self.metric, progress=False)
+            each = found.values.tolist()
+            return each, each, [1.0] * len(each)
+        right: list[Tensor] = []
+        whose: list[Tensor] = []
+        step = 0
+        while sum(len(part) for part in right) < self.episodes:
+            draw, twin_draw = stream(step), twin(step)
+            if not isinstance(draw, Episode) or not isinstance(twin_draw, Episode):
+                raise TypeError("expected streams of episodes to test on, such as `episodes(...)`")
+            said = answers(learner, phi, draw).cpu()
+            if not bool(torch.isfinite(said).all()):
+                raise NotFinite("expected finite answers of the learner to every test episode")
+            right.append((said.argmax(-1) == draw.query.y.cpu().argmax(-1)).double())
+            whose.append(twin_draw.query.x.flatten(1).long())
+            step += 1
+        hit, of = (torch.cat(parts)[: self.episodes] for parts in (right, whose))
+        size = torch.bincount(of.flatten()).double()
+        total = torch.zeros(len(size)).double().index_add(0, of.flatten(), hit.flatten())
+        return hit.mean(1).tolist(), (total / size.clamp_min(1)).tolist(), size.tolist()
+
+
+class _Pieces:
+    """What a recording has finished, in the cache under the page's name and the commit; nothing where none is made."""
+
+    def __init__(self, page: str, name: str):
+        self.path: Path | None = None
+        self.name = name
+        if recording() and is_full():
+            self.path = cache() / "recordings" / f"{page}-{clean_commit()}.json"
+
+    def keep(self, key: list[Any], run: Callable[[], Any], failed: tuple[Any, ...] = ()) -> Any:
+        """run(), or what it gave when it last ran at this commit; NaN where it raises one of `failed`."""
+        called = json.dumps([self.name, *key])
+        if self.path and self.path.exists():
+            held = json.loads(self.path.read_text("utf8"))
+            if called in held:
+                return math.nan if held[called] is None else held[called]
+        try:
+            found = run()
+        except failed:
+            found = math.nan
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            held = json.loads(self.path.read_text("utf8")) if self.path.exists() else {}
+            nothing = isinstance(found, float) and not math.isfinite(found)
+            write(self.path, {**held, called: None if nothing else found})
+        return found
+
+
+def _tune(way: Way, quality: Callable[[Any, str], float]) -> tuple[Any, dict[str, Any]]:
+    """The best setting, and what the record keeps of the choice. At the small scale two settings are enough."""
+    named = (
+        dict(way.settings) if isinstance(way.settings, Mapping) else {s: s for s in way.settings}
+    )
+    if not is_full():
+        named = dict(list(named.items())[:2])
+    if len(named) == 1:
+        ((called, setting),) = named.items()
+        return setting, {"setting": _plain(called), "edge": False, "tuning": {}}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the best setting")  # the table marks it
+        best = best_of(list(named), lambda s: quality(named[s], _told(s)), way.ordered)
+    tuning = {
+        _told(s): q if math.isfinite(q) else None
+        for s, q in best.table.items()
+        if isinstance(q, float)
+    }
+    return named[best.setting], {
+        "setting": _plain(best.setting),
+        "edge": best.at_edge,
+        "tuning": tuning,
+    }
+
+
+def _chosen(way: Way, held: Mapping[str, Any], called: str, page: str) -> Any:
+    """The setting that the record has for this way."""
+    settings = way.settings
+    named = dict(settings) if isinstance(settings, Mapping) else {s: s for s in settings}
+    told = {_told(s): setting for s, setting in named.items()}
+    if called not in held or _told(held[called]["setting"]) not in told:
+        raise ValueError(
+            f"expected {page}.json to have {called!r} with a setting of its grid, {list(told)}; record anew with "
+            "MTLIB_RECORD=1"
+        )
+    return told[_told(held[called]["setting"])]
+
+
+def _hold(here: Mapping[str, Mapping[str, Score]], old: Mapping[str, Any], page: str) -> None:
+    """ValueError where this run is not one of those that the record has."""
+    for way, columns in here.items():
+        for column, score in columns.items():
+            runs = old["ways"][way]["columns"][column]["runs"]
+            if not agrees(score.mean, runs, score.interval):
+                raise ValueError(
+                    f"{way}, {column}: {score.mean:.4f} here, {runs[0]:.4f} in {page}.json: more apart than chance; record "
+                    "anew with MTLIB_RECORD=1"
+                )
+
+
+def _row(at: Mapping[str, Any], key: str) -> Tensor:
+    return torch.tensor(at[key], dtype=torch.float64)
+
+
+def _signed(mean: float, half: float, digits: int) -> str:
+    """'+1.3 ± 0.4', or that it has not run."""
+    if not math.isfinite(mean):
+        return "not run"
+    return f"{mean:+.{digits}f} ± {half:.{digits}f}".replace("-", "−")
+
+
+def _over_groups(parts: Tensor, sizes: Tensor) -> float:
+    """Half the 95 % interval of the mean of `parts`, weighted by `sizes`, with the groups drawn anew."""
+    n = len(parts)
+    if not bool(torch.isfinite(parts).all()):
+        return math.nan
+    drawn = torch.randint(n, (BOOTSTRAP, n), generator=torch.Generator().manual_seed(0))
+    means = (parts * sizes)[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = (means.nanquantile(q).item() for q in (0.025, 0.975))
+    return (high - low) / 2
+
+
+def _told(setting: Any) -> str:
+    """A setting as text; a list of JSON is the tuple that it was."""
+    if isinstance(setting, tuple | list):
+        return ", ".join(map(_told, setting))
+    return f"{setting:g}" if isinstance(setting, float) else str(setting)
+
+
+def _plain(setting: Any) -> Any:
+    """A setting as JSON keeps it."""
+    if isinstance(setting, tuple | list):
+        return [_plain(s) for s in setting]
+    return setting if isinstance(setting, int | float | str | bool) else str(setting)
+
+
+def _check(
+    ways: Mapping[str, Way],
+    tests: Mapping[str, Stream],
+    of: Mapping[str, Stream] | None,
+    live: Iterable[str],
+) -> None:
+    if not isinstance(ways, Mapping) or not ways or not isinstance(tests, Mapping) or not tests:
+        raise TypeError(
+            "expected ways, name -> Way, and tests, column -> stream; at least one of each"
+        )
+    for called, way in ways.items():
+        if not isinstance(way, Way):
+            raise TypeError(f"expected a Way for {called!r}, got {type(way).__name__}")
+        if way.kind not in KINDS:
+            raise ValueError(
+                f"expected the kind of {called!r} to be one of {KINDS}, got {way.kind!r}"
+            )
+        functions(3, train=way.train)
+    if absent := [w for w in live if w not in ways]:
+        raise ValueError(f"expected live ways out of {list(ways)}, got {absent}")
+    if of is not None and set(of) != set(tests):
+        raise ValueError(
+            f"expected `of` to have the columns of tests, {list(tests)}, got {list(of)}"
+        )

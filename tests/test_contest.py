@@ -1,0 +1,230 @@
+"""Contests: tuned on validation, the same seeds and tests for all, resumed where they stopped, and held to their record."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from mtlib.book import contest as room
+from mtlib.book import results
+from mtlib.book.contest import Contest, Gap, Way, alphabets, conclude, contest
+from mtlib.core import Learner, parameters
+from mtlib.data.planted import planted
+from mtlib.data.sinusoids import best_possible, noisy_sinusoids
+from mtlib.evaluate import NotFinite, evaluate
+from mtlib.learners.metric import protonet
+from mtlib.nets import mlp
+from mtlib.tasks import ClassSet, episodes
+
+NET = mlp(30, (16,), 5)
+DATA = "planted classes (real)"
+
+
+class Stop(Exception):
+    pass
+
+
+def ways(calls, stop=None):
+    def train(setting, seed, share):
+        if len(calls) == stop:
+            raise Stop
+        calls.append((setting, seed, share))
+        g = torch.Generator().manual_seed(seed)
+        phi = {k: v + 0.1 * torch.randn(v.shape, generator=g) for k, v in parameters(NET).items()}
+        return protonet(NET), {k: setting * v for k, v in phi.items()}
+
+    def chance(setting, seed, share):
+        return Learner(dict, lambda phi, s: phi, lambda theta, x: x[:, :5] * 0), {}
+
+    return {
+        "ProtoNet": Way("meta", train, (0.01, 0.1, 1.0, 10.0)),
+        "chance": Way("baseline", chance, ("one",)),
+    }
+
+
+def cut(data, seed):
+    return episodes(data, 5, 1, 6, 10, seed)
+
+
+def named(classes=12, seed=1):
+    data = planted(classes=classes, seed=seed)
+    return data._replace(names=[f"letters{i // 3}/{i}" for i in range(classes)])
+
+
+@pytest.fixture
+def full(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTLIB_SCALE", "full")
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "records")
+    (tmp_path / "records").mkdir()
+    monkeypatch.setattr(room, "cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(results, "commit", lambda: "0123456789ab")
+    return tmp_path
+
+
+def run(calls, live=("ProtoNet",), stop=None, **more):
+    test = named()
+    tests = {"1 label": cut(test, 1), "again": cut(test, 3)}
+    of = {"1 label": cut(alphabets(test), 1), "again": cut(alphabets(test), 3)}
+    more = {"seeds": 3, "choose": 20, "episodes": 30, "of": of, **more}
+    return contest(
+        "trees", "leaves", ways(calls, stop), cut(named(seed=2), 2), tests, DATA, live, **more
+    )
+
+
+def test_without_a_record_the_live_ways_are_tuned_and_run_once(full):
+    calls = []
+    found = run(calls)
+    assert [c for c in calls if c[2] == 3] == [
+        (s, room.TUNING_SEED, 3) for s in (0.01, 0.1, 1.0, 10.0)
+    ]
+    assert [c[1:] for c in calls if c[2] == 1] == [(0, 1)]
+    assert not found.kept and "chance" not in found and len(found.tuning("ProtoNet")) == 4
+    assert found.minus("ProtoNet", "chance").points() == "not run" == found.told("chance")
+    with pytest.raises(KeyError, match="no way"):
+        found.mean("MAML")
+    best = max(found.tuning("ProtoNet"), key=found.tuning("ProtoNet").get)
+    assert float(best) == found.setting("ProtoNet") == calls[-1][0]
+
+
+def test_the_score_is_evaluates_own_and_groups_are_its_alphabets(full):
+    found = run([])
+    learner, phi = ways([])["ProtoNet"].train(found.setting("ProtoNet"), 0, 1)
+    whole = evaluate(learner, phi, cut(named(), 1), 30)
+    assert found.mean("ProtoNet") == pytest.approx(whole.mean, abs=1e-12)
+    at, sizes = found._at("ProtoNet", None)["groups"], found.found["sizes"]["1 label"]
+    assert len(at) == len(sizes) == 4 and sum(sizes) == 30 * 5 * 6
+    total = sum(a * n for a, n in zip(at, sizes, strict=True)) / sum(sizes)
+    assert total == pytest.approx(whole.mean, abs=1e-4)
+
+
+def test_alphabets_are_those_of_the_drawn_items():
+    data = named()
+    marked = ClassSet(torch.arange(12.0)[:, None, None].expand(12, 100, 1), data.names, "numbers")
+    for step in range(3):
+        one, twin = (cut(d, 5)(step) for d in (marked, alphabets(data)))
+        for a, b in zip((one.support.x, one.query.x), (twin.support.x, twin.query.x), strict=True):
+            assert torch.equal(a.long() // 3, b.long())
+
+
+def test_a_record_has_all_ways_and_holds_a_later_run(full, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    calls = []
+    found = run(calls)
+    assert len([c for c in calls if c[2] == 1]) == 3 and not found.kept
+    told = dict(field="Botany", protocol="trees", gain=("ProtoNet", "chance"), labels="5 leaves")
+    assert conclude("trees", contests=[found], **told) == "recorded as trees.json"
+    monkeypatch.delenv("MTLIB_RECORD")
+    calls.clear()
+    again = run(calls)
+    assert calls == [(found.setting("ProtoNet"), 0, 1)]  # no tuning, one seed
+    assert again.kept and again.rows() == found.rows() and "chance" in again
+    assert again.minus("ProtoNet", "chance") == found.minus("ProtoNet", "chance")
+    assert "agree" in conclude("trees", contests=[again], **told)
+    path = full / "records" / "trees.json"
+    held = json.loads(path.read_text("utf8"))
+    held["details"]["leaves"]["ways"]["ProtoNet"]["columns"]["1 label"]["runs"] = [0.1, 0.11, 0.12]
+    path.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"ProtoNet, 1 label: .* record anew"):
+        run([])
+    held["details"]["leaves"]["ways"]["ProtoNet"]["setting"] = 7.0
+    path.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match="a setting of its grid"):
+        run([])
+
+
+def test_a_stopped_recording_goes_on_where_it_stopped(full, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    whole = run([]).found
+    for piece in (full / "cache" / "recordings").iterdir():
+        piece.unlink()
+    calls, rest = [], []
+    with pytest.raises(Stop):
+        run(calls, stop=5)
+    assert run(rest).found == whole and len(rest) == 2 and len(calls) == 5
+
+
+def test_a_recording_of_another_commit_starts_anew(full, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    run([])
+    monkeypatch.setattr(results, "commit", lambda: "ba9876543210")
+    calls = []
+    run(calls)
+    assert len(calls) == 7
+    monkeypatch.setattr(results, "commit", lambda: "ba9876543210-dirty")
+    with pytest.raises(ValueError, match="commit first"):
+        run([])
+
+
+def test_a_gap_is_paired_over_seeds_and_groups():
+    def at(runs, groups):
+        column = {"c": {"runs": runs, "groups": groups, "cases": 0.1}}
+        return {"setting": 1, "edge": False, "tuning": {}, "columns": column}
+
+    rng = torch.Generator().manual_seed(0)
+    base = torch.rand(40, generator=rng).tolist()
+    found = {
+        "groups": "classes",
+        "sizes": {"c": [1.0] * 40},
+        "ways": {
+            "a": at([0.5, 0.7, 0.9], [b + 0.2 for b in base]),
+            "b": at([0.4, 0.6, 0.8], base),
+            "z": at([0.5, 0.5, 0.5], torch.rand(40, generator=rng).tolist()),
+        },
+    }
+    rest = {"kept": True, "here": {}, "metric": "accuracy", "higher": True, "data": DATA}
+    assert Gap(0.1, None, 0.02).points() == "+10.0 ± 2.0"
+    held = Contest("x", dict.fromkeys("abz"), found, **rest)
+    gap = held.minus("a", "b")
+    assert gap.mean == pytest.approx(0.1) and gap.seeds == pytest.approx(0, abs=1e-7)
+    assert gap.groups == pytest.approx(0, abs=1e-6)
+    wide = held.minus("a", "z")
+    d = torch.tensor(found["ways"]["a"]["columns"]["c"]["groups"]) - torch.tensor(
+        found["ways"]["z"]["columns"]["c"]["groups"]
+    )
+    assert wide.groups == pytest.approx(1.96 * d.std().item() / 40**0.5, rel=0.1)
+    assert wide.seeds == wide.widest == pytest.approx(4.303 * 0.2 / 3**0.5, rel=1e-3)
+    assert Gap(0.1, None, 0.02).points() == "+10.0 ± 2.0" and Gap(-0.1, 0.3, 0.02).low == -0.4
+    held.judge("a is above b", gap.low > 0)
+    with pytest.raises(AssertionError, match="in the record"):
+        held.judge("a is below b", gap.low < 0)
+
+
+def test_curves_are_scored_over_tasks_and_less_is_better(full):
+    def mse(prediction, y):
+        return ((prediction - y) ** 2).mean()
+
+    def exact(setting, seed, share):
+        return best_possible(setting, points=50), {}
+
+    ways = {"exact": Way("baseline", exact, (0.05, 0.3, 2.0, 9.0))}
+    found = contest(
+        "trees", "curves", ways, noisy_sinusoids(5, 50, 20, 1), {"5": noisy_sinusoids(5, 50, 20, 2)}, DATA,
+        live=("exact",), metric=mse, higher=False, choose=100, episodes=40,
+    )  # fmt: skip
+    assert found.setting("exact") == 0.3 and not found.edges and found.found["groups"] == "tasks"
+    assert "error" in found.rows()["exact"]
+
+
+def test_a_setting_that_diverges_is_never_chosen_and_stands_as_nothing(full):
+    def train(setting, seed, share):
+        if setting > 1:
+            raise NotFinite("too far")
+        return ways([])["ProtoNet"].train(setting, seed, share)
+
+    test = cut(named(), 1)
+    two = {"ProtoNet": Way("meta", train, (0.1, 1.0, 3.0, 9.0))}
+    found = contest(
+        "trees", "x", two, test, {"c": test}, DATA, ("ProtoNet",), choose=20, episodes=20
+    )
+    assert found.tuning("ProtoNet")["3"] is None and found.tuning("ProtoNet")["9"] is None
+    assert found.setting("ProtoNet") in (0.1, 1.0)
+
+
+def test_the_small_scale_tries_two_settings(full, monkeypatch):
+    monkeypatch.setenv("MTLIB_SCALE", "small")
+    calls = []
+    found = run(calls)
+    assert len(calls) == 3 and not found.kept and math.isfinite(found.mean("ProtoNet"))
