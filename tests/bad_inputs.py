@@ -35,6 +35,7 @@ from mtlib.bilevel import (
     unrolled,
 )
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
+from mtlib.book.drawings import bowls
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
     Entry,
@@ -2067,6 +2068,11 @@ BAD |= {
     "error_and_cosine: no matrix": (lambda: error_and_cosine(None, torch.ones(2)), "matrices"),
     "resting: no tasks": (lambda: resting(torch.eye(3), 0.1), "LinearTasks"),
     "resting: no step": (lambda: resting(linear_tasks(3), 0.1, steps=0), "steps"),
+    "bowls: five dimensions": (
+        lambda: bowls(linear_tasks(3), {"w": torch.ones(5)}, 0.1),
+        "two dim",
+    ),
+    "bowls: no point": (lambda: bowls(linear_tasks(3, dims=2), {}, 0.1), "at least one"),
     "losses_at_rest: no tasks": (lambda: losses_at_rest(None, [0.1], 1), "LinearTasks"),
     "losses_at_rest: half a step": (lambda: losses_at_rest(linear_tasks(3), [0.1], 0.5), "steps"),
     "losses_at_rest: no rates": (lambda: losses_at_rest(linear_tasks(3), [], 1), "at least one"),
