@@ -31,7 +31,8 @@ from mtlib.bilevel import (
     unrolled,
 )
 from mtlib.core import Batch, Episode, below, features, over, parameters
-from mtlib.data.linear import exact_stream, linear_tasks
+from mtlib.data.linear import exact_stream, linear_tasks, resting
+from mtlib.data.sinusoids import sinusoids
 from mtlib.joint import joint
 from mtlib.learners.context import cavia, protomaml
 from mtlib.learners.gradient import (
@@ -56,6 +57,7 @@ from mtlib.learners.preconditioned import (
 )
 from mtlib.nets import mlp
 from mtlib.norm import Norm
+from mtlib.train import cosine_adam, fit
 
 
 def shared(params):
@@ -536,6 +538,38 @@ def test_implicit_approaches_mamls_unrolled_gradient_on_a_network(solver):
         b = meta(learner, mse_loss, episode)[1]
         gaps.append(largest(a, b))
     assert gaps[0] > 10 * gaps[1] > 100 * gaps[2] and gaps[2] <= 1e-9, gaps
+
+
+# The page's exercises -------------------------------------------------------------------------------
+
+
+def test_where_all_bowls_are_alike_all_methods_rest_at_the_mean():
+    plane = linear_tasks(tasks=4, dims=2, alike=True)
+    for at in resting(plane, 0.5).values():
+        assert (at - plane.weights.mean(0)).abs().max() <= 1e-12
+
+
+def test_reptile_on_whole_sets_goes_from_joint_training_to_the_plain_mean():
+    plane = linear_tasks(tasks=4, dims=2, seed=0)
+    ends = [resting(plane, 0.5, reptile_steps=k) for k in (1, 400)]
+    first, last = (e[f"Reptile, {k} steps"] for e, k in zip(ends, (1, 400), strict=True))
+    assert (first - ends[0]["joint training"]).abs().max() <= 1e-12
+    assert (last - plane.weights.mean(0)).abs().max() <= 1e-12
+    assert (first - last).abs().max() > 0.1
+
+
+def test_the_annealed_loss_trains_learned_rates():
+    """The exercise's program: an objective that is a function of the step, and a rate of their own for the rates."""
+    learner = per_step_rates(mlp(1, (8,), 1, seed=0), mse_loss, 0.03, 3)
+
+    def objective(step):
+        return bilevel(learner, mse_loss, multi_step(annealed(3, 2 * step / 6)))
+
+    how = {"rates": {"lr.": 3e-4}, "progress": False, **cosine_adam(3e-3, 6)}
+    phi = fit(objective, learner.init(), sinusoids(10, 10, 4, 0), 6, **how).params
+    before = learner.init()
+    assert all((phi[k] - v).abs().max() > 0 for k, v in before.items())
+    assert max((phi[k] - v).abs().max() for k, v in before.items() if k[:3] == "lr.") <= 6 * 3e-4
 
 
 # Another library ----------------------------------------------------------------------------------
