@@ -13,11 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlib.core import Batch, Episode, Learner, Loss, Params, Point, Steps, expect, fixed, risk
-from mtlib.objective import InLoop, Objective, Task, over_tasks
+from mtlib.core import (
+    Batch,
+    Episode,
+    Learner,
+    Loss,
+    Params,
+    Point,
+    Steps,
+    expect,
+    fixed,
+    move,
+    risk,
+    take,
+)
+from mtlib.objective import Batched, InLoop, Objective, Task, in_chunks, over_tasks
 from mtlib.run.fast import twice_differentiable
 from mtlib.run.replay import replay
-from mtlib.tasks import above_zero, positive, whole
+from mtlib.tasks import above_zero, check_draw, positive, whole
 
 Hypergradient = Callable[[Learner, Loss], Task]
 """Turns a learner into `task(phi, episode)`: a scalar with value L^Q(adapt(φ, S)) and the gradient it claims.
@@ -254,6 +267,77 @@ def implicit(strength: float, iterations: int = 5, solver: Solver | None = None)
         return task
 
     return hypergradient
+
+
+def sharpness(learner: Learner, phi: Params, draw: Episode, iterations: int = 20) -> Tensor:
+    """The inner rate times the largest curvature, α_j λ_j, at each inner step of each task of a draw: (T, K).
+
+    λ_j is the eigenvalue of H_j = ∇²L(θ_j) that is largest by size, for the loss that the steps go down and the entries
+    that move. Along its direction a step multiplies an error, and the chain rule the meta-gradient, by 1 − α_j λ_j: above 1
+    a step overshoots, above 2 it ends farther off than it began. Where entries have rates of their own α_j is a diagonal
+    matrix, and the eigenvalue that of α_j H_j. Momentum and other rules do not count.
+
+    By so many `iterations` of power iteration from one random direction; their error is to the lower side.
+
+    ```pycon
+    >>> from mtlib.data.sinusoids import sinusoids
+    >>> from mtlib.learners.gradient import maml
+    >>> from mtlib.nets import mlp
+    >>> learner = maml(mlp(1, (40, 40), 1, seed=0), torch.nn.functional.mse_loss, lr=0.1, steps=1)
+    >>> found = sharpness(learner, learner.init(), sinusoids(seed=0)(0))
+    >>> found.shape, bool(found.median() > 2)  # at this rate the steps diverge
+    (torch.Size([25, 1]), True)
+
+    ```
+
+    Raises ValueError where the learner has no inner steps down a loss.
+    """
+    adapt = _in_steps(learner, "sharpness")
+    descent = adapt.descent
+    if descent is None:
+        raise ValueError("sharpness expects a learner whose inner steps go down a loss, e.g. maml")
+    expect(isinstance(draw, Episode), "a draw of episodes, stream(0)", draw)
+    check_draw(draw)
+    positive(iterations=iterations)
+    draw = move(draw, next(iter(phi.values())).device)
+    first = take(draw.support, 0)
+    start, _ = adapt.begin(adapt.given(phi, first), first)
+    g = torch.Generator().manual_seed(0)
+    far = {k: torch.randn(v.shape, generator=g).to(v) for k, v in start.items()}
+
+    def task(phi: Params, episode: Episode) -> Tensor:
+        support, found = episode.support, list[Tensor]()
+        phi = adapt.given(phi, support)
+        loss, rate = descent(phi, support)
+        point = adapt.begin(phi, support)
+        for j in range(adapt.steps):
+            a = rate(j) if callable(rate) else rate
+            found.append(_largest(loss, point[0], a, far, iterations))
+            point = adapt.step(phi, support, j, point)
+        return torch.stack(found) if found else next(iter(start.values())).new_zeros(0)
+
+    def part(tasks: slice) -> Tensor:
+        return run(phi, take(draw, tasks))
+
+    run = Batched(task, learner.vmap)
+    with torch.no_grad():
+        return in_chunks(part, lambda parts: torch.cat(list(parts)), phi, draw, None, run.share)
+
+
+def _largest(
+    loss: Callable[[Params], Tensor], theta: Params, rate: Any, v: Params, iterations: int
+) -> Tensor:
+    """The eigenvalue of diag(α) ∇²L(θ) that is largest by size, by power iteration from v."""
+    rates = rate if isinstance(rate, dict) else dict.fromkeys(theta, rate)
+    with twice_differentiable():
+        product = torch.func.vjp(torch.func.grad(loss), theta)[1]
+        for _ in range(iterations):
+            size = _dot(v, v).sqrt()
+            v = {k: _ratio(x, size) for k, x in v.items()}
+            hv = product(v)[0]
+            av = {k: rates[k] * hv[k] for k in v}
+            value, v = _dot(v, av), av
+    return value
 
 
 def at(learner: Learner, loss: Loss, theta: Params, batch: Batch) -> Tensor:

@@ -32,9 +32,11 @@ from mtlib.bilevel import (
     multi_step,
     neumann,
     secant,
+    sharpness,
     unrolled,
 )
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
+from mtlib.book.contest import Way, alphabets, conclude, contest
 from mtlib.book.drawings import bowls
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
@@ -101,6 +103,7 @@ from mtlib.data.sentiment import drawn as drawn_site
 from mtlib.data.sentiment import draws
 from mtlib.data.sentiment import read as read_site
 from mtlib.data.sinusoids import (
+    best_possible,
     named_sinusoids,
     noisy_sinusoids,
     risk_of,
@@ -928,6 +931,8 @@ BAD |= {
         "weights",
     ),
     "multi_step: one number": (lambda: bilevel(LEARNER, cross_entropy, multi_step(1.0)), "weights"),
+    "sharpness: a support set for the draw": (lambda: sharpness(LEARNER, PHI, SUPPORT), "episodes"),
+    "sharpness: no iteration": (lambda: sharpness(LEARNER, PHI, DRAW, 0), "iterations"),
     "annealed: no steps": (lambda: annealed(0, 0.5), "steps"),
     "annealed: progress below 0": (lambda: annealed(3, -1.0), "progress"),
     "annealed: progress of NaN": (lambda: annealed(3, NAN), "progress"),
@@ -2281,6 +2286,34 @@ BAD |= {
     "within: True": (lambda: within(0, noise=True), "expected noise to be a finite number"),
     "check_seed: a word": (lambda: check_seed("a"), "expected the seed"),
     "check_seed: a pair": (lambda: check_seed((0, 1)), "expected the seed"),
+    "contest: no way": (lambda: contest("a", "b", {}, STREAM, {"c": STREAM}, "d"), "at least one"),
+    "contest: a function for a Way": (
+        lambda: contest("a", "b", {"x": lambda: 0}, STREAM, {"c": STREAM}, "d"),
+        "a Way for 'x'",
+    ),
+    "contest: an unknown kind": (
+        lambda: contest("a", "b", {"x": Way("ours", max, (1,))}, STREAM, {"c": STREAM}, "d"),
+        "kind of 'x'",
+    ),
+    "contest: a live way that is none": (
+        lambda: contest(
+            "a",
+            "b",
+            {"x": Way("meta", lambda a, b, c: 0, (1,))},
+            STREAM,
+            {"c": STREAM},
+            "d",
+            ("y",),
+        ),
+        "live",
+    ),
+    "alphabets: a stream": (lambda: alphabets(STREAM), "ClassSet"),
+    "alphabets: names without an alphabet": (lambda: alphabets(planted(classes=5)), "alphabet"),
+    "conclude: no contest": (
+        lambda: conclude("a", "b", "c", [], ("x", "y"), "5 labels"),
+        "contest",
+    ),
+    "conclude: a dict": (lambda: conclude("a", "b", "c", [{}], ("x", "y"), "5 labels"), "contest"),
     "kept: a path": (lambda: kept("../page"), "page"),
     "kept: a number": (lambda: kept(3), "page"),
     "made: a path": (lambda: made("../page"), "page"),
@@ -2579,6 +2612,8 @@ BAD |= {
 BAD |= {
     "sinusoids: no shots": (lambda: sinusoids(shots=0), "expected shots to be a whole number"),
     "sinusoids: no seed": (lambda: sinusoids(seed=None), "seed"),
+    "best_possible: no noise": (lambda: best_possible(0.0), "noise > 0"),
+    "best_possible: no points": (lambda: best_possible(points=0), "points"),
     "noisy_sinusoids: negative noise": (lambda: noisy_sinusoids(noise=-1.0), "noise"),
     "noisy_sinusoids: noise of NaN": (lambda: noisy_sinusoids(noise=NAN), "noise"),
     "varied_sinusoids: no shots": (lambda: varied_sinusoids(shots=0), "expected shots"),

@@ -73,14 +73,19 @@ def test_a_commit_is_dirty_by_a_changed_file_and_not_by_a_record(tmp_path, monke
     git("init")
     git("add", ".")
     git("commit", "-m", "one")
+    results.commit.cache_clear()
     assert re.fullmatch("[0-9a-f]{12}", results.commit())
+    results.commit.cache_clear()
     (tmp_path / "page.json").write_text("2")
     (tmp_path / "new.txt").write_text("2")
     assert re.fullmatch("[0-9a-f]{12}", results.clean_commit())
     (tmp_path / "page.py").write_text("2")
+    assert re.fullmatch("[0-9a-f]{12}", results.commit())  # as it was when first asked
+    results.commit.cache_clear()
     assert results.commit().endswith("-dirty")
     with pytest.raises(ValueError, match="commit first"):
         results.clean_commit()
+    results.commit.cache_clear()
 
 
 # Recorded from a changed tree, before that was refused: each leaves the list when its page is recorded anew.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlib.data.sinusoids import noisy_sinusoids, sinusoids, varied_sinusoids
+from mtlib.core import Batch
+from mtlib.data.sinusoids import best_possible, noisy_sinusoids, sinusoids, varied_sinusoids
 from mtlib.evaluate import answers
 from mtlib.learners.gradient import maml
 from mtlib.nets import mlp
@@ -67,3 +68,54 @@ def test_answers_are_those_of_each_task_alone_and_read_no_query_label():
         torch.testing.assert_close(found[t], alone)
     wrong = draw._replace(query=draw.query._replace(y=draw.query.y * float("nan")))
     assert torch.equal(answers(learner, phi, wrong), found)
+
+
+def spread(theta, x):
+    """Var[f(x) | S] for each x, by the moments that `best_possible` keeps."""
+    w = torch.cat([torch.sin(x), -torch.cos(x)], 1)
+    return (w @ (theta["square"] - torch.outer(theta["mean"], theta["mean"])) * w).sum(1)
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_the_exact_posterior_is_that_of_weighted_draws_from_the_prior(n):
+    """By importance sampling, which knows of no quadrature and no sufficient statistics."""
+    learner, episode = best_possible(0.5), noisy_sinusoids(n, 40, 6, seed=3, noise=0.5)(0)
+    g = torch.Generator().manual_seed(0)
+    a, phase = (
+        0.1 + 4.9 * torch.rand(400_000, generator=g),
+        torch.pi * torch.rand(400_000, generator=g),
+    )
+    for t in range(6):
+        x, y = episode.support.x[t], episode.support.y[t]
+        theta = learner.adapt({}, Batch(x, y))
+        p = torch.softmax(-((y - a * torch.sin(x - phase)) ** 2).sum(0) / 0.5, 0)
+        f = a * torch.sin(episode.query.x[t] - phase)
+        mean = f @ p
+        assert torch.allclose(learner.predict(theta, episode.query.x[t])[:, 0], mean, atol=0.05)
+        var = (f - mean[:, None]) ** 2 @ p
+        assert torch.allclose(spread(theta, episode.query.x[t]), var, atol=0.06, rtol=0.06)
+
+
+@pytest.mark.parametrize("n", [1, 5, 20])
+def test_its_error_is_its_own_spread_and_the_noise_and_nodes_do_not_matter(n):
+    draw = noisy_sinusoids(n, 40, 800, seed=9)(0)
+    found = {}
+    for points in (100, 150):
+        learner = best_possible(points=points)
+        theta = torch.vmap(lambda s, of=learner: of.adapt({}, s))(draw.support)
+        off = torch.vmap(learner.predict)(theta, draw.query.x) - draw.query.y
+        found[points] = (off**2).mean((1, 2)), torch.vmap(spread)(theta, draw.query.x).mean(1)
+    error, var = found[100]
+    half = 3 * (error - var).std() / 800**0.5
+    assert abs((error - var).mean() - 0.09) < half
+    assert torch.allclose(error.mean(), found[150][0].mean(), rtol=1e-3)
+
+
+def test_no_other_learner_can_be_better_as_the_best_constant_multiple_is_one():
+    """E[(y − c · mean)²] is least at c = 1: the posterior mean is a projection."""
+    learner, draw = best_possible(), noisy_sinusoids(3, 40, 4000, seed=1)(0)
+    said = torch.vmap(lambda s, x: learner.predict(learner.adapt({}, s), x))(
+        draw.support, draw.query.x
+    )
+    c = (said * draw.query.y).mean() / (said**2).mean()
+    assert c == pytest.approx(1, abs=0.01)

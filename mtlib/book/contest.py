@@ -41,6 +41,7 @@ TUNING_SEED = 1000  # of the runs that choose a setting; no run that is scored h
 BOOTSTRAP = 4000
 
 Train = Callable[[Any, int, int], tuple[Learner, Params]]
+"""`train(setting, seed, share)` -> the learner as the tests use it, and its φ."""
 
 
 class Way(NamedTuple):
@@ -285,9 +286,17 @@ def alphabets(data: ClassSet) -> ClassSet:
     """The same classes and items, but each item is the number of its alphabet: what a class's name has before its "/".
 
     A stream draws by its seed alone, so the same stream over this set tells where each item of each episode comes from.
+    Raises ValueError unless there are two alphabets or more.
     """
-    names = [n.rpartition("/")[0] for n in data.names]
+    if not isinstance(data, ClassSet):
+        raise TypeError(f"expected a ClassSet, got {type(data).__name__}")
+    names = [n.partition("/")[0] for n in data.names]
     known = sorted(set(names))
+    if len(known) < 2 or not all("/" in n for n in data.names):
+        raise ValueError(
+            'expected classes of at least two alphabets, with names such as "Tibetan/character07", got '
+            f"{data.names[:2]} and so on"
+        )
     number = torch.tensor([known.index(n) for n in names])
     items = number[:, None].expand(len(names), data.items.shape[1])[..., None].float()
     return ClassSet(items.contiguous(), data.names, f"{data.source}, alphabets")
@@ -306,6 +315,8 @@ def conclude(
 
     `gain` = (ours, rival): its paired difference is the record's, with the wider of its intervals.
     """
+    if not contests or not all(isinstance(c, Contest) for c in contests):
+        raise TypeError(f"expected at least one contest, as `contest` gives it, got {contests!r}")
     first = contests[0]
     entries, column = [], first.columns()[0] if first.columns() else ""
     for way, columns in first.here.items():

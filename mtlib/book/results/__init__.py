@@ -11,6 +11,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,8 +197,12 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@cache
 def commit() -> str:
-    """The commit of the code that runs, "-dirty" where a file of it was changed since (other than a record)."""
+    """The commit of the code that runs, "-dirty" where a file of it was changed since (other than a record).
+
+    As it was when first asked, at the start of a recording: what is committed while it runs is not what runs.
+    """
     look = ["git", "describe", "--always", "--abbrev=12", "--exclude=*"]
     changed = [
         "git",
