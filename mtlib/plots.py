@@ -40,7 +40,10 @@ LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
 
 METHODS = {
     **dict.fromkeys(("meta-learned", "meta-learning", "MAML", "bi-level"), (BLUES, 0)),
-    **dict.fromkeys(("first-order MAML", "FOMAML", "matching network"), (BLUES, 1)),
+    "hypergradient": (BLUES, 0),
+    **dict.fromkeys(
+        ("first-order MAML", "FOMAML", "matching network", "Bayesian head"), (BLUES, 1)
+    ),
     **dict.fromkeys(("ProtoNet", "ANIL", "attentive CNP", "ALPaCA"), (BLUES, 2)),
     **dict.fromkeys(("Reptile", "R2-D2", "ridge", "relation network", "CNP"), (BLUES, 3)),
     **dict.fromkeys(
@@ -53,6 +56,7 @@ METHODS = {
     **dict.fromkeys(("no norm, ", "own statistics"), (ORANGES, 4)),
     **dict.fromkeys(("L2-SP", "LoRA"), (ORANGES, 4)),
     **dict.fromkeys(("from scratch", "fine-tuning from scratch", "untrained"), (GREYS, 0)),
+    "random search": (GREYS, 0),
     **dict.fromkeys(("source only", "no norm", "pooled", "ridge on profiles"), (GREYS, 1)),
     **dict.fromkeys(("target only", "targets alone", "raw inputs"), (GREYS, 2)),
 }

@@ -103,10 +103,12 @@ from mtlib.data.sentiment import drawn as drawn_site
 from mtlib.data.sentiment import draws
 from mtlib.data.sentiment import read as read_site
 from mtlib.data.sinusoids import (
+    best_linear,
     best_possible,
     named_sinusoids,
     noisy_sinusoids,
     risk_of,
+    side_by_side,
     sinusoids,
     varied_sinusoids,
 )
@@ -124,10 +126,14 @@ from mtlib.joint import joint, own_columns, risks, toward
 from mtlib.learners import hyper
 from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, point
 from mtlib.learners.closed_form import (
+    alpaca,
+    anil_at_once,
     bayesian,
     crammer_singer,
     head_matrix,
+    heads_prior,
     metaoptnet,
+    r2d2,
     ridge,
     ridge_on,
     ridge_prior,
@@ -232,6 +238,7 @@ from mtlib.tasks import (
     positive,
     quiz,
     relabelled,
+    uneven,
     within,
 )
 from mtlib.train import Diverged, Run, cosine_adam, fit, groups
@@ -358,7 +365,10 @@ LEARNERS: dict[str, Callable[[Any], Any]] = {
     "simpleshot": simpleshot,
     "feat": feat,
     "ridge": ridge,
+    "r2d2": r2d2,
     "bayesian": bayesian,
+    "alpaca": alpaca,
+    "anil_at_once": lambda net: anil_at_once(net, 0.1, 2),
     "metaoptnet": metaoptnet,
     "cavia": lambda net: cavia(net, cross_entropy, 0.1, 1),
     "protomaml": lambda net: protomaml(net, cross_entropy, 0.1, 1),
@@ -1452,6 +1462,16 @@ BAD |= {
     "ridge: a strength of 0": (lambda: ridge(NET, 0.0), "strength > 0"),
     "ridge: a strength of NaN": (lambda: ridge(NET, NAN), "strength > 0"),
     "ridge: a head without a bias": (lambda: ridge(NO_BIAS), "with a bias"),
+    "r2d2: a strength of 0": (lambda: r2d2(NET, 0.0), "strength > 0"),
+    "r2d2: a scale of NaN": (lambda: r2d2(NET, scale=NAN), "scale > 0"),
+    "r2d2: another learner's φ": (lambda: gives(NET, make=r2d2, phi=PHI), "parameters named"),
+    "heads_prior: one head": (lambda: heads_prior(Z[:, :1], 0.3), "two known tasks"),
+    "heads_prior: no noise": (lambda: heads_prior(Z, 0.0), "noise > 0"),
+    "anil_at_once: a rate of NaN": (lambda: anil_at_once(NET, NAN, 2), "rate of at least 0"),
+    "anil_at_once: half a step": (lambda: anil_at_once(NET, 0.1, 0.5), "steps"),
+    "anil_at_once: a head without a bias": (lambda: anil_at_once(NO_BIAS, 0.1, 2), "with a bias"),
+    "alpaca: negative noise": (lambda: alpaca(NET, noise=-1.0), "noise > 0"),
+    "alpaca: a head without a bias": (lambda: alpaca(NO_BIAS), "with a bias"),
     "bayesian: negative noise": (lambda: bayesian(NET, noise=-1.0), "noise > 0"),
     "bayesian: a head without a bias": (lambda: bayesian(NO_BIAS), "with a bias"),
     "metaoptnet: a strength of 0": (lambda: metaoptnet(NET, 0.0), "strength > 0"),
@@ -1539,6 +1559,30 @@ BAD |= {
     "reweighted: a negative decay": (
         lambda: hyper.reweighted(NET, cross_entropy, 0.1, 1, 5, -1.0),
         "decay",
+    ),
+    "weighted_ridge: names of groups": (
+        lambda: hyper.weighted_ridge(["left", "right"], 5),
+        "groups",
+    ),
+    "weighted_ridge: no group 0": (
+        lambda: hyper.weighted_ridge(torch.tensor([1, 2]), 5),
+        "groups",
+    ),
+    "weighted_ridge: no decay": (
+        lambda: hyper.weighted_ridge(torch.tensor([0, 1]), 5, 0.0),
+        "decay > 0",
+    ),
+    "new_networks: a network for its maker": (
+        lambda: hyper.new_networks(NET, SUPPORT, 2, 3),
+        "make|function",
+    ),
+    "new_networks: more rows than there are": (
+        lambda: hyper.new_networks(lambda: mlp(4, (6,), 3), SUPPORT, 2, 999),
+        "at most",
+    ),
+    "new_networks: no tasks": (
+        lambda: hyper.new_networks(lambda: mlp(4, (6,), 3), SUPPORT, 0, 3),
+        "tasks",
     ),
     "distilled: a tuple for the seeds": (
         lambda: hyper.distilled(NET, cross_entropy, 0.1, 1, (SUPPORT.x, SUPPORT.y)),
@@ -2654,10 +2698,28 @@ BAD |= {
     "cut: an episode": (lambda: cut(sinusoids(3)(0), 1), "Batch"),
     "relabelled: a draw": (lambda: relabelled(sinusoids(3)(0), torch.neg), "stream"),
     "relabelled: no function": (lambda: relabelled(sinusoids(3), 1), "change"),
+    "uneven: a draw": (lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0)(0), (1, 2)), "stream"),
+    "uneven: one number": (lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), 2), "counts"),
+    "uneven: more than there are": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), (1, 4))(0),
+        r"at most \[3, 3\]",
+    ),
+    "uneven: nothing is asked": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), (0, 0))(0),
+        "above 0",
+    ),
+    "uneven: other sums in other tasks": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 20, 0), lambda rng: rng.integers(4, size=2))(0),
+        "one sum",
+    ),
     "episodes: unknown numbers": (
         lambda: episodes(DATA, 2, 1, 1, 1, seed=0, numbers="new"),
         "numbers",
     ),
+    "best_linear: no noise": (lambda: best_linear(0.0), "noise > 0"),
+    "best_linear: noise of NaN": (lambda: best_linear(NAN), "noise > 0"),
+    "side_by_side: no curves": (lambda: side_by_side(0), "curves"),
+    "side_by_side: negative noise": (lambda: side_by_side(noise=-1.0), "noise"),
     "named_sinusoids: no curves": (lambda: named_sinusoids(0), "curves"),
     "named_sinusoids: a name of half a number": (lambda: named_sinusoids(name=0.5), "name"),
     "samples: negative noise": (lambda: samples(4, noise=-1.0), "noise"),
@@ -2906,6 +2968,19 @@ BAD |= {
     ),
     "laplacian_shot: a strength of NaN": (lambda: laplacian_shot(NET, NAN), "strength"),
     "laplacian_shot: negative rounds": (lambda: laplacian_shot(NET, steps=-1), "steps"),
+    "laplacian_shot: another learner's φ": (
+        lambda: gives(NET, SUPPORT, laplacian_shot, protonet(NET).init()),
+        "centre.mean",
+    ),
+    "laplacian_shot: a centre of another width": (
+        lambda: gives(
+            NET,
+            make=laplacian_shot,
+            phi={**simpleshot(NET).init(), "centre.mean": torch.zeros(1)},
+        ),
+        r"centre.mean of shape \(8,\)",
+    ),
+    "laplacian_shot: a head of two layers": (lambda: laplacian_shot(DEEP), "one linear layer"),
     "entropy_finetune: a loss class": (
         lambda: entropy_finetune(NET, nn.CrossEntropyLoss, 0.1, 1),
         "loss .*2 arguments",
@@ -2952,8 +3027,17 @@ BAD |= {
         "at least one item",
     )
     for name in (
-        *("protonet", "matching", "relation", "simpleshot", "feat", "ridge", "bayesian"),
-        *("metaoptnet", "cnp", "attentive_cnp", "entropy_finetune", "bd_cspn", "laplacian_shot"),
+        *("protonet", "matching", "relation", "simpleshot", "feat", "ridge", "r2d2"),
+        *(
+            "bayesian",
+            "alpaca",
+            "metaoptnet",
+            "cnp",
+            "attentive_cnp",
+            "entropy_finetune",
+            "bd_cspn",
+            "laplacian_shot",
+        ),
     )
 }
 

@@ -1,4 +1,4 @@
-"""MetaOptNet's solver against scikit-learn's and its optimality; the Bayesian head against a Gaussian process."""
+"""Each head against another way to its numbers: scikit-learn's solvers, optimality, a Gaussian process, the papers' own formulas."""
 
 from __future__ import annotations
 
@@ -7,10 +7,26 @@ import pytest
 import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct
+from sklearn.linear_model import Ridge
 from sklearn.svm import LinearSVC
+from torch.nn.functional import cross_entropy, mse_loss
 
-from mtlib.core import Batch, apply, features, parameters
-from mtlib.learners.closed_form import bayesian, crammer_singer, metaoptnet, ridge
+from mtlib.bilevel import bilevel
+from mtlib.core import Batch, Episode, apply, features, over, parameters
+from mtlib.learners.amortised import gaussian_nll
+from mtlib.learners.closed_form import (
+    alpaca,
+    anil_at_once,
+    bayesian,
+    crammer_singer,
+    head_matrix,
+    heads_prior,
+    metaoptnet,
+    r2d2,
+    ridge,
+    ridge_solution,
+)
+from mtlib.learners.gradient import anil
 from mtlib.nets import mlp
 from mtlib.tasks import one_hot
 
@@ -104,6 +120,44 @@ def test_single_precision_agrees_with_double():
     assert (single.double().T @ z - w).abs().max() <= 1e-4
 
 
+# R2-D2 ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [6, 60], ids=["fewer items than features", "more"])
+def test_r2d2_is_scikit_learns_ridge_scaled_and_shifted(rows):
+    torch.manual_seed(0)
+    net = mlp(4, (16,), 3).double()
+    x, _, y = problem(rows, 3, 4)
+    query = problem(20, 3, 4, seed=1)[0]
+    learner = r2d2(net, strength=0.4, scale=2.5)
+    phi = {**learner.init(), "r2d2.shift": torch.tensor(-0.7, dtype=torch.float64)}
+    theta = learner.adapt(phi, Batch(x, y))
+    z, zq = (np.c_[features(net)(phi, d).numpy(), np.ones(len(d))] for d in (x, query))
+    theirs = Ridge(alpha=0.4, fit_intercept=False).fit(z, y.numpy()).predict(zq)
+    gap = np.abs(learner.predict(theta, query).numpy() - (2.5 * theirs - 0.7)).max()
+    assert theta["r2d2.head"].shape == (17, 3) and gap <= 1e-9
+    assert not any(k.startswith("head.") for k in phi)
+
+
+def test_r2d2_is_ridge_from_a_head_of_zeros(regression):
+    net, x, y, query = regression
+    a, b = r2d2(net, strength=0.7), ridge(net, strength=0.7)
+    phi = {k: torch.zeros_like(v) if k.startswith("head.") else v for k, v in b.init().items()}
+    ours = a.predict(a.adapt(a.init(), Batch(x, y)), query)
+    assert (ours - b.predict(b.adapt(phi, Batch(x, y)), query)).abs().max() <= 1e-12
+
+
+def test_a_softmax_sees_the_scale_and_not_the_shift():
+    """So cross-entropy trains λ and α, and leaves β: it is for losses that look at one answer alone."""
+    torch.manual_seed(0)
+    learner = r2d2(mlp(4, (16,), 3).double())
+    x, _, y = problem(12, 3, 4)
+    episode = over(lambda d: d[None], Episode(Batch(x, y), Batch(x + 0.1, y)))
+    grads = bilevel(learner, cross_entropy).value_and_grad(learner.init(), episode)[1]
+    assert grads["r2d2.shift"].abs() <= 1e-15
+    assert min(grads[f"r2d2.log_{k}"].abs() for k in ("strength", "scale")) > 1e-4
+
+
 # The Bayesian head ---------------------------------------------------------------------------
 
 
@@ -161,7 +215,161 @@ def test_the_bayesian_head_covers_what_it_says_under_its_own_model():
     assert torch.stack(inside).mean().item() == pytest.approx(0.95, abs=0.015)
 
 
+# ALPaCA --------------------------------------------------------------------------------------
+
+
+def test_alpaca_begins_as_the_bayesian_head(regression):
+    net, x, y, query = regression
+    a, b = alpaca(net, strength=0.7, noise=0.3), bayesian(net, strength=0.7, noise=0.3)
+    ours, theirs = (m.predict(m.adapt(m.init(), Batch(x, y)), query) for m in (a, b))
+    assert (ours - theirs).abs().max() <= 1e-11
+
+
+def drawn_prior(learner, seed=4):
+    """φ whose prior's precision is a full matrix."""
+    phi, g = learner.init(), torch.Generator().manual_seed(seed)
+    factor = phi["alpaca.factor"]
+    noise = torch.randn(factor.shape, generator=g, dtype=factor.dtype)
+    return {**phi, "alpaca.factor": factor + 0.3 * noise}
+
+
+def test_alpaca_is_the_papers_update(regression):
+    """Λ = ΦᵀΦ + Λ₀, K = Λ⁻¹(ΦᵀY + Λ₀K₀), and the spread 1 + φᵀΛ⁻¹φ, as its equations stand."""
+    net, x, y, query = regression
+    learner = alpaca(net, noise=0.3)
+    phi = drawn_prior(learner)
+    means, scales = learner.predict(learner.adapt(phi, Batch(x, y)), query).chunk(2, 1)
+    z, zq = (torch.cat([features(net)(phi, d), torch.ones(len(d), 1)], 1) for d in (x, query))
+    k0 = torch.cat([phi["head.weight"].T, phi["head.bias"][None]])
+    lambda0 = phi["alpaca.factor"] @ phi["alpaca.factor"].T
+    after = torch.linalg.inv(z.T @ z + lambda0)
+    k = after @ (z.T @ y + lambda0 @ k0)
+    spread = 1 + torch.einsum("qi,ij,qj->q", zq, after, zq)
+    assert (means - zq @ k).abs().max() <= 1e-10
+    assert (scales - 0.3 * spread.sqrt()[:, None]).abs().max() <= 1e-10
+
+
+def test_alpaca_is_conditioning_on_jointly_gaussian_numbers(regression):
+    """The other way round, without a head: targets have the covariance σ²(Z Λ₀⁻¹ Zᵀ + I)."""
+    net, x, y, query = regression
+    learner = alpaca(net, noise=0.3)
+    phi = drawn_prior(learner)
+    means, scales = learner.predict(learner.adapt(phi, Batch(x, y)), query).chunk(2, 1)
+    z = torch.cat([features(net)(phi, torch.cat([x, query])), torch.ones(19, 1)], 1)
+    within = torch.linalg.inv(phi["alpaca.factor"] @ phi["alpaca.factor"].T)
+    c = 0.3**2 * (z @ within @ z.T + torch.eye(19, dtype=torch.float64))
+    gain = torch.linalg.solve(c[:12, :12], c[:12, 12:]).T
+    prior = apply(net)(phi, torch.cat([x, query]))
+    assert (means - prior[12:] - gain @ (y - prior[:12])).abs().max() <= 1e-9
+    left = (c[12:, 12:] - gain @ c[:12, 12:]).diagonal().sqrt()
+    assert (scales - left[:, None]).abs().max() <= 1e-9
+
+
+def test_alpacas_prior_is_learned():
+    """Tasks whose heads differ along one direction: the prior's variance grows there, and the loss falls."""
+    torch.manual_seed(0)
+    net = mlp(2, (2,), 1).double()
+    learner, g = alpaca(net, noise=0.3), torch.Generator().manual_seed(0)
+    objective = bilevel(learner, gaussian_nll)
+    phi = learner.init()
+    x = torch.randn(20, 8, 2, generator=g, dtype=torch.float64)
+    y = x[..., :1] * torch.randn(20, 1, 1, generator=g, dtype=torch.float64)
+    episode = Episode(Batch(x[:, :3], y[:, :3]), Batch(x[:, 3:], y[:, 3:]))
+    before, grads = objective.value_and_grad(phi, episode)
+    moved = {k: v - 1e-3 * grads[k] for k, v in phi.items()}
+    step = 1e-6 * torch.ones_like(phi["alpaca.factor"])
+    up, down = ({**phi, "alpaca.factor": phi["alpaca.factor"] + s * step} for s in (1, -1))
+    slope = (objective(up, episode) - objective(down, episode)) / 2e-6
+    assert grads["alpaca.factor"].sum() == pytest.approx(slope.item(), rel=1e-6)
+    assert objective(moved, episode) < before
+
+
+def test_the_prior_of_known_heads_is_their_mean_and_covariance(regression):
+    net, x, y, query = regression
+    heads = torch.randn(9, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    learner, one = alpaca(mlp(3, (8, 8), 1, seed=0).double()), y[:, :1]
+    phi = {**learner.init(), **heads_prior(heads, 0.3)}
+    means, scales = learner.predict(learner.adapt(phi, Batch(x, one)), query).chunk(2, 1)
+    zs, zq = (torch.cat([features(net)(phi, d), torch.ones(len(d), 1)], 1) for d in (x, query))
+    mean, c = heads.mean(1, keepdim=True), torch.cov(heads)
+    gain = zq @ c @ zs.T @ torch.linalg.inv(zs @ c @ zs.T + 0.09 * torch.eye(12))
+    assert (means - zq @ mean - gain @ (one - zs @ mean)).abs().max() <= 1e-4
+    left = (zq @ c @ zq.T - gain @ zs @ c @ zq.T).diagonal() + 0.09
+    assert (scales[:, 0] - left.sqrt()).abs().max() <= 1e-4
+
+
+# ANIL ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5, 8, 13])
+def test_anil_at_once_is_anil_and_so_is_its_gradient(regression, steps):
+    net, x, y, query = regression
+    episode = over(lambda d: d[None], Episode(Batch(x, y), Batch(query, torch.ones(7, 2).double())))
+    phi = parameters(net)
+    (a, da), (b, db) = (
+        bilevel(learner, mse_loss).value_and_grad(phi, episode)
+        for learner in (anil_at_once(net, 0.1, steps), anil(net, mse_loss, 0.1, steps))
+    )
+    assert abs(a - b) <= 1e-13
+    assert max((da[k] - db[k]).abs().max() for k in phi) <= 1e-12
+
+
+def test_each_step_shrinks_what_is_left_on_the_support_set(regression):
+    """Z V_K − Y = (I − ρ Z Zᵀ)^K (Z V_φ − Y), ρ = 2α/(N W)."""
+    net, x, y, _ = regression
+    learner = anil_at_once(net, 0.1, 300)
+    phi, f = learner.init(), apply(net)
+    z = torch.cat([features(net)(phi, x), torch.ones(12, 1)], 1)
+    shrinks = torch.linalg.matrix_power(torch.eye(12).double() - 0.2 / 24 * z @ z.T, 300)
+    left = f(learner.adapt(phi, Batch(x, y)), x) - y
+    assert (left - shrinks @ (f(phi, x) - y)).abs().max() <= 1e-12
+
+
+# What the page's exercises say -----------------------------------------------------------------
+
+
+def test_r2d2_with_a_large_strength_scores_by_the_sum_of_a_classs_features():
+    torch.manual_seed(0)
+    net = mlp(4, (16,), 3).double()
+    x, _, y = problem(12, 3, 4)
+    learner = r2d2(net, strength=1e9, scale=1e9)
+    theta = learner.adapt(learner.init(), Batch(x, y))
+    z = torch.cat([features(net)(theta, x), torch.ones(12, 1)], 1)
+    assert (learner.predict(theta, x) - z @ (z.T @ y)).abs().max() <= 1e-3
+
+
+def test_alpacas_matrix_is_one_more_linear_layer(regression):
+    """z' = L⁻¹z, V' = LᵀV: ridge of strength 1 on z' from V'_φ gives the same answers."""
+    net, x, y, query = regression
+    learner = alpaca(net, noise=0.3)
+    phi = drawn_prior(learner)
+    means = learner.predict(learner.adapt(phi, Batch(x, y)), query).chunk(2, 1)[0]
+    inverse = torch.linalg.inv(phi["alpaca.factor"])
+    z, zq = (
+        torch.cat([features(net)(phi, d), torch.ones(len(d), 1)], 1) @ inverse.T for d in (x, query)
+    )
+    first = phi["alpaca.factor"].T @ head_matrix(phi)
+    v = first + ridge_solution(z, y - z @ first, torch.tensor(1.0).double())
+    assert (means - zq @ v).abs().max() <= 1e-8
+
+
+def test_leaving_one_item_out_has_a_closed_form():
+    g = torch.Generator().manual_seed(0)
+    z, y = (torch.randn(9, k, generator=g, dtype=torch.float64) for k in (5, 2))
+    strength = torch.tensor(0.7).double()
+    inverse = torch.linalg.inv(z @ z.mT + strength * torch.eye(9))
+    quick = (inverse @ y) / inverse.diagonal()[:, None]
+    for n in range(9):
+        rest = [i for i in range(9) if i != n]
+        error = y[n] - z[n] @ ridge_solution(z[rest], y[rest], strength)
+        assert (error - quick[n]).abs().max() <= 1e-12
+
+
 BAD = {
+    "r2d2, no strength": lambda net: r2d2(net, strength=0.0),
+    "r2d2, no scale": lambda net: r2d2(net, scale=-1.0),
+    "alpaca, no strength": lambda net: alpaca(net, strength=0.0),
+    "alpaca, no noise": lambda net: alpaca(net, noise=0.0),
     "bayesian, no strength": lambda net: bayesian(net, strength=0.0),
     "bayesian, no noise": lambda net: bayesian(net, noise=-1.0),
     "metaoptnet, no strength": lambda net: metaoptnet(net, strength=0.0),

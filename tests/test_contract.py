@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, Learner, Loss, over
 from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll
-from mtlib.learners.closed_form import bayesian, metaoptnet, ridge
+from mtlib.learners.closed_form import alpaca, anil_at_once, bayesian, metaoptnet, r2d2, ridge
 from mtlib.learners.context import cavia, protomaml
 from mtlib.learners.finetune import (
     as_is,
@@ -121,9 +121,12 @@ ROWS = {
         transductive=True,
     ),
     "bd_cspn": Row(bd_cspn, "body", head=False, transductive=True),
-    "laplacian_shot": Row(laplacian_shot, "body", head=False, transductive=True),
+    "laplacian_shot": Row(laplacian_shot, "body", own="centre", head=False, transductive=True),
     "ridge": Row(ridge, "both", own="ridge"),
+    "r2d2": Row(r2d2, "body", own="r2d2", head=False),
     "bayesian": Row(bayesian, "both", own="bayes", loss=gaussian_nll),
+    "alpaca": Row(alpaca, "both", own="alpaca", loss=gaussian_nll),
+    "anil_at_once": Row(lambda net: anil_at_once(net, 0.1, 3), "both"),
     "metaoptnet": Row(metaoptnet, "body", own="svm", head=False),
     "cnp": Row(cnp, "body", own="process", head=False, loss=gaussian_nll),
     "attentive_cnp": Row(attentive_cnp, "body", own="process", head=False, loss=gaussian_nll),

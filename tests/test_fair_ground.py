@@ -96,9 +96,7 @@ NOT_ABOVE: dict[str, dict[tuple[str, str], str]] = {
 }
 
 # Class means far below those of another page on the same episodes of characters.
-CRIPPLED = dict.fromkeys(
-    ("amortised", "closed_form", "gradient", "metric", "transductive"), ROTATED
-)
+CRIPPLED = dict.fromkeys(("amortised", "gradient", "metric"), ROTATED)
 
 
 class Pair(NamedTuple):

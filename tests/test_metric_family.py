@@ -215,12 +215,18 @@ def test_entropy_fine_tuning_starts_at_class_means_and_grows_sure(net):
     assert (answer(learner) - f(moved, QUERY.x)).abs().max() <= 1e-12
 
 
-def test_bd_cspn_is_its_formula(net):
+def scaled(z, mean):
+    """Centred and of length 1, by numpy."""
+    return (z - mean) / np.linalg.norm(z - mean, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_bd_cspn_is_its_formula(net, shift):
     z, phi = features(net), bd_cspn(net).init()
     zs, zq = (z(phi, b.x).numpy() for b in (SUPPORT, QUERY))
     labels = SUPPORT.y.argmax(1).numpy()
     c = np.stack([zs[labels == k].mean(0) for k in range(WAYS)])
-    zq = zq + (zs.mean(0) - zq.mean(0))
+    zq = zq + (zs.mean(0) - zq.mean(0)) if shift else zq
     guess = cosine_similarity(zq, c).argmax(1)
     rectified = []
     for k in range(WAYS):
@@ -228,7 +234,7 @@ def test_bd_cspn_is_its_formula(net):
         w = np.exp(10 * cosine_similarity(items, c[k : k + 1])[:, 0])
         rectified.append((w / w.sum()) @ items)
     expected = 10 * cosine_similarity(zq, np.stack(rectified))
-    assert np.abs(answer(bd_cspn(net)).numpy() - expected).max() <= 1e-8
+    assert np.abs(answer(bd_cspn(net, shift=shift)).numpy() - expected).max() <= 1e-8
 
 
 def test_bd_cspn_does_not_see_a_shift_of_all_query_features():
@@ -250,11 +256,78 @@ def test_the_nearest_items_are_scikit_learns():
     assert (nearest(z, 20).sum(1) == 8).all() and nearest(z[:1], 3).tolist() == [[0.0]]
 
 
-def test_laplacian_shot_without_neighbours_is_protonet_and_ends_at_its_fixed_point(net):
+PLAIN = {"normalise": False, "rectify": False, "shift": False}
+
+
+def test_laplacian_shot_without_its_parts_is_protonet_or_simpleshot(net):
+    assert torch.equal(answer(laplacian_shot(net, 0.0, **PLAIN)), answer(protonet(net)))
+    learner = laplacian_shot(net, 0.0, rectify=False, shift=False)
+    phi = centred(net, learner.init(), SUPPORT.x)
+    assert torch.equal(answer(learner, phi), answer(simpleshot(net), phi))
+
+
+def test_laplacian_shot_ends_at_its_fixed_point(net):
     plain = answer(protonet(net))
-    assert torch.equal(answer(laplacian_shot(net, strength=0.0)), plain)
-    logit = answer(laplacian_shot(net, strength=0.5, steps=200))
+    logit = answer(laplacian_shot(net, strength=0.5, steps=200, **PLAIN))
     w = nearest(features(net)(protonet(net).init(), QUERY.x), 3)
     assert (logit - (plain + 0.5 * w @ logit.softmax(1))).abs().max() <= 1e-10
     apart, drawn = ((w * (p @ p.T)).sum() for p in (plain.softmax(1), logit.softmax(1)))
     assert drawn > apart  # neighbours agree more
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 20])
+@pytest.mark.parametrize("shift", [True, False])
+def test_laplacian_shot_is_its_authors_steps(net, shift, rounds):
+    """Item by item, by numpy and scikit-learn."""
+    learner = laplacian_shot(net, 0.7, 2, rounds, shift=shift)
+    phi = centred(net, learner.init(), QUERY.x[:5])
+    z, mean = features(net), phi["centre.mean"].numpy()
+    us, uq = (scaled(z(phi, b.x).numpy(), mean) for b in (SUPPORT, QUERY))
+    if shift:
+        uq = uq + us.mean(0) - uq.mean(0)
+    labels = SUPPORT.y.argmax(1).numpy()
+    c = np.stack([us[labels == k].mean(0) for k in range(WAYS)])
+    every = np.concatenate([us, uq])
+    cosine = cosine_similarity(every, c)
+    of = np.concatenate([labels, cosine[len(us) :].argmax(1)])
+    p = np.exp(10 * cosine) / np.exp(10 * cosine).sum(1, keepdims=True)
+    m = np.stack(
+        [np.mean([p[i, k] * every[i] for i in np.flatnonzero(of == k)], 0) for k in range(WAYS)]
+    )
+    a = np.array([[np.sum((q - k) ** 2) for k in m] for q in uq])
+    near = NearestNeighbors(n_neighbors=2).fit(uq).kneighbors(return_distance=False)
+    logit = -a
+    for _ in range(rounds):
+        y = np.exp(logit) / np.exp(logit).sum(1, keepdims=True)
+        logit = np.stack([-a[q] + 0.7 * y[near[q]].sum(0) for q in range(len(uq))])
+    assert np.abs(answer(learner, phi).numpy() - logit).max() <= 1e-8
+
+
+def test_a_round_of_laplacian_shot_does_not_raise_its_objective(net):
+    """The exercise: for symmetric positive semi-definite w."""
+    g = torch.Generator().manual_seed(0)
+    root = torch.rand(6, 6, generator=g).double()
+    w, a = root @ root.T, torch.rand(6, 3, generator=g).double()
+
+    def objective(y):
+        return (y * a).sum() - 0.35 * (w * (y @ y.T)).sum() + (y * y.log()).sum()
+
+    y = (-a).softmax(1)
+    values = [objective(y)]
+    for _ in range(30):
+        y = (-a + 0.7 * w @ y).softmax(1)
+        values.append(objective(y))
+    steps = torch.stack(values).diff()
+    assert steps.max() <= 1e-12 and steps[0] < -1e-3
+
+
+def test_what_a_single_query_is_told(net):
+    """The exercise: with the shift the answer is the support set's mean's, whatever is asked; without, its own."""
+    for make in (bd_cspn, laplacian_shot):
+        learner = make(net)
+        theta = learner.adapt(learner.init(), SUPPORT)
+        said = torch.cat([learner.predict(theta, x[None]) for x in QUERY.x])
+        assert (said - said[:1]).abs().max() <= 1e-10
+        learner = make(net, shift=False)
+        said = torch.cat([learner.predict(theta, x[None]) for x in QUERY.x])
+        assert len(set(said.argmax(1).tolist())) == WAYS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import sklearn.datasets
@@ -12,10 +14,23 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib.bilevel import bilevel
+from mtlib.book.checks import gradient, hessian
 from mtlib.core import Batch, Episode, load, over, parameters
+from mtlib.evaluate import accuracy, best_of
 from mtlib.learners.finetune import finetune
-from mtlib.learners.hyper import distilled, flat, reweighted, unflat, weight_decay
+from mtlib.learners.gradient import descend
+from mtlib.learners.hyper import (
+    distilled,
+    flat,
+    new_networks,
+    reweighted,
+    unflat,
+    weight_decay,
+    weighted_ridge,
+)
 from mtlib.nets import mlp
+from mtlib.tasks import one_hot
+from mtlib.train import cosine_adam, fit
 
 
 class Blocks(nn.Module):
@@ -134,6 +149,66 @@ def test_rows_and_weights_may_be_reordered_together():
     assert (flat(a) - flat(b)).abs().max() <= 1e-12
 
 
+# Solved exactly ---------------------------------------------------------------------------------
+
+GROUPS = torch.tensor([0, 0, 1, 2])
+
+
+def solved(rows=8, groups=GROUPS):
+    """`weighted_ridge` whose φ begins in float64."""
+    learner = weighted_ridge(groups, rows, 0.1)
+    return learner._replace(init=lambda: over(torch.Tensor.double, learner.init()))
+
+
+def objective_of(phi, data):
+    """G(θ): the weighted error and half the decays times the squared weights, written out."""
+    w, decay = phi["example.logit"].softmax(0), phi["decay.group"].exp()[GROUPS]
+
+    def g(theta):
+        error = data.x @ theta["weight"].mT + theta["bias"] - data.y
+        return w @ (error**2).mean(1) + 0.5 * (decay * theta["weight"] ** 2).sum()
+
+    return g
+
+
+def some_phi():
+    return {"decay.group": normal(3, seed=4), "example.logit": normal(8, seed=5)}
+
+
+def test_weighted_ridge_ends_where_the_gradient_of_its_objective_is_zero():
+    support = over(lambda d: d[0], classes().support)
+    theta = solved().adapt(some_phi(), support)
+    assert gradient(objective_of(some_phi(), support), theta).abs().max() <= 1e-12
+
+
+def test_its_hypergradient_is_the_implicit_formula():
+    """dF/dφ = −∂²G/∂φ∂θ (∂²G/∂θ²)⁻¹ ∇L^Q(θ*)."""
+    episode, phi = classes(), some_phi()
+    support, query = over(lambda d: d[0], episode)
+    theta = solved().adapt(phi, support)
+    outer = gradient(lambda th: mse_loss(query.x @ th["weight"].mT + th["bias"], query.y), theta)
+    mixed = torch.func.jacrev(lambda p: gradient(objective_of(p, support), theta))(phi)
+    back = torch.linalg.solve(hessian(objective_of(phi, support), theta), outer)
+    grads = bilevel(solved(), mse_loss).value_and_grad(phi, episode)[1]
+    for k in phi:
+        assert (grads[k] + back @ mixed[k]).abs().max() <= 1e-12 < grads[k].abs().max()
+
+
+def test_with_one_group_and_equal_weights_it_is_the_end_of_weight_decay():
+    support = over(lambda d: d[0], classes().support)
+    linear = nn.Linear(4, 3).double()
+    far = weight_decay(linear, mse_loss, 0.5, 2000, 0.3)
+    theta, ridge = far.adapt(far.init(), support), weighted_ridge(torch.zeros(4).long(), 8, 0.3)
+    exact = ridge.adapt(over(torch.Tensor.double, ridge.init()), support)
+    assert max((theta[k] - exact[k]).abs().max() for k in exact) <= 1e-7  # log 0.3 is in float32
+
+
+def test_data_of_other_sizes_are_refused():
+    support = over(lambda d: d[0], classes().support)
+    with pytest.raises(ValueError, match=r"expected x of 7 examples and 4 inputs; got \(8, 4\)"):
+        solved(7).adapt({"decay.group": normal(3), "example.logit": normal(7)}, support)
+
+
 # Distilled examples ---------------------------------------------------------------------------
 
 
@@ -156,6 +231,31 @@ def test_examples_not_moved_are_fine_tuning_on_them():
     assert (flat(a) - flat(bare.adapt(begin, seeds))).abs().max() <= 1e-12
 
 
+def test_new_networks_are_drawn_by_seed_and_step_and_judged_on_rows_of_the_data():
+    data = over(lambda d: d[0], classes().query)
+    draw = partial(new_networks, lambda: mlp(4, (6,), 3), data, 3, 5)
+    one, again, later, other = draw(seed=1)(0), draw(seed=1)(0), draw(seed=1)(1), draw(seed=2)(0)
+    assert one.support.x.shape == (3, 1, 51) and one.query.x.shape == (3, 5, 4)
+    for a, b in zip((*one.support, *one.query), (*again.support, *again.query), strict=True):
+        assert torch.equal(a, b)
+    starts = torch.cat([d.support.x[:, 0] for d in (one, later, other)])
+    assert len(starts.unique(dim=0)) == 9
+    for x, y in zip(*one.query, strict=True):
+        rows = [int((data.x == row).all(1).nonzero()) for row in x]
+        assert len(set(rows)) == 5 and torch.equal(y, data.y[rows])
+    with pytest.raises(ValueError, match="at most 8 rows"):
+        new_networks(lambda: mlp(4, (6,), 3), data, 3, 9)
+
+
+def test_a_new_network_is_what_distilled_begins_with():
+    learner, _, seeds = distilling()
+    data = over(lambda d: d[0], classes().query)
+    support = new_networks(lambda: net(3), data, 1, 2)(0).support
+    bare = finetune(net(), cross_entropy, 0.2, 4).adapt(parameters(net(3)), seeds)
+    theta = learner.adapt(learner.init(), over(lambda d: d[0], support))
+    assert (flat(theta) - flat(bare)).abs().max() <= 1e-6
+
+
 def test_flat_and_unflat_are_inverse_and_a_wrong_length_is_refused():
     params = parameters(net())
     again = unflat(flat(params), params)
@@ -164,12 +264,13 @@ def test_flat_and_unflat_are_inverse_and_a_wrong_length_is_refused():
         unflat(flat(params)[1:], params)
 
 
-# All three ------------------------------------------------------------------------------------
+# All of them ------------------------------------------------------------------------------------
 
 EVERY = {
     "weight_decay": lambda t: (weight_decay(net(), cross_entropy, 0.1, 4, 0.1), classes(t)),
     "reweighted": lambda t: (reweighted(net(), cross_entropy, 0.1, 4, 8, decay=0.1), classes(t)),
     "distilled": lambda t: distilling(t)[:2],
+    "weighted_ridge": lambda t: (solved(), classes(t)),
 }
 
 
@@ -222,23 +323,108 @@ def test_errors_say_what_was_expected():
 
 
 def test_nothing_on_the_page_is_chosen_with_test_labels(small):
-    plain = sklearn.datasets.load_digits()
+    x, y = sklearn.datasets.load_digits(return_X_y=True)
+    order = np.random.default_rng([1, 77]).permutation(len(y))  # the last split of the page
 
     def run(used):
-        raw = sklearn.utils.Bunch(**plain)
-        raw.target = plain.target.copy()
-        order = np.random.default_rng([0, 77]).permutation(len(raw.target))
-        raw.target[order[used:]] = (raw.target[order[used:]] + 3) % 10
-        small.setattr(sklearn.datasets, "load_digits", lambda: raw)
-        page = run_until("problems", "DISTILLED")
-        single, phi = page["CHOSEN"]["alone", 0]
-        learned = page["LEARNED"][page["CLEAN"][1], 0]
-        images = page["DISTILLED"][0]
-        return single, [*phi.values(), *learned.values(), *images.values()]
+        labels = y.copy()
+        labels[order[used:]] = (labels[order[used:]] + 3) % 10
+        small.setattr(sklearn.datasets, "load_digits", lambda **_: (x.copy(), labels))
+        page = run_until("problems", "reach")
+        losses = [rows[1][1] for rows in page["decays"].values()]  # on validation images
+        phis = [v for phi in page["found"][40, 1].values() for v in phi.values()]
+        images = [torch.as_tensor(v) for made in page["ways"].values() for v in made]
+        return [torch.tensor(losses), *phis, *images]
 
-    whole = len(plain.target)
-    before, after = run(whole), run(1200)  # no problem trains or validates on more than 1200
-    assert before[0] == after[0]
-    assert all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+    before, after = run(len(y)), run(1200)  # no problem trains or validates on more than 1200
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     changed = run(50)  # labels of training images do count
-    assert not all(torch.equal(a, b) for a, b in zip(before[1], changed[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, changed, strict=True))
+
+
+# The solutions of its exercises -----------------------------------------------------------------
+
+
+def test_ten_times_the_trainings_bring_the_search_nearer_and_not_there(small):
+    """ex-problems-search"""
+    page = run_until("problems", "learned")
+    images, found = page["IMAGES"], []
+    for seed in (0, 1):
+        strangers = np.random.default_rng([seed, 78]).permutation(images)
+        beside = torch.cat([images, torch.from_numpy(strangers)], 1)
+        train, held, _ = page["split"](seed, 100, 200, x=beside)
+        learner, task = weighted_ridge(torch.arange(128), 100), page["one_task"](train, held)
+        phi, objective = over(torch.Tensor.double, learner.init()), bilevel(learner, mse_loss)
+
+        def value(logs, phi=phi, objective=objective, task=task):
+            return objective({**phi, "decay.group": logs}, task).item()
+
+        grid = {log: torch.full((128,), float(log)).double() for log in range(-9, 1)}
+        phi["decay.group"] = grid[best_of(grid, lambda v, value=value: -value(v)).setting]
+        short, long = (page["search"](value, phi["decay.group"], n, seed) for n in (240, 2400))
+        rule = cosine_adam(0.3, 60)
+        ours = fit(objective, phi, lambda step, t=task: t, 60, moves=["decay.group"], **rule).params
+        found.append([value(short), value(long), value(ours["decay.group"])])
+    short, long, ours = np.mean(found, 0)
+    assert abs(short - 0.044) < 1e-3 and abs(long - 0.039) < 1e-3 and ours < long - 2e-4
+
+
+def test_the_gradient_of_the_start_vanishes_as_the_solution_says():
+    """ex-problems-start"""
+    x, y = 0.3 * normal(6, 5), normal(6, 1, seed=1)
+
+    def judged(start, steps):
+        inner = lambda th: ((x @ th["w"] - y) ** 2).mean() + np.exp(-4) / 2 * (th["w"] ** 2).sum()  # noqa: E731
+        return ((normal(9, 5, seed=2) @ descend(inner, {"w": start}, 0.8, steps)["w"]) ** 2).mean()
+
+    factor = 1 - 0.8 * np.exp(-4)
+    assert abs(factor - 0.985) < 5e-4 and factor**1000 < 1e-6
+    size = [torch.func.grad(judged)(normal(5, 1, seed=3), k).norm() for k in (300, 301, 600)]
+    assert size[1] <= (factor + 1e-3) * size[0] and size[2] <= factor**290 * size[0]
+
+
+def test_a_softmax_gains_from_learned_weights():
+    """ex-problems-softmax"""
+    x, y = (torch.from_numpy(v) for v in sklearn.datasets.load_digits(return_X_y=True))
+    x, y = x.float() / 16, one_hot(y, 10)
+    found = []
+    for seed in (100, 101, 102):
+        order = np.random.default_rng([seed, 77]).permutation(len(x))
+        parts = np.split(order, [700, 900])
+        train, held, test = (Batch(x[i], y[i].clone()) for i in parts)
+        rng = np.random.default_rng([seed, 79])
+        wrong = np.flatnonzero(rng.random(500) < 0.4)
+        for i, by in zip(wrong, rng.integers(1, 10, len(wrong)), strict=True):
+            train.y[i] = train.y[i].roll(int(by))
+        rows = len(train.x)
+        learner = reweighted(mlp(64, (), 10, seed=seed), cross_entropy, 1.0, 60, rows, 1e-3)
+
+        @torch.no_grad()
+        def judged(logits, data, learner=learner, train=train):
+            def one(logit):
+                said = learner.predict(learner.adapt({"example.logit": logit}, train), data.x)
+                return torch.stack([cross_entropy(said, data.y), accuracy(said, data.y)])
+
+            return torch.vmap(one)(logits).mT
+
+        theta = learner.adapt(learner.init(), train)
+        said = learner.predict(theta, train.x).detach()
+        rank = torch.vmap(cross_entropy)(said[:, None], train.y[:, None])[:500].argsort().argsort()
+        grid = []
+        for share in (1e-6, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95):
+            for drop in (0.0, 0.2, 0.3, 0.4, 0.5, 0.6):
+                kept = (1 - drop) * 500
+                noisy = np.log(share / kept) - 5.0 * (rank >= kept)
+                sure = torch.full((rows - 500,), np.log((1 - share) / (rows - 500)))
+                grid.append(torch.cat([noisy.float(), sure]))
+        grid = torch.stack(grid)
+        best = grid[judged(grid, held)[0].argmin()]
+        task = Episode(*(over(lambda v: v[None], b) for b in (train, held)))
+        rule = cosine_adam(0.3, 15)
+        ours = fit(
+            bilevel(learner, cross_entropy), learner.init(), lambda step, t=task: t, 15, **rule
+        )
+        both = torch.stack([ours.params["example.logit"], best])
+        found.append(judged(both, test)[1])
+    ours, two = (100 * torch.stack(found).mean(0)).tolist()
+    assert abs(ours - 93.5) < 0.4 and abs(two - 92.5) < 0.4

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import mse_loss
 
 from mtlib.core import Batch
-from mtlib.data.sinusoids import best_possible, noisy_sinusoids, sinusoids, varied_sinusoids
-from mtlib.evaluate import answers
+from mtlib.data.sinusoids import (
+    best_linear,
+    best_possible,
+    noisy_sinusoids,
+    side_by_side,
+    sinusoids,
+    varied_sinusoids,
+)
+from mtlib.evaluate import answers, evaluate
 from mtlib.learners.gradient import maml
 from mtlib.nets import mlp
 
@@ -68,6 +76,44 @@ def test_answers_are_those_of_each_task_alone_and_read_no_query_label():
         torch.testing.assert_close(found[t], alone)
     wrong = draw._replace(query=draw.query._replace(y=draw.query.y * float("nan")))
     assert torch.equal(answers(learner, phi, wrong), found)
+
+
+def test_curves_side_by_side_are_fixed_sinusoids_with_noise():
+    """Each column is A sin(x − φ) of its own, so sin x and cos x explain all but the noise, at other places in each step."""
+    stream = side_by_side(30, points=40, seed=1, noise=0.2)
+    (x, y), (x2, y2) = stream(0), stream(1)
+    assert x.shape == (1, 40, 1) and y.shape == (1, 40, 30) and not torch.equal(x, x2)
+    waves, again = (torch.cat([torch.sin(d[0]), torch.cos(d[0])], 1) for d in (x, x2))
+    w = torch.linalg.lstsq(waves, y[0]).solution
+    assert (y[0] - waves @ w).std().item() == pytest.approx(0.2, rel=0.1)
+    assert (y2[0] - again @ w).std().item() == pytest.approx(0.2, rel=0.15)  # the same curves
+    amplitude = w.norm(dim=0)
+    assert amplitude.min() > 0.0 and amplitude.max() < 5.2 and (w[1] < 0.2).all()
+    assert torch.equal(stream(3).y, side_by_side(30, points=40, seed=1, noise=0.2)(3).y)
+    assert not torch.equal(stream(3).y, side_by_side(30, points=40, seed=2, noise=0.2)(3).y)
+
+
+def test_the_best_linear_answer_is_conditioning_with_the_moments_of_drawn_curves():
+    """Mean and covariance of many drawn curves at support and query places, put into the normal formula."""
+    x = torch.linspace(-4, 4, 9)[:, None]
+    g = torch.Generator().manual_seed(0)
+    a, phase = 0.1 + 4.9 * torch.rand(200_000, 1, generator=g), torch.rand(200_000, 1, generator=g)
+    drawn = a * torch.sin(x.T - torch.pi * phase)  # (curves, places)
+    mean, c = drawn.mean(0), torch.cov(drawn.T)
+    near, far = slice(0, 9, 3), slice(1, 9, 3)
+    y = drawn[0, near]
+    gain = c[far, near] @ torch.linalg.inv(c[near, near] + 0.09 * torch.eye(3))
+    learner = best_linear(0.3)
+    found = learner.predict(learner.adapt({}, Batch(x[near], y[:, None])), x[far])[:, 0]
+    assert (found - mean[far] - gain @ (y - mean[near])).abs().max() < 0.02
+
+
+def test_no_answer_is_better_than_the_exact_one_and_the_linear_one_is_close():
+    stream = noisy_sinusoids(3, 50, 100, seed=5)
+    exact, linear = (
+        evaluate(m, {}, stream, 400, mse_loss) for m in (best_possible(), best_linear())
+    )
+    assert exact.mean <= linear.mean < 1.3 * exact.mean
 
 
 def spread(theta, x):

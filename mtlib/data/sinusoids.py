@@ -112,6 +112,30 @@ def named_sinusoids(
     return stream
 
 
+def side_by_side(curves: int = 400, points: int = 2, seed: int = 0, noise: float = 0.3) -> Stream:
+    """A fixed set of noisy curves, all of them measured at the same new places in each step: pre-training on known tasks.
+
+    y_t = A_t sin(x − φ_t) + σ ε, one target for each curve t, so that a network with `curves` outputs learns all of them
+    on one body. `stream(step)` -> Batch, x: (1, points, 1), y: (1, points, curves). Raises ValueError as
+    `noisy_sinusoids`.
+    """
+    positive(curves=curves, points=points)
+    check_seed(seed)
+    within(0, noise=noise)
+    world = torch.Generator().manual_seed(seed)
+    a, phase = torch.rand(2, curves, generator=world)
+    a = AMPLITUDE[0] + (AMPLITUDE[1] - AMPLITUDE[0]) * a
+    phase = PHASE[0] + (PHASE[1] - PHASE[0]) * phase
+
+    def stream(step: int) -> Batch:
+        g = torch.Generator().manual_seed(1_000_003 * (seed + 1) + step)
+        x = RANGE[0] + (RANGE[1] - RANGE[0]) * torch.rand(1, points, 1, generator=g)
+        y = a * torch.sin(x - phase)
+        return Batch(x, y + noise * torch.randn(y.shape, generator=g))
+
+    return stream
+
+
 def varied_sinusoids(
     shots: int = 20, queries: int = 20, tasks: int = 25, seed: int = 0, noise: float = 0.3
 ) -> Stream:
@@ -163,6 +187,34 @@ def best_possible(noise: float = 0.3, points: int = 100) -> Learner:
 
     def predict(theta: Params, x: Tensor) -> Tensor:
         return waves(x) @ theta["mean"][:, None]
+
+    return Learner(dict, adapt, predict)
+
+
+def best_linear(noise: float = 0.3) -> Learner:
+    """The best answer to `noisy_sinusoids` that is linear in the support targets: a normal prior with the true moments.
+
+    On waves(x) = [sin x, −cos x] the weights (u, v) = A (cos φ, sin φ) have mean m = E[A] (0, 2/π) and covariance
+    C = diag(E[A²]/2, E[A²]/2 − m₂²); u and v are normal here. No ridge or Bayesian head has a lower expected squared
+    error, whatever its features. There is nothing to train: φ is empty. `predict`: x (B, 1) -> (B, 1). Raises ValueError
+    unless `noise` is above 0.
+    """
+    above_zero(noise=noise)
+    low, high = AMPLITUDE
+    power = (low**2 + low * high + high**2) / 6
+    centre = (low + high) / math.pi
+    variance = torch.tensor([power, power - centre**2])
+
+    def waves(x: Tensor) -> Tensor:
+        return torch.cat([torch.sin(x), -torch.cos(x)], 1)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        z, mean = waves(support.x), support.x.new_tensor([[0.0], [centre]])
+        a = z.T @ z + noise**2 * torch.diag(1 / variance).to(z)
+        return {**phi, "mean": mean + torch.linalg.solve(a, z.T @ (support.y - z @ mean))}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        return waves(x) @ theta["mean"]
 
     return Learner(dict, adapt, predict)
 

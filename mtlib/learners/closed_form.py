@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Episode, Learner, Params, apply, features, parameters, require
-from mtlib.learners.metric import body_of, check_targets, linear_head
+from mtlib.learners.gradient import at_least_zero, check_steps
+from mtlib.learners.metric import body_of, check_targets, linear_head, width
 from mtlib.run.devices import double
 from mtlib.tasks import above_zero, check_draw, positive, within
 
@@ -19,7 +22,7 @@ def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
 
     V = argmin ‖Z V − Y‖² + λ ‖V − V_φ‖², Z = [z(φ, x), 1] (N, D+1), V = [Wᵀ; b] (D+1, W): in closed form
     V = V_φ + Zᵀ (Z Zᵀ + λI)⁻¹ (Y − Z V_φ). λ = exp(φ["ridge.log_strength"]) is learned along with the body and
-    the head; it starts at `strength`. With V_φ = 0 it is R2-D2's solver. {cite}`bertinetto2019meta`
+    the head; it starts at `strength`. `r2d2` has V_φ = 0, and scales its answers. {cite}`bertinetto2019meta`
     Raises ValueError if `strength` ≤ 0, or the head is not one linear layer with a bias.
     """
     _check(net, strength=strength)
@@ -40,6 +43,36 @@ def ridge(net: nn.Module, strength: float = 1.0) -> Learner:
     return Learner(init, adapt, f, net=net, settings=names[2:])
 
 
+def r2d2(net: nn.Module, strength: float = 1.0, scale: float = 1.0) -> Learner:
+    """R2-D2: ridge regression of one-hot labels on the features; its answers, scaled and shifted, are logits.
+
+    V = argmin ‖Z V − Y‖² + λ ‖V‖² = Zᵀ (Z Zᵀ + λI)⁻¹ Y, Z = [z(φ, x), 1] (N, D+1), Y one-hot (N, W);
+    logits(x) = α Vᵀ[z(φ, x), 1] + β. λ = exp(φ["r2d2.log_strength"]), α = exp(φ["r2d2.log_scale"]) and the number
+    β = φ["r2d2.shift"] are learned with the body; they start at `strength`, `scale` and 0. A softmax does not see β,
+    which is the same for all classes. The network's head is not used. θ carries V as `r2d2.head` (D+1, W).
+    Raises ValueError if `strength` or `scale` ≤ 0. {cite}`bertinetto2019meta`
+    """
+    above_zero(strength=strength, scale=scale)
+    names = ("r2d2.log_strength", "r2d2.log_scale", "r2d2.shift")
+    z = features(net)
+
+    def init() -> Params:
+        body = body_of(net)
+        first = next(net.parameters()).new_tensor([strength, scale, 1.0]).log()
+        return {**body, **{k: v.clone() for k, v in zip(names, first, strict=True)}}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, names)
+        zs = with_one(z(phi, support.x))
+        return {**phi, "r2d2.head": ridge_solution(zs, support.y, phi[names[0]].exp())}
+
+    def predict(theta: Params, x: Any) -> Tensor:
+        alpha, beta = theta[names[1]].exp(), theta[names[2]]
+        return alpha * with_one(z(theta, x)) @ theta["r2d2.head"] + beta
+
+    return Learner(init, adapt, predict, net=net)
+
+
 def bayesian(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learner:
     """Bayesian linear regression of the targets on the features: `ridge`, with its uncertainty.
 
@@ -47,30 +80,68 @@ def bayesian(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learn
     A = ZᵀZ + λI:  V̂ = V_φ + A⁻¹Zᵀ(Y − Z V_φ), the mean;  y | x, S ~ N( V̂ᵀz, σ²(1 + zᵀA⁻¹z) I ).
     Predicts means and standard deviations side by side, (B, 2W): for a loss with two columns per target, such as
     `mtlib.learners.amortised.gaussian_nll`. λ = exp(φ["bayes.log_strength"]) and σ = exp(φ["bayes.log_noise"]) are
-    learned too; θ carries A⁻¹ as `bayes.covariance`. Raises ValueError like `ridge`. {cite}`harrison2018alpaca`
+    learned too; θ carries A⁻¹ as `bayes.covariance`. `alpaca` has a matrix in the place of λI. Raises ValueError like
+    `ridge`. {cite}`harrison2018alpaca`
     """
     _check(net, strength=strength, noise=noise)
-    names = ("head.weight", "head.bias", "bayes.log_strength", "bayes.log_noise")
+
+    def precision(own: Tensor, like: Tensor) -> Tensor:
+        return own.exp() * torch.eye(like.shape[1]).to(like)
+
+    def first(like: Tensor) -> Tensor:
+        return like.new_tensor(strength).log()
+
+    return _posterior(net, "bayes.log_strength", first, noise, precision)
+
+
+def alpaca(net: nn.Module, strength: float = 1.0, noise: float = 1.0) -> Learner:
+    """ALPaCA: Bayesian linear regression whose prior on the head is learned whole, its mean and its precision matrix.
+
+    Each column of V ~ N(its column of V_φ, σ² Λ₀⁻¹), Λ₀ = L Lᵀ; the rest as in `bayesian`, with A = ZᵀZ + Λ₀.
+    L = φ["alpaca.factor"] (D+1, D+1) starts at √λ I, λ = `strength`, and then it is `bayesian`. σ =
+    exp(φ["alpaca.log_noise"]) is learned here; the paper knows it, and its features have no constant one. θ carries A⁻¹ as
+    `alpaca.covariance`. Raises ValueError like `ridge`. {cite}`harrison2018alpaca`
+    """
+    _check(net, strength=strength, noise=noise)
+
+    def precision(own: Tensor, like: Tensor) -> Tensor:
+        return own @ own.mT
+
+    def first(like: Tensor) -> Tensor:
+        return torch.eye(width(net) + 1).to(like) * math.sqrt(strength)
+
+    return _posterior(net, "alpaca.factor", first, noise, precision)
+
+
+def _posterior(
+    net: nn.Module,
+    prior: str,
+    first: Callable[[Tensor], Tensor],
+    noise: float,
+    precision: Callable[[Tensor, Tensor], Tensor],
+) -> Learner:
+    """Bayesian linear regression with Λ₀ = precision(φ[prior], Z), φ[prior] = first(φ's head's weight) at first."""
+    prefix = prior.split(".")[0]
+    names = ("head.weight", "head.bias", prior, f"{prefix}.log_noise")
     z, f = features(net), apply(net)
 
     def init() -> Params:
         phi = parameters(net)
-        start = phi[names[0]].new_tensor([strength, noise]).log()
-        return {**phi, names[2]: start[0].clone(), names[3]: start[1].clone()}
+        like = phi[names[0]]
+        return {**phi, prior: first(like), names[3]: like.new_tensor(noise).log()}
 
     def adapt(phi: Params, support: Batch) -> Params:
         require(phi, names)
-        zs, prior = with_one(z(phi, support.x)), head_matrix(phi)  # (N, D+1), (D+1, W)
-        y = check_targets(zs, support.y, prior.shape[1])
-        a = zs.mT @ zs + phi[names[2]].exp() * torch.eye(zs.shape[1]).to(zs)
-        inverse = torch.linalg.inv(a)
-        v = prior + inverse @ zs.mT @ (y - zs @ prior)
+        zs, mean = with_one(z(phi, support.x)), head_matrix(phi)  # (N, D+1), (D+1, W)
+        y = check_targets(zs, support.y, mean.shape[1])
+        inverse = torch.linalg.inv(zs.mT @ zs + precision(phi[prior], zs))
+        v = mean + inverse @ zs.mT @ (y - zs @ mean)
         head = {"head.weight": v[:-1].mT, "head.bias": v[-1]}
-        return {**phi, **head, "bayes.covariance": inverse}
+        return {**phi, **head, f"{prefix}.covariance": inverse}
 
     def predict(theta: Params, x: Any) -> Tensor:
         mean, zq = f(theta, x), with_one(z(theta, x))
-        variance = 1 + ((zq @ theta["bayes.covariance"]) * zq).sum(1, keepdim=True)  # (B, 1)
+        variance = 1 + ((zq @ theta[f"{prefix}.covariance"]) * zq).sum(1, keepdim=True)  # (B, 1)
         scale = theta[names[3]].exp() * variance.sqrt()
         return torch.cat([mean, scale.expand_as(mean)], 1)  # (B, 2W)
 
@@ -101,6 +172,36 @@ def metaoptnet(net: nn.Module, strength: float = 0.1, scale: float = 1.0) -> Lea
         return theta["svm.log_scale"].exp() * z(theta, x) @ theta["svm.weight"].mT
 
     return Learner(init, adapt, predict, net=net)
+
+
+def anil_at_once(net: nn.Module, lr: float, steps: int) -> Learner:
+    """ANIL under squared error, all its steps at once: no path, products of matrices as large as the support set.
+
+    On features Z = [z(φ, x), 1] (N, D+1) a step on the head is V ← V − ρ Zᵀ(Z V − Y), ρ = 2α/(N W), α = `lr`, so K steps
+    from φ's head give V = V_φ + Zᵀ S_K (Y − Z V_φ), S_K = ρ Σ_{j<K} (I − ρ Z Zᵀ)^j: as a ridge head's, with S_K in the
+    place of (Z Zᵀ + λI)⁻¹. S_K takes about 2 log₂ K products. For the loss `mse_loss`, of which it is
+    `mtlib.learners.gradient.anil` up to rounding. Raises ValueError as that does, and like `ridge`.
+    {cite}`raghu2020rapid`
+    """
+    at_least_zero(rate=lr)
+    check_steps(steps)
+    _check(net)
+    z, f = features(net), apply(net)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        zs, v = with_one(z(phi, support.x)), head_matrix(phi)
+        y = check_targets(zs, support.y, v.shape[1])
+        one, rho = torch.eye(len(zs)).to(zs), 2 * lr / y.numel()
+        step = one - rho * zs @ zs.mT
+        power, total = one, 0 * one  # of k steps; k grows by the binary digits of K
+        for digit in f"{steps:b}":
+            total, power = total + power @ total, power @ power
+            if digit == "1":
+                total, power = rho * one + step @ total, step @ power
+        v = v + zs.mT @ total @ (y - zs @ v)
+        return {**phi, "head.weight": v[:-1].mT, "head.bias": v[-1]}
+
+    return Learner(partial(parameters, net), adapt, f, net=net)
 
 
 # Their solvers -------------------------------------------------------------------------------
@@ -222,6 +323,27 @@ def saddle(k: Tensor, free: Tensor, target: Tensor, total: float) -> Tensor:
     system = torch.cat([torch.cat([a, -rows], 1), torch.cat([rows.mT, 0 * one], 1)])
     right = torch.cat([(free * target).flatten(), k.new_full((n,), total)])
     return solve(system, right)[: n * w].reshape(n, w)
+
+
+def heads_prior(heads: Tensor, noise: float, jitter: float = 1e-6) -> Params:
+    """The prior that known heads speak for, in `alpaca`'s entries: their mean, and their covariance as σ² Λ₀⁻¹.
+
+    heads: (D+1, T), a column for each known task, as `head_matrix` gives them for a network with T outputs. Λ₀ = L Lᵀ =
+    σ² (cov(heads) + `jitter` I)⁻¹, σ = `noise`. Empirical Bayes on pre-trained features: {"head.weight", "head.bias",
+    "alpaca.factor", "alpaca.log_noise"}, for one output. Raises ValueError unless T ≥ 2, and both numbers are above 0.
+    """
+    above_zero(noise=noise, jitter=jitter)
+    if heads.ndim != 2 or heads.shape[1] < 2:
+        raise ValueError(
+            f"expected heads (D+1, T) of at least two known tasks, got {tuple(heads.shape)}"
+        )
+    wide = double(heads)
+    mean = heads.mean(1)
+    spread = torch.cov(wide) + jitter * torch.eye(len(wide)).to(wide)
+    factor = noise * torch.linalg.cholesky(torch.linalg.inv(spread))
+    log_noise = heads.new_tensor(noise).log()
+    head = {"head.weight": mean[None, :-1], "head.bias": mean[-1:]}
+    return {**head, "alpaca.factor": factor.to(heads), "alpaca.log_noise": log_noise}
 
 
 # What they share -----------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, apply, expect, require, risk
+from mtlib.core import Batch, Episode, Learner, Loss, Params, Stream, apply, expect, require, risk
 from mtlib.learners.gradient import (
     Rate,
     at_least_zero,
@@ -21,6 +22,8 @@ from mtlib.learners.gradient import (
     descending,
     weights,
 )
+from mtlib.run.devices import random_kept
+from mtlib.tasks import check_rows, check_seed, functions, positive
 
 
 def weight_decay(net: nn.Module, loss: Loss, lr: float, steps: int, decay: float = 1e-2) -> Learner:
@@ -65,8 +68,8 @@ def reweighted(
     """Learning to reweight: φ is a weight for each of the `examples` of the support set, row by row.
 
     θ(φ) ≈ argmin_θ Σ_i w_i ℓ(f_θ(x_i), y_i) + ½λ‖θ‖²,  w = softmax(φ["example.logit"]), λ = `decay`, by `steps`
-    gradient steps from the network's own start; all logits start at 0, uniform weights.
-    {cite}`ren2018reweight,franceschi2018bilevel`
+    gradient steps from the network's own start; all logits start at 0, uniform weights. Data hyper-cleaning learns such
+    weights {cite}`franceschi2017forward`; {cite:t}`ren2018reweight` set them anew for each batch, by one step.
     Raises ValueError if the support set has another number of rows, `examples` < 1, or `lr` or `decay` < 0.
     """
     at_least_zero(lr=lr, decay=decay)
@@ -100,6 +103,44 @@ def reweighted(
     return Learner(init, adapt._replace(alone=True), f)
 
 
+def weighted_ridge(groups: Tensor, examples: int, decay: float = 1e-2) -> Learner:
+    """An inner problem that is solved exactly: φ is a log decay for each group of inputs, and a weight for each example.
+
+    θ(φ) = argmin Σ_i w_i mse(V x_i + b, y_i) + ½ Σ_j λ_{g(j)} ‖V_j‖²,  w = softmax(φ["example.logit"]) (N,),
+    λ = exp(φ["decay.group"]) (K,). `groups` (D,) has the number g(j) < K of each input's group, V_j are the weights of
+    input j, N = `examples`. At first all λ_k are `decay`, and the weights are equal. x is (N, D), y (N, W).
+    {cite}`pedregosa2016hyperparameter,franceschi2017forward`
+    Raises ValueError unless `groups` are whole numbers from 0 on, or for data of other sizes, or `decay` ≤ 0.
+    """
+    check_steps(examples, "examples", 1)
+    whole = isinstance(groups, Tensor) and groups.dtype == torch.long and groups.ndim == 1
+    expect(whole and len(groups) > 0 and int(groups.min()) == 0, "groups (D,), 0, 1, …", groups)
+    expect(0 < decay < float("inf"), "decay > 0, finite", decay)
+
+    def init() -> Params:
+        decays = torch.full((int(groups.max()) + 1,), decay).log()
+        return {"decay.group": decays, "example.logit": torch.zeros(examples)}
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, ("decay.group", "example.logit"))
+        if support.x.shape != (examples, len(groups)):
+            raise ValueError(
+                f"expected x of {examples} examples and {len(groups)} inputs; got {tuple(support.x.shape)}"
+            )
+        w = phi["example.logit"].softmax(0)[:, None]
+        centre, level = (w * support.x).sum(0), (w * support.y).sum(0)
+        x, y = support.x - centre, support.y - level
+        half = 2 / y.shape[1] * (w * x).mT  # mse is a mean over the W outputs
+        decays = phi["decay.group"].exp()[groups.to(x.device)]
+        v = torch.linalg.solve(half @ x + decays.diag(), half @ y)  # (D, W)
+        return {"weight": v.mT, "bias": level - centre @ v}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        return x @ theta["weight"].mT + theta["bias"]
+
+    return Learner(init, adapt, predict)
+
+
 def distilled(net: nn.Module, loss: Loss, lr: float, steps: int, seeds: Batch) -> Learner:
     """Data distillation: φ is the training data, as many examples as `seeds` has and starting there.
 
@@ -127,6 +168,34 @@ def distilled(net: nn.Module, loss: Loss, lr: float, steps: int, seeds: Batch) -
 
     adapt = descending(begin, value, lambda phi: _rate(net, phi["distilled.log_lr"].exp()), steps)
     return Learner(init, adapt._replace(alone=True), f)
+
+
+def new_networks(
+    make: Callable[[], nn.Module], data: Batch, tasks: int, rows: int, seed: int = 0
+) -> Stream:
+    """A stream for `distilled`: each task is a new network of `make()`, judged on `rows` rows of real data.
+
+    support.x (T, 1, P) has the parameters of T = `tasks` networks, `flat(params)`, and query the rows, drawn without
+    replacement for each. Draws follow (`seed`, step); another seed gives other networks.
+    """
+    expect(not isinstance(make, nn.Module), "make, a function that makes a network", make)
+    functions(0, make=make)
+    positive(tasks=tasks, rows=rows)
+    check_seed(seed)
+    check_rows(data, "data")
+    if rows > len(data.y):
+        raise ValueError(f"expected at most {len(data.y)} rows, as many as data has; got {rows}")
+
+    def stream(step: int) -> Episode:
+        rng = np.random.default_rng([seed, step])
+        with random_kept():
+            torch.manual_seed(int(rng.integers(2**31)))
+            begin = torch.stack([flat(weights(make()))[None] for _ in range(tasks)])
+        picks = [torch.from_numpy(rng.permutation(len(data.y))[:rows]) for _ in range(tasks)]
+        query = Batch(*(torch.stack([d[i] for i in picks]) for d in data))
+        return Episode(Batch(begin.detach(), torch.zeros(tasks, 1, 1)), query)
+
+    return stream
 
 
 def flat(params: Params) -> Tensor:

@@ -27,7 +27,7 @@ from mtlib.joint import joint, toward
 from mtlib.learners.amortised import point
 from mtlib.learners.finetune import as_is, finetune, fresh_head
 from mtlib.learners.gradient import maml
-from mtlib.learners.hyper import distilled, flat, reweighted, weight_decay
+from mtlib.learners.hyper import distilled, flat, reweighted, weight_decay, weighted_ridge
 from mtlib.learners.lora import lora, merged
 from mtlib.learners.metric import centred, protonet, simpleshot
 from mtlib.learners.policy import cost, policy_gradient
@@ -200,6 +200,8 @@ def test_problems_beside_meta_learning_give_the_cpus_numbers():
     )
     learner = reweighted(net, mse_loss, 0.1, 2, examples=6)
     agrees(bilevel(learner, mse_loss), learner.init(), data)
+    learner = weighted_ridge(torch.tensor([0, 0, 1]), 6)
+    agrees(bilevel(learner, mse_loss), over(torch.Tensor.double, learner.init()), data)
     learner = distilled(net, mse_loss, 0.1, 2, seeds)
     agrees(bilevel(learner, mse_loss), learner.init(), Episode(first, starts.query))
 
