@@ -37,6 +37,7 @@ from mtlib.bilevel import (
 )
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.contest import Way, alphabets, conclude, contest
+from mtlib.book.drawings import bowls
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
     Entry,
@@ -166,8 +167,10 @@ from mtlib.learners.gradient import (
     descent,
     inner_loop,
     maml,
+    minibatches,
     momentum,
     moving,
+    part_of,
     proximal,
     proximity,
     step,
@@ -1504,6 +1507,18 @@ BAD |= {
     ),
     "cavia: no context": (lambda: cavia(NET, cross_entropy, 0.1, 1, dims=0), "dims"),
     "cavia: a head without a bias": (lambda: cavia(NO_BIAS, cross_entropy, 0.1, 1), "with a bias"),
+    "cavia: no such layer": (
+        lambda: cavia(NET, cross_entropy, 0.1, 1, layer="body.9"),
+        "linear layer or of a norm",
+    ),
+    "cavia: a layer without a bias": (
+        lambda: cavia(NO_BIAS, cross_entropy, 0.1, 1, layer="head"),
+        "linear layer or of a norm",
+    ),
+    "minibatches: no inner steps": (lambda: minibatches(protonet(NET), 5), "inner steps"),
+    "minibatches: no row": (lambda: minibatches(LEARNER, 0), "size"),
+    "part_of: a tensor for the support set": (lambda: part_of(DRAW.support.x, 5, 0), "Batch"),
+    "part_of: half a step": (lambda: part_of(SUPPORT, 5, 0.5), "step"),
     "protomaml: a head without a bias": (
         lambda: protomaml(NO_BIAS, cross_entropy, 0.1, 1),
         "with a bias",
@@ -2119,6 +2134,11 @@ BAD |= {
     "error_and_cosine: no matrix": (lambda: error_and_cosine(None, torch.ones(2)), "matrices"),
     "resting: no tasks": (lambda: resting(torch.eye(3), 0.1), "LinearTasks"),
     "resting: no step": (lambda: resting(linear_tasks(3), 0.1, steps=0), "steps"),
+    "bowls: five dimensions": (
+        lambda: bowls(linear_tasks(3), {"w": torch.ones(5)}, 0.1),
+        "two dim",
+    ),
+    "bowls: no point": (lambda: bowls(linear_tasks(3, dims=2), {}, 0.1), "at least one"),
     "losses_at_rest: no tasks": (lambda: losses_at_rest(None, [0.1], 1), "LinearTasks"),
     "losses_at_rest: half a step": (lambda: losses_at_rest(linear_tasks(3), [0.1], 0.5), "steps"),
     "losses_at_rest: no rates": (lambda: losses_at_rest(linear_tasks(3), [], 1), "at least one"),

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mtlib.book.drawings import alone_or_together, episode_and_trainings, two_losses
+from mtlib.book.drawings import alone_or_together, bowls, episode_and_trainings, two_losses
 from mtlib.book.page import equal, recorded_claim
 from mtlib.book.results import recorded, recorded_pages
+from mtlib.data.linear import exact_stream, linear_tasks
 from mtlib.evaluate import interval
 from mtlib.plots import (
     BASELINE,
@@ -158,6 +159,25 @@ def test_two_losses_shows_what_it_says(shown):
         weights = np.array([keep(a) for a, _ in tasks])
         best = (weights * [c for _, c in tasks]).sum() / weights.sum()
         assert at == pytest.approx(best, abs=0.02)
+
+
+def test_bowls_have_arrows_where_a_gradient_step_ends(shown):
+    """Each line of equal loss has one loss; each arrow ends where autograd's step does."""
+    plane, w = linear_tasks(4, dims=2, seed=0), torch.tensor([0.3, -0.2], dtype=torch.float64)
+    bowls(plane, {"here": w, "there": -w}, rate=0.5)
+    ax, _ = shown[0].axes
+    episode = exact_stream(plane)(0)
+    edges = [line for line in ax.get_lines() if len(line.get_xdata()) == 60]
+    ends = [text.xy for text in ax.texts]
+    assert len(edges) == len(ends) == 4
+    for t, (edge, end) in enumerate(zip(edges, ends, strict=True)):
+        x, y = (part[t] for part in episode.support)
+        off = torch.from_numpy(np.array(edge.get_data())) - plane.weights[t][:, None]
+        level = ((x @ off) ** 2).mean(0)
+        assert (level - level[0]).abs().max() <= 1e-9
+        v = w.clone().requires_grad_()
+        (0.5 * ((x @ v[:, None] - y) ** 2).mean()).backward()
+        assert np.allclose(end, (w - 0.5 * v.grad).numpy(), atol=1e-12)
 
 
 def test_the_episode_has_four_panels(shown):

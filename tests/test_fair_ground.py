@@ -79,10 +79,6 @@ BELOW: dict[str, dict[tuple[str, str], str]] = {
 
 # Class means of a trained network that are not above training from scratch, beyond the intervals: not mended yet, or why not.
 NOT_ABOVE: dict[str, dict[tuple[str, str], str]] = {
-    "gradient": {
-        ("pre-training + class means", "entries"): ROTATED,
-        ("pre-training + class means", "characters"): ROTATED,
-    },
     "meta_or_transfer": {
         ("joint on episodes + class means", "matrix"): SUMMED,
         **{("names + class means", f"angle/rows/{angle}"): TURNED for angle in (60, 90)},
@@ -97,7 +93,6 @@ NOT_ABOVE: dict[str, dict[tuple[str, str], str]] = {
 
 # Class means far below those of another page on the same episodes of characters.
 CRIPPLED = {
-    **dict.fromkeys(("amortised", "gradient"), ROTATED),
     "metric": "720 batches of 64, and stored statistics; `images` has 600 of 128, and those of the query batch",
 }
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, parameters
+from mtlib.core import Batch, expect, parameters
+from mtlib.data.linear import LinearTasks
 from mtlib.learners.metric import protonet
 from mtlib.learners.transductive import laplacian_shot
 from mtlib.plots import BASELINE, BLUES, COLOURS, META, REFERENCE, TRANSFER, figure
@@ -60,6 +61,37 @@ def two_losses(rate: float = 0.35, start: float = -1.6) -> None:
         for axes in (left, right):
             axes.grid(False)
             axes.legend()
+
+
+def bowls(tasks: LinearTasks, points: Mapping[str, Tensor], rate: float) -> None:
+    """Linear tasks in the plane as lines of equal loss, a panel for each of the `points` w (2,), by its name.
+
+    From w an arrow for each task shows one gradient step, w − α Σ_t (w − w_t). Raises ValueError unless the tasks have two
+    dimensions.
+    """
+    plane = isinstance(tasks, LinearTasks) and tasks.weights.shape[-1] == 2
+    expect(plane, "LinearTasks of two dimensions", tasks)
+    expect(bool(points), "points, name -> w, at least one", points)
+    turn: Any = np.linspace(0, 2 * np.pi, 60)
+    circle = np.stack([np.cos(turn), np.sin(turn)])
+    shared = {"sharex": True, "sharey": True, "squeeze": False}
+    with figure(7.0, 3.4, ncols=len(points), **shared) as (_, axes):
+        for ax, (name, at) in zip(axes[0], points.items(), strict=True):
+            w = at.numpy()
+            for t, (sigma, lowest) in enumerate(zip(*_arrays(tasks), strict=True)):
+                values, vectors = np.linalg.eigh(sigma)
+                edge = lowest[:, None] + 0.7 * vectors @ (circle / values[:, None] ** 0.5)
+                colour = COLOURS[t % len(COLOURS)]
+                ax.plot(*edge, color=colour, linewidth=1)
+                ax.plot(*lowest, "+", color=colour, markersize=9)
+                arrow(ax, tuple(w), tuple(w - rate * sigma @ (w - lowest)), colour)
+            ax.plot(*w, "o", color="black")
+            ax.set(title=name, xlabel="$w_1$", aspect="equal")
+        axes[0, 0].set_ylabel("$w_2$")
+
+
+def _arrays(tasks: LinearTasks) -> tuple[Any, Any]:
+    return tasks.covariances.numpy(), tasks.weights.numpy()
 
 
 def episode_and_trainings() -> None:
