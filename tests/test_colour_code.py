@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtlib.book.drawings import episode_and_trainings, two_losses
+from mtlib.book.drawings import alone_or_together, episode_and_trainings, two_losses
 from mtlib.book.page import equal, recorded_claim
 from mtlib.book.results import recorded, recorded_pages
 from mtlib.evaluate import interval
@@ -56,6 +56,8 @@ def score(mean):
         *((name, BLUES) for name in ("ProtoNet, 50 labels", "R2-D2", "Reptile", "ANIL")),
         *((name, ORANGES) for name in ("transferred", "pre-training + class means", "joint")),
         *((name, ORANGES) for name in ("pre-training + fine-tuning", "fine-tuning, 5 steps")),
+        ("pre-training, then ProtoNet", BLUES),
+        ("cosine head + cosine class means", ORANGES),
         *((name, GREYS) for name in ("from scratch", "fine-tuning from scratch", "source only")),
     ],
 )
@@ -161,6 +163,15 @@ def test_two_losses_shows_what_it_says(shown):
 def test_the_episode_has_four_panels(shown):
     episode_and_trainings()
     assert len(shown[0].axes) == 4 and all(ax.get_title() for ax in shown[0].axes)
+
+
+def test_questions_together_are_answered_better_and_those_of_one_class_worse(shown):
+    alone_or_together()
+    rings = [
+        len(next(line for line in ax.get_lines() if line.get_marker() == "o").get_xdata())
+        for ax in shown[0].axes
+    ]
+    assert rings[1] < rings[0] / 3 and rings[0] / 75 < 0.2 < 0.4 < rings[2] / 25
 
 
 # Equations that a page states ---------------------------------------------------------------------

@@ -111,7 +111,7 @@ ROWS = {
         transductive=True,
     ),
     "bd_cspn": Row(bd_cspn, "body", head=False, transductive=True),
-    "laplacian_shot": Row(laplacian_shot, "body", head=False, transductive=True),
+    "laplacian_shot": Row(laplacian_shot, "body", own="centre", head=False, transductive=True),
     "ridge": Row(ridge, "both", own="ridge"),
     "r2d2": Row(r2d2, "body", own="r2d2", head=False),
     "bayesian": Row(bayesian, "both", own="bayes", loss=gaussian_nll),

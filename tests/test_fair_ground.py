@@ -96,7 +96,10 @@ NOT_ABOVE: dict[str, dict[tuple[str, str], str]] = {
 }
 
 # Class means far below those of another page on the same episodes of characters.
-CRIPPLED = dict.fromkeys(("gradient", "metric", "transductive"), ROTATED)
+CRIPPLED = {
+    "gradient": ROTATED,
+    "metric": "720 batches of 64, and stored statistics; `images` has 600 of 128, and those of the query batch",
+}
 
 
 class Pair(NamedTuple):
