@@ -8,14 +8,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from pages import at_small_scale, run_until
 from problems import seeded
 from scipy import stats
 from torch.nn.functional import cross_entropy, mse_loss, softplus
 
 from mtlib.bilevel import bilevel
-from mtlib.core import Batch, Episode, features, over
-from mtlib.data.sinusoids import sinusoids
-from mtlib.evaluate import evaluate
+from mtlib.core import Batch, Episode, features, over, take
+from mtlib.data.sinusoids import AMPLITUDE, noisy_sinusoids, sinusoids
+from mtlib.evaluate import answers, evaluate
 from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, point
 from mtlib.nets import mlp
 from mtlib.train import fit
@@ -76,6 +77,51 @@ def test_the_attentive_process_that_asks_nothing_is_cnp(net):
     assert (a.predict(a.adapt(silent, support), x) - expected).abs().max() <= 1e-12
     asking = {**phi, "process.query.weight": 1000 * phi["process.query.weight"]}
     assert (a.predict(a.adapt(asking, support), x) - expected).abs().max() > 1e-4
+
+
+def test_with_one_support_item_attention_is_the_mean(net):
+    """A softmax over one item is 1, whatever is asked: at one point the two are one family of functions."""
+    a, b = attentive_cnp(net, hidden=5), cnp(net, hidden=5)
+    phi = {k: 10 * v for k, v in a.init().items()}
+    one, x = draw(1, 1), draw(3, 2).x
+    theirs = b.predict(b.adapt({k: phi[k] for k in b.init()}, one), x)
+    assert (a.predict(a.adapt(phi, one), x) - theirs).abs().max() <= 1e-12 * theirs.abs().max()
+
+
+def test_the_best_gaussian_has_the_mean_and_the_spread_of_what_it_predicts():
+    """Of a mixture of two Gaussians, which is none: no other (μ, σ) has a lower expected −log N."""
+    share, means, own = torch.tensor([0.3, 0.7]), torch.tensor([-1.0, 2.0]), 0.3
+    mean = (share * means).sum()
+    spread = ((share * (means - mean) ** 2).sum() + own**2).sqrt()
+
+    def expected(mu, sigma):
+        return sigma.log() + (share * ((means - mu) ** 2 + own**2)).sum() / (2 * sigma**2)
+
+    best = expected(mean, spread)
+    for mu in (mean - 0.1, mean, mean + 0.1):
+        for sigma in (0.9 * spread, spread, 1.1 * spread):
+            assert expected(mu, sigma) >= best
+    assert expected(mean, spread * 1.1) - best > 1e-3 and expected(mean + 0.1, spread) - best > 1e-3
+
+
+def test_the_page_knows_the_exact_spread():
+    """Its closed form against a sum over a fine grid of amplitudes and phases."""
+    with at_small_scale():
+        page = run_until("amortised", "BAND")
+    band = page["BAND"]
+    draw = noisy_sinusoids(3, 20, 4, seed=8)(0)
+    a = AMPLITUDE[0] + (AMPLITUDE[1] - AMPLITUDE[0]) * (torch.arange(400).double() + 0.5) / 400
+    phase = torch.pi * (torch.arange(400).double() + 0.5) / 400
+    a, phase = (v.flatten() for v in torch.meshgrid(a, phase, indexing="ij"))
+    for ours, t in zip(answers(band, {}, draw), range(4), strict=True):
+        (x, y), xq = (over(torch.Tensor.double, take(draw.support, t))), draw.query.x[t].double()
+        off = y - a * torch.sin(x - phase)
+        weight = torch.softmax(-(off**2).sum(0) / (2 * page["NOISE"] ** 2), 0)
+        curves = a * torch.sin(xq - phase)
+        mean = curves @ weight
+        spread = ((curves - mean[:, None]) ** 2 @ weight + page["NOISE"] ** 2).sqrt()
+        theirs = torch.stack([mean, spread], 1)
+        assert (ours - theirs).abs().max() < 2e-3 * theirs.abs().max()
 
 
 def test_point_gives_the_means(net):
