@@ -50,7 +50,6 @@ OTHERS = (
 )  # neither trained on the target nor carried to it
 
 RECORDS = recorded_pages()
-ROTATED = "pre-trained on rotated copies, which makes the quarter turns of a class its rivals: to be trained upright"
 FROZEN = "a frozen body that was never asked about platelets cannot find them: the page's point"
 SUMMED = "the summed loss on renumbered labels, which forgets the inputs: the page's point"
 TURNED = "tasks turned by two thirds of a right angle or more: negative transfer, the page's point"
