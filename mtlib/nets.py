@@ -22,7 +22,7 @@ from mtlib.norm import Norm, Statistics
 from mtlib.run.copies import Called, before, copyable, evaluating, private, replaced
 from mtlib.run.devices import random_kept
 from mtlib.run.fast import as_stored, plain
-from mtlib.tasks import functions, positive
+from mtlib.tasks import above_zero, functions, positive
 
 
 def two_halves(body: nn.Module, head: nn.Module) -> nn.Sequential:
@@ -274,6 +274,18 @@ def mlp(inputs: int, hidden: Iterable[int], outputs: int, seed: int | None = Non
     with seeded(seed):
         layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         return two_halves(nn.Sequential(*layers), nn.Linear(sizes[-1], outputs))
+
+
+def policy_net(
+    inputs: int = 2, actions: int = 2, width: int = 32, small: float = 0.1, seed: int = 0
+) -> nn.Module:
+    """An `mlp` with one hidden layer whose head is `small` times what it would be, so that its first actions are small."""
+    above_zero(small=small)
+    net = mlp(inputs, (width,), actions, seed=seed)
+    with torch.no_grad():
+        for entry in net.get_submodule("head").parameters():
+            entry.mul_(small)
+    return net
 
 
 def conv4(

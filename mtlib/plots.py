@@ -49,7 +49,9 @@ METHODS = {
     **dict.fromkeys(
         ("iMAML", "ProtoMAML", "BOIL", "MetaOptNet", "FEAT", "Meta-SGD", "CAVIA"), (BLUES, 4)
     ),
+    **dict.fromkeys(("pre-training, then", "attention over class means"), (BLUES, 4)),
     **dict.fromkeys(("transferred", "transfer", "pre-training", "class means"), (ORANGES, 0)),
+    "cosine head": (ORANGES, 1),
     **dict.fromkeys(("pre-training + linear probe", "linear probe"), (ORANGES, 1)),
     **dict.fromkeys(("pre-training + fine-tuning", "fine-tuning"), (ORANGES, 2)),
     **dict.fromkeys(("joint", "summed loss", "the summed loss"), (ORANGES, 3)),

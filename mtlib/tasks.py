@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from numbers import Integral, Real
@@ -349,6 +349,47 @@ def relabelled(stream: Stream, change: Callable[[Tensor], Tensor]) -> Stream:
             raise TypeError(f"expected a stream of episodes, got a {type(found).__name__}")
         x, y = found.support
         return Episode(Batch(x, change(y)), found.query)
+
+    return draw
+
+
+def uneven(
+    stream: Stream,
+    counts: Sequence[int] | Callable[[np.random.Generator], Sequence[int]],
+    seed: int = 0,
+) -> Stream:
+    """The same episodes with other numbers of questions: of class k the first n_k query items.
+
+    `counts` has n_k for each class, or is a function of a generator that draws them anew for each task, with one sum:
+    Dirichlet-distributed shares {cite}`veilleux2021realistic` are `lambda rng: rng.multinomial(19, rng.dirichlet(5 * [2.0]))`.
+    What is drawn depends on `seed` and the step. Raises ValueError where a class has fewer query items, or none is left.
+    """
+    check_stream(stream)
+    check_seed(seed)
+    if not callable(counts) and not isinstance(counts, Sequence):
+        raise TypeError(f"expected counts, a number for each class or a function, got {counts!r}")
+
+    def rows(y: Tensor, n: Sequence[int]) -> Tensor:
+        own = [(y.argmax(1) == k).nonzero()[:, 0] for k in range(y.shape[1])]
+        sizes = [len(r) for r in own]
+        if len(n) != len(own) or any(not 0 <= a <= b for a, b in zip(n, sizes, strict=True)):
+            raise ValueError(
+                f"expected counts of at most {sizes}, the query items of each class, got {list(n)}"
+            )
+        return torch.cat([r[:a] for r, a in zip(own, n, strict=True)])
+
+    def draw(step: int) -> Episode:
+        found = stream(step)
+        if not isinstance(found, Episode):
+            raise TypeError(f"expected a stream of episodes, got a {type(found).__name__}")
+        rng = np.random.default_rng([seed, step])
+        kept = [rows(y, counts(rng) if callable(counts) else counts) for y in found.query.y]
+        if len({len(r) for r in kept}) > 1 or not len(kept[0]):
+            raise ValueError(
+                f"expected counts of one sum above 0 in all tasks, got {[len(r) for r in kept]}"
+            )
+        index, task = torch.stack(kept), torch.arange(len(kept))[:, None]
+        return Episode(found.support, over(lambda d: d[task.to(d.device), index], found.query))
 
     return draw
 

@@ -37,6 +37,7 @@ from mtlib.bilevel import (
 )
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.contest import Way, alphabets, conclude, contest
+from mtlib.book.drawings import bowls
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
     Entry,
@@ -95,7 +96,7 @@ from mtlib.data.linear import (
     samples,
     spanned,
 )
-from mtlib.data.navigation import navigation
+from mtlib.data.navigation import best_return, every_draw, line_return, line_walks, navigation
 from mtlib.data.planted import planted
 from mtlib.data.scenes import scenes
 from mtlib.data.sentiment import drawn as drawn_site
@@ -166,8 +167,10 @@ from mtlib.learners.gradient import (
     descent,
     inner_loop,
     maml,
+    minibatches,
     momentum,
     moving,
+    part_of,
     proximal,
     proximity,
     step,
@@ -179,6 +182,7 @@ from mtlib.learners.metric import (
     body_of,
     centred,
     class_means,
+    contrastive,
     cosine_head,
     cosines,
     feat,
@@ -186,11 +190,17 @@ from mtlib.learners.metric import (
     matching,
     protonet,
     relation,
+    set_to_set,
     simpleshot,
     squared_distances,
     width,
 )
-from mtlib.learners.policy import log_normal, policy_gradient
+from mtlib.learners.policy import (
+    Constant,
+    log_normal,
+    policy_gradient,
+    with_sampling,
+)
 from mtlib.learners.preconditioned import along, learned, meta_curvature, meta_sgd, per_step_rates
 from mtlib.learners.transductive import bd_cspn, entropy_finetune, laplacian_shot, nearest
 from mtlib.metrics import auroc, macro_f1
@@ -207,7 +217,7 @@ from mtlib.models.detection import (
     targets,
 )
 from mtlib.models.encoders import minilm
-from mtlib.nets import conv2, conv4, mlp, seeded, two_halves, wrap
+from mtlib.nets import conv2, conv4, mlp, policy_net, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
 from mtlib.plots import against, band, bars, figure, lines, losses, player, scores, style, styles
@@ -235,6 +245,7 @@ from mtlib.tasks import (
     positive,
     quiz,
     relabelled,
+    uneven,
     within,
 )
 from mtlib.train import Diverged, Run, cosine_adam, fit, groups
@@ -1453,6 +1464,16 @@ BAD |= {
     "centred: a batch with labels": (lambda: centred(NET, PHI, SUPPORT), "tensor"),
     "centred: NaN": (lambda: centred(NET, PHI, SUPPORT.x * NAN), "finite|NaN"),
     "feat: a head of two layers": (lambda: feat(DEEP), "one linear layer"),
+    "contrastive: a negative strength": (lambda: contrastive(NET, -1.0), "strength"),
+    "contrastive: a scale of 0": (lambda: contrastive(NET, 1.0, 0.0), "scale > 0"),
+    "contrastive: a learner without attention": (
+        lambda: bilevel(protonet(NET), cross_entropy, contrastive(NET))(PHI, DRAW),
+        "parameters named",
+    ),
+    "set_to_set: parameters without attention": (
+        lambda: set_to_set(PHI, Z, torch.ones(len(Z), dtype=torch.bool)),
+        "parameters named",
+    ),
     "class_means: class numbers": (lambda: class_means(Z, LABELS), "one-hot"),
     "class_means: other rows": (lambda: class_means(Z, torch.eye(3).double()), "rows"),
     "ridge: a strength of 0": (lambda: ridge(NET, 0.0), "strength > 0"),
@@ -1486,6 +1507,18 @@ BAD |= {
     ),
     "cavia: no context": (lambda: cavia(NET, cross_entropy, 0.1, 1, dims=0), "dims"),
     "cavia: a head without a bias": (lambda: cavia(NO_BIAS, cross_entropy, 0.1, 1), "with a bias"),
+    "cavia: no such layer": (
+        lambda: cavia(NET, cross_entropy, 0.1, 1, layer="body.9"),
+        "linear layer or of a norm",
+    ),
+    "cavia: a layer without a bias": (
+        lambda: cavia(NO_BIAS, cross_entropy, 0.1, 1, layer="head"),
+        "linear layer or of a norm",
+    ),
+    "minibatches: no inner steps": (lambda: minibatches(protonet(NET), 5), "inner steps"),
+    "minibatches: no row": (lambda: minibatches(LEARNER, 0), "size"),
+    "part_of: a tensor for the support set": (lambda: part_of(DRAW.support.x, 5, 0), "Batch"),
+    "part_of: half a step": (lambda: part_of(SUPPORT, 5, 0.5), "step"),
     "protomaml: a head without a bias": (
         lambda: protomaml(NO_BIAS, cross_entropy, 0.1, 1),
         "with a bias",
@@ -2101,6 +2134,11 @@ BAD |= {
     "error_and_cosine: no matrix": (lambda: error_and_cosine(None, torch.ones(2)), "matrices"),
     "resting: no tasks": (lambda: resting(torch.eye(3), 0.1), "LinearTasks"),
     "resting: no step": (lambda: resting(linear_tasks(3), 0.1, steps=0), "steps"),
+    "bowls: five dimensions": (
+        lambda: bowls(linear_tasks(3), {"w": torch.ones(5)}, 0.1),
+        "two dim",
+    ),
+    "bowls: no point": (lambda: bowls(linear_tasks(3, dims=2), {}, 0.1), "at least one"),
     "losses_at_rest: no tasks": (lambda: losses_at_rest(None, [0.1], 1), "LinearTasks"),
     "losses_at_rest: half a step": (lambda: losses_at_rest(linear_tasks(3), [0.1], 0.5), "steps"),
     "losses_at_rest: no rates": (lambda: losses_at_rest(linear_tasks(3), [], 1), "at least one"),
@@ -2505,6 +2543,34 @@ BAD |= {
         ),
         "world",
     ),
+    "policy_gradient: a word for the surrogate": (
+        lambda: policy_gradient(mlp(2, (8,), 2), lambda *a: a, 1.0, 0.1, 1, surrogate="dice"),
+        "a function such as dice",
+    ),
+    "policy_gradient: a place to start from": (
+        lambda: policy_gradient(mlp(2, (8,), 2), lambda *a: a, 1.0, 0.1, 1, start=torch.zeros(2)),
+        "a function; got Tensor",
+    ),
+    "policy_gradient: more steps than walks": (
+        lambda: gives(
+            mlp(2, (8,), 2),
+            Batch(torch.zeros(3, 4, 2), torch.ones(3, 4)),
+            lambda net: policy_gradient(net, lambda s, a, h: (s, s[:, 0]), 1.0, 0.1, 4),
+        ),
+        "a trajectory for each of 4 steps",
+    ),
+    "with_sampling: no spread": (
+        lambda: with_sampling(mlp(2, (8,), 2), lambda *a: a, 0.0),
+        "spread",
+    ),
+    "with_sampling: a level of NaN": (
+        lambda: with_sampling(mlp(2, (8,), 2), lambda *a: a, 1.0, level=NAN),
+        "level",
+    ),
+    "Constant: a mean of NaN": (lambda: Constant(NAN), "finite mean"),
+    "Constant: an infinite mean": (lambda: Constant(INF), "finite mean"),
+    "policy_net: no head": (lambda: policy_net(small=0.0), "small"),
+    "policy_net: a negative share": (lambda: policy_net(small=-1.0), "small"),
     "policy_gradient: half a step": (
         lambda: policy_gradient(mlp(2, (8,), 2), lambda *a: a, 1.0, 0.1, 2.5),
         "steps",
@@ -2652,6 +2718,14 @@ BAD |= {
     "scenes: paper smaller than a glyph": (lambda: scenes(1, height=10), "40 pixels"),
     "scenes: no scenes": (lambda: scenes(0), "at least 1 scene"),
     "navigation: no horizon": (lambda: navigation(horizon=0), "expected horizon"),
+    "best_return: a goal outside": (lambda: best_return(torch.tensor([2.0, 0.0])), "goals in"),
+    "best_return: no spread": (lambda: best_return(torch.zeros(2), spread=0.0), "spread"),
+    "line_return: no steps": (lambda: line_return(torch.zeros(1), 1.0, 0.5, 0), "horizon"),
+    "line_return: no spread": (lambda: line_return(torch.zeros(1), 1.0, 0.0), "spread"),
+    "line_walks: no steps": (lambda: line_walks(torch.zeros(2, 3), 1.0), "draws"),
+    "line_walks: a list": (lambda: line_walks([[[0.0]]], 1.0), "a tensor"),
+    "every_draw: no walks": (lambda: every_draw(0), "walks"),
+    "every_draw: half a point": (lambda: every_draw(1, points=2.5), "points"),
     "navigation: no seed": (lambda: navigation(seed=None), "seed"),
     "linear_tasks: no tasks": (lambda: linear_tasks(0), "tasks"),
     "linear_tasks: half a dimension": (lambda: linear_tasks(2, 2.5), "dims"),
@@ -2677,6 +2751,20 @@ BAD |= {
     "cut: an episode": (lambda: cut(sinusoids(3)(0), 1), "Batch"),
     "relabelled: a draw": (lambda: relabelled(sinusoids(3)(0), torch.neg), "stream"),
     "relabelled: no function": (lambda: relabelled(sinusoids(3), 1), "change"),
+    "uneven: a draw": (lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0)(0), (1, 2)), "stream"),
+    "uneven: one number": (lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), 2), "counts"),
+    "uneven: more than there are": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), (1, 4))(0),
+        r"at most \[3, 3\]",
+    ),
+    "uneven: nothing is asked": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 1, 0), (0, 0))(0),
+        "above 0",
+    ),
+    "uneven: other sums in other tasks": (
+        lambda: uneven(episodes(DATA, 2, 1, 3, 20, 0), lambda rng: rng.integers(4, size=2))(0),
+        "one sum",
+    ),
     "episodes: unknown numbers": (
         lambda: episodes(DATA, 2, 1, 1, 1, seed=0, numbers="new"),
         "numbers",
@@ -2933,6 +3021,19 @@ BAD |= {
     ),
     "laplacian_shot: a strength of NaN": (lambda: laplacian_shot(NET, NAN), "strength"),
     "laplacian_shot: negative rounds": (lambda: laplacian_shot(NET, steps=-1), "steps"),
+    "laplacian_shot: another learner's φ": (
+        lambda: gives(NET, SUPPORT, laplacian_shot, protonet(NET).init()),
+        "centre.mean",
+    ),
+    "laplacian_shot: a centre of another width": (
+        lambda: gives(
+            NET,
+            make=laplacian_shot,
+            phi={**simpleshot(NET).init(), "centre.mean": torch.zeros(1)},
+        ),
+        r"centre.mean of shape \(8,\)",
+    ),
+    "laplacian_shot: a head of two layers": (lambda: laplacian_shot(DEEP), "one linear layer"),
     "entropy_finetune: a loss class": (
         lambda: entropy_finetune(NET, nn.CrossEntropyLoss, 0.1, 1),
         "loss .*2 arguments",

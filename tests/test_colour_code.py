@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mtlib.book.drawings import episode_and_trainings, two_losses
+from mtlib.book.drawings import alone_or_together, bowls, episode_and_trainings, two_losses
 from mtlib.book.page import equal, recorded_claim
 from mtlib.book.results import recorded, recorded_pages
+from mtlib.data.linear import exact_stream, linear_tasks
 from mtlib.evaluate import interval
 from mtlib.plots import (
     BASELINE,
@@ -56,6 +57,8 @@ def score(mean):
         *((name, BLUES) for name in ("ProtoNet, 50 labels", "R2-D2", "Reptile", "ANIL")),
         *((name, ORANGES) for name in ("transferred", "pre-training + class means", "joint")),
         *((name, ORANGES) for name in ("pre-training + fine-tuning", "fine-tuning, 5 steps")),
+        ("pre-training, then ProtoNet", BLUES),
+        ("cosine head + cosine class means", ORANGES),
         *((name, GREYS) for name in ("from scratch", "fine-tuning from scratch", "source only")),
     ],
 )
@@ -158,9 +161,37 @@ def test_two_losses_shows_what_it_says(shown):
         assert at == pytest.approx(best, abs=0.02)
 
 
+def test_bowls_have_arrows_where_a_gradient_step_ends(shown):
+    """Each line of equal loss has one loss; each arrow ends where autograd's step does."""
+    plane, w = linear_tasks(4, dims=2, seed=0), torch.tensor([0.3, -0.2], dtype=torch.float64)
+    bowls(plane, {"here": w, "there": -w}, rate=0.5)
+    ax, _ = shown[0].axes
+    episode = exact_stream(plane)(0)
+    edges = [line for line in ax.get_lines() if len(line.get_xdata()) == 60]
+    ends = [text.xy for text in ax.texts]
+    assert len(edges) == len(ends) == 4
+    for t, (edge, end) in enumerate(zip(edges, ends, strict=True)):
+        x, y = (part[t] for part in episode.support)
+        off = torch.from_numpy(np.array(edge.get_data())) - plane.weights[t][:, None]
+        level = ((x @ off) ** 2).mean(0)
+        assert (level - level[0]).abs().max() <= 1e-9
+        v = w.clone().requires_grad_()
+        (0.5 * ((x @ v[:, None] - y) ** 2).mean()).backward()
+        assert np.allclose(end, (w - 0.5 * v.grad).numpy(), atol=1e-12)
+
+
 def test_the_episode_has_four_panels(shown):
     episode_and_trainings()
     assert len(shown[0].axes) == 4 and all(ax.get_title() for ax in shown[0].axes)
+
+
+def test_questions_together_are_answered_better_and_those_of_one_class_worse(shown):
+    alone_or_together()
+    rings = [
+        len(next(line for line in ax.get_lines() if line.get_marker() == "o").get_xdata())
+        for ax in shown[0].axes
+    ]
+    assert rings[1] < rings[0] / 3 and rings[0] / 75 < 0.2 < 0.4 < rings[2] / 25
 
 
 # Equations that a page states ---------------------------------------------------------------------

@@ -28,7 +28,7 @@ from mtlib.learners.finetune import (
     linear_probe,
     lp_ft,
 )
-from mtlib.learners.gradient import adam, anil, boil, maml, momentum
+from mtlib.learners.gradient import adam, anil, boil, maml, minibatches, momentum
 from mtlib.learners.lora import lora
 from mtlib.learners.metric import (
     baseline_plus_plus,
@@ -41,6 +41,7 @@ from mtlib.learners.metric import (
 from mtlib.learners.preconditioned import meta_curvature, meta_sgd, per_step_rates
 from mtlib.learners.transductive import bd_cspn, entropy_finetune, laplacian_shot
 from mtlib.nets import conv4
+from mtlib.norm import Norm
 
 WAYS = 3
 
@@ -55,6 +56,11 @@ class Row(NamedTuple):
     transductive: bool = False  # its answer to one item depends on the others
     constant: frozenset[str] = frozenset()  # entries that stay as they are
     classes: dict[str, tuple[int, ...]] | None = None  # own entries with axes of classes, and which
+
+
+def first(net: nn.Module) -> str:
+    """The name of a network's first norm or linear layer."""
+    return next(k for k, m in net.named_modules() if isinstance(m, Norm | nn.Linear))
 
 
 ROWS = {
@@ -78,6 +84,10 @@ ROWS = {
         classes={"curvature.head.weight.0": (0, 1), "curvature.head.bias.0": (0, 1)},
     ),
     "cavia": Row(lambda net: cavia(net, cross_entropy, 1.0, 2), "both", own="context"),
+    "cavia, inside": Row(
+        lambda net: cavia(net, cross_entropy, 1.0, 2, layer=first(net)), "both", own="context"
+    ),
+    "minibatches": Row(lambda net: minibatches(maml(net, cross_entropy, 0.1, 2), 5), "both"),
     "protomaml": Row(lambda net: protomaml(net, cross_entropy, 0.05, 2), "body", head=False),
     "finetune": Row(lambda net: finetune(net, cross_entropy, 0.05, 4), "both"),
     "l2_sp": Row(lambda net: finetune(net, cross_entropy, 0.05, 4, l2_sp(0.5)), "both"),
@@ -111,7 +121,7 @@ ROWS = {
         transductive=True,
     ),
     "bd_cspn": Row(bd_cspn, "body", head=False, transductive=True),
-    "laplacian_shot": Row(laplacian_shot, "body", head=False, transductive=True),
+    "laplacian_shot": Row(laplacian_shot, "body", own="centre", head=False, transductive=True),
     "ridge": Row(ridge, "both", own="ridge"),
     "r2d2": Row(r2d2, "body", own="r2d2", head=False),
     "bayesian": Row(bayesian, "both", own="bayes", loss=gaussian_nll),

@@ -31,10 +31,22 @@ from mtlib.bilevel import (
     unrolled,
 )
 from mtlib.core import Batch, Episode, below, features, over, parameters
-from mtlib.data.linear import exact_stream, linear_tasks
+from mtlib.data.linear import exact_stream, linear_tasks, resting
+from mtlib.data.sinusoids import sinusoids
 from mtlib.joint import joint
 from mtlib.learners.context import cavia, protomaml
-from mtlib.learners.gradient import adam, anil, boil, constant, descend, maml, momentum, step
+from mtlib.learners.gradient import (
+    adam,
+    anil,
+    boil,
+    constant,
+    descend,
+    maml,
+    minibatches,
+    momentum,
+    part_of,
+    step,
+)
 from mtlib.learners.metric import protonet
 from mtlib.learners.preconditioned import (
     along,
@@ -45,6 +57,7 @@ from mtlib.learners.preconditioned import (
 )
 from mtlib.nets import mlp
 from mtlib.norm import Norm
+from mtlib.train import cosine_adam, fit
 
 
 def shared(params):
@@ -173,6 +186,61 @@ def test_cavias_first_step_is_its_equation():
     assert largest({k: theta[k] for k in phi}, phi) == 0
 
 
+def test_a_context_beside_the_input_is_a_wider_first_layer():
+    """W [x; c] + b written out as a network of its own, and c by torch's SGD from zero."""
+    net, support = smooth(), over(lambda d: d[0], vectors().support)
+    learner = cavia(net, mse_loss, 0.7, 3, dims=2, layer="body.0")
+    phi = moved(learner.init(), 0.03, seed=5)
+    wide = nn.Linear(3 + 2, 8).double()
+    wide.load_state_dict(
+        {
+            "weight": torch.cat([phi["body.0.weight"], phi["context.weight"]], 1),
+            "bias": phi["body.0.bias"],
+        }
+    )
+    c = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+
+    def f(x):
+        z = torch.tanh(wide(torch.cat([x, c.expand(len(x), 2)], 1)))
+        z = torch.tanh(z @ phi["body.2.weight"].mT + phi["body.2.bias"])
+        return z @ phi["head.weight"].mT + phi["head.bias"]
+
+    sgd = torch.optim.SGD([c], lr=0.7)
+    for _ in range(3):
+        sgd.zero_grad()
+        mse_loss(f(support.x), support.y).backward()
+        sgd.step()
+    theta = learner.adapt(phi, support)
+    assert c.abs().max() > 1e-2
+    assert (theta["context"] - c).abs().max() <= 1e-12
+    assert (learner.predict(theta, support.x) - f(support.x)).abs().max() <= 1e-12
+
+
+def test_a_context_at_a_norm_scales_and_shifts_what_it_gives():
+    net, support = smooth_convolutional(), over(lambda d: d[0], images().support)
+    learner = cavia(net, cross_entropy, 0.7, 2, dims=3, layer="body.1")
+    phi = moved(learner.init(), 0.03, seed=5)
+    theta = learner.adapt(phi, support)
+    assert theta["context"].abs().max() > 1e-3
+    scale, shift = (phi["context.weight"] @ theta["context"]).chunk(2)
+    net.load_state_dict(shared(phi))
+    film = net.body[1].register_forward_hook(
+        lambda norm, x, y: y * (1 + scale[:, None, None]) + shift[:, None, None]
+    )
+    by_hand = net(support.x)
+    film.remove()
+    assert (learner.predict(theta, support.x) - by_hand).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("layer", ["body.0", "body.1"])
+def test_a_context_that_did_not_move_is_the_network_itself(layer):
+    net = smooth_convolutional() if layer == "body.1" else smooth()
+    support = over(lambda d: d[0], (images if layer == "body.1" else vectors)().support)
+    learner = cavia(net, mse_loss, 1.0, 0, layer=layer)
+    theta = learner.adapt(learner.init(), support)
+    assert (learner.predict(theta, support.x) - net(support.x)).abs().max() <= 1e-12
+
+
 def test_protomaml_without_steps_is_protonets_linear_classifier():
     net, episode = smooth(3), classes()
     a, b = (
@@ -230,6 +298,53 @@ def test_a_matrix_along_each_axis_is_the_sum_written_out():
     )
     expected = torch.einsum("ai,bj,ck,ijk->abc", a, b, c, t)
     assert (along(t, [a, b, c]) - expected).abs().max() <= 1e-12
+
+
+# Mini-batches ----------------------------------------------------------------------------------
+
+
+def test_mini_batches_have_one_item_of_each_class_and_pass_through_all():
+    y = torch.eye(3).repeat_interleave(4, 0)  # 3 ways, 4 shots, sorted by class as episodes are
+    support = Batch(torch.arange(12.0)[:, None], y)
+    parts = [part_of(support, 3, j) for j in range(8)]
+    assert all(torch.equal(part.y, torch.eye(3)) for part in parts)
+    assert sorted(torch.cat([part.x for part in parts[:4]])[:, 0].tolist()) == list(range(12))
+    assert all(torch.equal(a.x, b.x) for a, b in zip(parts[:4], parts[4:], strict=True))
+    assert [len(part_of(support, 5, j).y) for j in range(3)] == [6, 6, 6]  # 12 rows in two parts
+    assert len(part_of(support, 100, 3).y) == 12
+
+
+def test_inner_steps_on_mini_batches_are_torchs_sgd_on_them():
+    net, episode = smooth(3), classes()
+    support = over(lambda d: d[0], episode.support)
+    learner = minibatches(maml(net, cross_entropy, 0.1, 5), 3)
+    path = list(learner.adapt.path(parameters(net), support))
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    for j in range(5):
+        rows = [[0, 2, 4], [1, 3, 5]][j % 2]
+        sgd.zero_grad()
+        cross_entropy(net(support.x[rows]), support.y[rows]).backward()
+        sgd.step()
+        assert largest(path[j + 1], parameters(net)) <= 1e-12
+    assert len(path) == 6
+
+
+def test_one_batch_of_all_rows_is_the_learner_itself():
+    net, episode = smooth(), vectors()
+    for size in (4, 6, 100):
+        a = meta(minibatches(maml(net, mse_loss, 0.1, 3), size), mse_loss, episode)
+        b = meta(maml(net, mse_loss, 0.1, 3), mse_loss, episode)
+        assert a[0] == b[0] and largest(a[1], b[1]) == 0
+
+
+def test_reptiles_outer_update_is_its_equation():
+    """φ + ε (1/T) Σ (θ_i − φ) is a step of SGD along `secant` at the rate ε."""
+    net, episode = smooth(), vectors()
+    learner, phi = minibatches(maml(net, mse_loss, 0.1, 4), 2), parameters(net)
+    ends = [learner.adapt(phi, over(lambda d, t=t: d[t], episode.support)) for t in range(4)]
+    update = {k: v + 0.3 * sum(e[k] - v for e in ends) / 4 for k, v in phi.items()}
+    g = meta(learner, mse_loss, episode, secant)[1]
+    assert largest({k: phi[k] - 0.3 * g[k] for k in phi}, update) <= 1e-12
 
 
 # The gradient of the inner steps as a constant --------------------------------------------------
@@ -329,6 +444,7 @@ MAKERS = {
     "meta_sgd, momentum": partial(meta_sgd, lr=0.1, steps=3, rule=momentum()),
     "per_step_rates": partial(per_step_rates, lr=0.1, steps=3),
     "meta_curvature": partial(meta_curvature, lr=0.1, steps=3),
+    "maml, mini-batches": lambda net, loss: minibatches(maml(net, loss, 0.1, 3), 3),
     "cavia": partial(cavia, lr=0.5, steps=3),
     "protomaml": partial(protomaml, lr=0.05, steps=3),
 }
@@ -422,6 +538,38 @@ def test_implicit_approaches_mamls_unrolled_gradient_on_a_network(solver):
         b = meta(learner, mse_loss, episode)[1]
         gaps.append(largest(a, b))
     assert gaps[0] > 10 * gaps[1] > 100 * gaps[2] and gaps[2] <= 1e-9, gaps
+
+
+# The page's exercises -------------------------------------------------------------------------------
+
+
+def test_where_all_bowls_are_alike_all_methods_rest_at_the_mean():
+    plane = linear_tasks(tasks=4, dims=2, alike=True)
+    for at in resting(plane, 0.5).values():
+        assert (at - plane.weights.mean(0)).abs().max() <= 1e-12
+
+
+def test_reptile_on_whole_sets_goes_from_joint_training_to_the_plain_mean():
+    plane = linear_tasks(tasks=4, dims=2, seed=0)
+    ends = [resting(plane, 0.5, reptile_steps=k) for k in (1, 400)]
+    first, last = (e[f"Reptile, {k} steps"] for e, k in zip(ends, (1, 400), strict=True))
+    assert (first - ends[0]["joint training"]).abs().max() <= 1e-12
+    assert (last - plane.weights.mean(0)).abs().max() <= 1e-12
+    assert (first - last).abs().max() > 0.1
+
+
+def test_the_annealed_loss_trains_learned_rates():
+    """The exercise's program: an objective that is a function of the step, and a rate of their own for the rates."""
+    learner = per_step_rates(mlp(1, (8,), 1, seed=0), mse_loss, 0.03, 3)
+
+    def objective(step):
+        return bilevel(learner, mse_loss, multi_step(annealed(3, 2 * step / 6)))
+
+    how = {"rates": {"lr.": 3e-4}, "progress": False, **cosine_adam(3e-3, 6)}
+    phi = fit(objective, learner.init(), sinusoids(10, 10, 4, 0), 6, **how).params
+    before = learner.init()
+    assert all((phi[k] - v).abs().max() > 0 for k, v in before.items())
+    assert max((phi[k] - v).abs().max() for k, v in before.items() if k[:3] == "lr.") <= 6 * 3e-4
 
 
 # Another library ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestCentroid, NearestNeighbors
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss, scaled_dot_product_attention
 
-from mtlib.bilevel import bilevel
+from mtlib.bilevel import bilevel, unrolled
 from mtlib.core import Batch, Episode, features, parameters
 from mtlib.joint import joint
 from mtlib.learners.metric import (
@@ -21,6 +21,7 @@ from mtlib.learners.metric import (
     baseline_plus_plus,
     centred,
     class_means,
+    contrastive,
     cosine_head,
     feat,
     matching,
@@ -162,6 +163,71 @@ def test_feat_with_no_output_of_its_attention_is_protonet(net):
     assert (answer(learner, phi) - plain).abs().max() > 0.1
 
 
+def within_classes(phi, z, labels):
+    """z' of each item, one class after the other: z + softmax(z A_q (Z A_k)ᵀ / √D) Z A_v A_o over the items of its class."""
+    q, k, v, o = (phi[f"attention.{n}.weight"].numpy() for n in ("query", "key", "value", "output"))
+    moved = np.empty_like(z)
+    for i, own in enumerate(labels):
+        same = z[labels == own]
+        score = np.array([(q @ z[i]) @ (k @ other) for other in same]) / np.sqrt(z.shape[1])
+        share = np.exp(score) / np.exp(score).sum()
+        moved[i] = z[i] + o @ sum(a * (v @ other) for a, other in zip(share, same, strict=True))
+    return moved
+
+
+def test_the_contrastive_term_is_the_papers_formula(net):
+    """All support and query items, each class attending within itself, and compared with its mean afterwards."""
+    learner, uneven = feat(net), Batch(QUERY.x[1:], QUERY.y[1:])
+    phi = moved(learner.init(), 0.5, prefix="attention.")
+    both = [torch.cat([SUPPORT[j], uneven[j]]) for j in range(2)]
+    z, labels = features(net)(phi, both[0]).numpy(), both[1].argmax(1).numpy()
+    after = within_classes(phi, z, labels)
+    centres = np.stack([after[labels == k].mean(0) for k in range(WAYS)])
+    logits = [[-0.3 * ((a - c) ** 2).sum() for c in centres] for a in after]
+    terms = [
+        np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels, strict=True)
+    ]
+    plain, whole = (
+        contrastive(net, strength, 0.3)(learner, cross_entropy)(phi, Episode(SUPPORT, uneven))
+        for strength in (0.0, 2.0)
+    )
+    assert (
+        plain == unrolled(learner, cross_entropy)(phi, Episode(SUPPORT, uneven))
+        and abs(whole - plain - 2.0 * np.mean(terms)) <= 1e-10
+    )
+
+
+def test_the_contrastive_term_trains_the_attention_as_it_says(net):
+    """Its slope along a direction is that of finite differences, also through `bilevel`, for several tasks at once."""
+    learner = feat(net)
+    phi = moved(learner.init(), 0.5, prefix="attention.")
+    episode = Episode(
+        *(Batch(b.x.expand(2, -1, -1), b.y.expand(2, -1, -1)) for b in (SUPPORT, QUERY))
+    )
+    objective = bilevel(learner, cross_entropy, contrastive(net, 3.0, 0.1))
+    value, grads = objective.value_and_grad(phi, episode)
+    g = torch.Generator().manual_seed(0)
+    way = {k: torch.randn(v.shape, generator=g, dtype=v.dtype) for k, v in phi.items()}
+    ends = [objective({k: phi[k] + e * way[k] for k in phi}, episode).item() for e in (1e-6, -1e-6)]
+    slope = sum((grads[k] * way[k]).sum() for k in phi).item()
+    assert abs((ends[0] - ends[1]) / 2e-6 - slope) <= 1e-6 * abs(slope)
+    assert all(g.abs().max() > 0 for g in grads.values()) and torch.isfinite(value)
+
+
+def test_an_item_without_label_has_no_contrastive_term(net):
+    learner, strong = feat(net), contrastive(net, 1.0)
+    phi = moved(learner.init(), 0.5, prefix="attention.")
+    y = torch.cat([QUERY.y, torch.zeros(1, WAYS).double()])
+    more = Batch(torch.cat([QUERY.x, QUERY.x[:1] + 9]), y)
+    values = [strong(learner, cross_entropy)(phi, Episode(SUPPORT, q)) for q in (QUERY, more)]
+    queries = [unrolled(learner, cross_entropy)(phi, Episode(SUPPORT, q)) for q in (QUERY, more)]
+    terms = [
+        (v - u) * (len(SUPPORT.x) + len(q.x))
+        for v, u, q in zip(values, queries, (QUERY, more), strict=True)
+    ]
+    assert abs(terms[0] - terms[1]) <= 1e-10
+
+
 def test_our_attention_has_torchs_values():
     q, k, v = (
         torch.randn(n, 6, generator=torch.Generator().manual_seed(n)).double() for n in (4, 5, 5)
@@ -215,12 +281,18 @@ def test_entropy_fine_tuning_starts_at_class_means_and_grows_sure(net):
     assert (answer(learner) - f(moved, QUERY.x)).abs().max() <= 1e-12
 
 
-def test_bd_cspn_is_its_formula(net):
+def scaled(z, mean):
+    """Centred and of length 1, by numpy."""
+    return (z - mean) / np.linalg.norm(z - mean, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_bd_cspn_is_its_formula(net, shift):
     z, phi = features(net), bd_cspn(net).init()
     zs, zq = (z(phi, b.x).numpy() for b in (SUPPORT, QUERY))
     labels = SUPPORT.y.argmax(1).numpy()
     c = np.stack([zs[labels == k].mean(0) for k in range(WAYS)])
-    zq = zq + (zs.mean(0) - zq.mean(0))
+    zq = zq + (zs.mean(0) - zq.mean(0)) if shift else zq
     guess = cosine_similarity(zq, c).argmax(1)
     rectified = []
     for k in range(WAYS):
@@ -228,7 +300,7 @@ def test_bd_cspn_is_its_formula(net):
         w = np.exp(10 * cosine_similarity(items, c[k : k + 1])[:, 0])
         rectified.append((w / w.sum()) @ items)
     expected = 10 * cosine_similarity(zq, np.stack(rectified))
-    assert np.abs(answer(bd_cspn(net)).numpy() - expected).max() <= 1e-8
+    assert np.abs(answer(bd_cspn(net, shift=shift)).numpy() - expected).max() <= 1e-8
 
 
 def test_bd_cspn_does_not_see_a_shift_of_all_query_features():
@@ -250,11 +322,78 @@ def test_the_nearest_items_are_scikit_learns():
     assert (nearest(z, 20).sum(1) == 8).all() and nearest(z[:1], 3).tolist() == [[0.0]]
 
 
-def test_laplacian_shot_without_neighbours_is_protonet_and_ends_at_its_fixed_point(net):
+PLAIN = {"normalise": False, "rectify": False, "shift": False}
+
+
+def test_laplacian_shot_without_its_parts_is_protonet_or_simpleshot(net):
+    assert torch.equal(answer(laplacian_shot(net, 0.0, **PLAIN)), answer(protonet(net)))
+    learner = laplacian_shot(net, 0.0, rectify=False, shift=False)
+    phi = centred(net, learner.init(), SUPPORT.x)
+    assert torch.equal(answer(learner, phi), answer(simpleshot(net), phi))
+
+
+def test_laplacian_shot_ends_at_its_fixed_point(net):
     plain = answer(protonet(net))
-    assert torch.equal(answer(laplacian_shot(net, strength=0.0)), plain)
-    logit = answer(laplacian_shot(net, strength=0.5, steps=200))
+    logit = answer(laplacian_shot(net, strength=0.5, steps=200, **PLAIN))
     w = nearest(features(net)(protonet(net).init(), QUERY.x), 3)
     assert (logit - (plain + 0.5 * w @ logit.softmax(1))).abs().max() <= 1e-10
     apart, drawn = ((w * (p @ p.T)).sum() for p in (plain.softmax(1), logit.softmax(1)))
     assert drawn > apart  # neighbours agree more
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 20])
+@pytest.mark.parametrize("shift", [True, False])
+def test_laplacian_shot_is_its_authors_steps(net, shift, rounds):
+    """Item by item, by numpy and scikit-learn."""
+    learner = laplacian_shot(net, 0.7, 2, rounds, shift=shift)
+    phi = centred(net, learner.init(), QUERY.x[:5])
+    z, mean = features(net), phi["centre.mean"].numpy()
+    us, uq = (scaled(z(phi, b.x).numpy(), mean) for b in (SUPPORT, QUERY))
+    if shift:
+        uq = uq + us.mean(0) - uq.mean(0)
+    labels = SUPPORT.y.argmax(1).numpy()
+    c = np.stack([us[labels == k].mean(0) for k in range(WAYS)])
+    every = np.concatenate([us, uq])
+    cosine = cosine_similarity(every, c)
+    of = np.concatenate([labels, cosine[len(us) :].argmax(1)])
+    p = np.exp(10 * cosine) / np.exp(10 * cosine).sum(1, keepdims=True)
+    m = np.stack(
+        [np.mean([p[i, k] * every[i] for i in np.flatnonzero(of == k)], 0) for k in range(WAYS)]
+    )
+    a = np.array([[np.sum((q - k) ** 2) for k in m] for q in uq])
+    near = NearestNeighbors(n_neighbors=2).fit(uq).kneighbors(return_distance=False)
+    logit = -a
+    for _ in range(rounds):
+        y = np.exp(logit) / np.exp(logit).sum(1, keepdims=True)
+        logit = np.stack([-a[q] + 0.7 * y[near[q]].sum(0) for q in range(len(uq))])
+    assert np.abs(answer(learner, phi).numpy() - logit).max() <= 1e-8
+
+
+def test_a_round_of_laplacian_shot_does_not_raise_its_objective(net):
+    """The exercise: for symmetric positive semi-definite w."""
+    g = torch.Generator().manual_seed(0)
+    root = torch.rand(6, 6, generator=g).double()
+    w, a = root @ root.T, torch.rand(6, 3, generator=g).double()
+
+    def objective(y):
+        return (y * a).sum() - 0.35 * (w * (y @ y.T)).sum() + (y * y.log()).sum()
+
+    y = (-a).softmax(1)
+    values = [objective(y)]
+    for _ in range(30):
+        y = (-a + 0.7 * w @ y).softmax(1)
+        values.append(objective(y))
+    steps = torch.stack(values).diff()
+    assert steps.max() <= 1e-12 and steps[0] < -1e-3
+
+
+def test_what_a_single_query_is_told(net):
+    """The exercise: with the shift the answer is the support set's mean's, whatever is asked; without, its own."""
+    for make in (bd_cspn, laplacian_shot):
+        learner = make(net)
+        theta = learner.adapt(learner.init(), SUPPORT)
+        said = torch.cat([learner.predict(theta, x[None]) for x in QUERY.x])
+        assert (said - said[:1]).abs().max() <= 1e-10
+        learner = make(net, shift=False)
+        said = torch.cat([learner.predict(theta, x[None]) for x in QUERY.x])
+        assert len(set(said.argmax(1).tolist())) == WAYS

@@ -41,11 +41,15 @@ STAR = {
     "evaluate": {"core", "metrics", "objective", "tasks", "run", "train"},
     "plots": {"train", "evaluate", "tasks"},
     "book": {
+        "bilevel",
         "core",
         "data",
         "evaluate",
+        "joint",
         "learners",
         "metrics",
+        "nets",
+        "norm",
         "plots",
         "run",
         "tasks",
@@ -67,6 +71,7 @@ NEED_PAGES = {
     "mtlib.book.results",
     "mtlib.book.drawings",
     "mtlib.book.contest",
+    "mtlib.book.ways",
 }
 # A room that needs one of these says so where it is absent.
 OPTIONAL = {"sentence_transformers", "transformers", "torchvision"}

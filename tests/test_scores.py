@@ -66,6 +66,9 @@ FROM_SUPPORT = {  # learners that know a class from its support items alone
     "entropy_finetune": lambda net: entropy_finetune(net, cross_entropy, 0.1, 2),
     "bd_cspn": bd_cspn,
     "laplacian_shot": laplacian_shot,
+    "laplacian_shot, plain": lambda net: laplacian_shot(
+        net, normalise=False, rectify=False, shift=False
+    ),
 }
 LABELS, ABSENT, KEPT = torch.tensor([0, 2, 3, 0, 2, 2, 3]), 1, [0, 2, 3]
 SUPPORT_X, QUERY_X = normal(7, 5), normal(8, 5, seed=1)

@@ -19,7 +19,7 @@ from mtlib.evaluate import evaluate
 from mtlib.joint import joint
 from mtlib.learners.gradient import maml
 from mtlib.nets import two_halves
-from mtlib.tasks import ClassSet, check_draw, episodes, mixture, one_hot, pool, quiz
+from mtlib.tasks import ClassSet, check_draw, episodes, mixture, one_hot, pool, quiz, uneven
 from mtlib.train import fit
 
 
@@ -97,6 +97,25 @@ def test_a_mixture_draws_from_each_set_and_labels_over_all():
 def test_quiz_is_the_query_set():
     stream = sinusoids(5, 7, 4, 0)
     assert equal(quiz(stream)(3), stream(3).query)
+
+
+def test_uneven_questions_are_the_first_of_their_class():
+    plain = episodes(numbered(9, 8), 3, 1, 6, 50, seed=0)
+    draw, whole = uneven(plain, (4, 0, 1))(2), plain(2)
+    assert equal(draw.support, whole.support)
+    rows = [0, 1, 2, 3, 12]  # six questions of each class, in order
+    assert equal(draw.query, over(lambda d: d[:, rows], whole.query))
+
+
+def test_uneven_questions_with_random_counts():
+    plain = episodes(numbered(9, 8), 3, 1, 6, 400, seed=0)
+    stream = uneven(plain, lambda rng: rng.multinomial(6, rng.dirichlet([2.0] * 3)), seed=5)
+    counts = stream(0).query.y.sum(1)
+    assert (counts.sum(1) == 6).all() and equal(stream(0), stream(0))
+    assert not torch.equal(counts, stream(1).query.y.sum(1))
+    # a Dirichlet-multinomial count of 6 at 2, 4 has mean 2 and variance 6·(1/3)(2/3)(6 + 6)/(1 + 6)
+    assert ((counts.mean(0) - 2).abs() < 0.35).all()
+    assert counts.var(0).mean().item() == pytest.approx(6 * (2 / 9) * 12 / 7, rel=0.1)
 
 
 def test_selecting_classes_keeps_names():

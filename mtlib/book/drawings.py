@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from mtlib.core import Batch, expect, parameters
+from mtlib.data.linear import LinearTasks
+from mtlib.learners.metric import protonet
+from mtlib.learners.transductive import laplacian_shot
 from mtlib.plots import BASELINE, BLUES, COLOURS, META, REFERENCE, TRANSFER, figure
 
 BOX = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "0.6"}
@@ -52,6 +61,37 @@ def two_losses(rate: float = 0.35, start: float = -1.6) -> None:
         for axes in (left, right):
             axes.grid(False)
             axes.legend()
+
+
+def bowls(tasks: LinearTasks, points: Mapping[str, Tensor], rate: float) -> None:
+    """Linear tasks in the plane as lines of equal loss, a panel for each of the `points` w (2,), by its name.
+
+    From w an arrow for each task shows one gradient step, w − α Σ_t (w − w_t). Raises ValueError unless the tasks have two
+    dimensions.
+    """
+    plane = isinstance(tasks, LinearTasks) and tasks.weights.shape[-1] == 2
+    expect(plane, "LinearTasks of two dimensions", tasks)
+    expect(bool(points), "points, name -> w, at least one", points)
+    turn: Any = np.linspace(0, 2 * np.pi, 60)
+    circle = np.stack([np.cos(turn), np.sin(turn)])
+    shared = {"sharex": True, "sharey": True, "squeeze": False}
+    with figure(7.0, 3.4, ncols=len(points), **shared) as (_, axes):
+        for ax, (name, at) in zip(axes[0], points.items(), strict=True):
+            w = at.numpy()
+            for t, (sigma, lowest) in enumerate(zip(*_arrays(tasks), strict=True)):
+                values, vectors = np.linalg.eigh(sigma)
+                edge = lowest[:, None] + 0.7 * vectors @ (circle / values[:, None] ** 0.5)
+                colour = COLOURS[t % len(COLOURS)]
+                ax.plot(*edge, color=colour, linewidth=1)
+                ax.plot(*lowest, "+", color=colour, markersize=9)
+                arrow(ax, tuple(w), tuple(w - rate * sigma @ (w - lowest)), colour)
+            ax.plot(*w, "o", color="black")
+            ax.set(title=name, xlabel="$w_1$", aspect="equal")
+        axes[0, 0].set_ylabel("$w_2$")
+
+
+def _arrays(tasks: LinearTasks) -> tuple[Any, Any]:
+    return tasks.covariances.numpy(), tasks.weights.numpy()
 
 
 def episode_and_trainings() -> None:
@@ -113,6 +153,59 @@ def _pretraining(ax: Any) -> None:
     ax.text(8.2, 3.5, "thrown away", ha="center", color="0.35")
     ax.text(5, 6.8, "no episodes in training", ha="center")
     ax.text(5, 0.5, "an episode comes afterwards", ha="center")
+
+
+def regions(panels: Mapping[str, tuple[Any, Any, Callable[[Tensor], Tensor]]]) -> None:
+    """A plane of features for each title: support items (crosses), query items (dots), and the region of each answer.
+
+    `panels` are title -> (support, query, rule): batches of features (N, 2) with one-hot labels, and the class numbers
+    (P,) that the rule answers at points (P, 2).
+    """
+    with figure(7.4, 2.8, ncols=len(panels)) as (_, axes):
+        for ax, (title, (support, query, rule)) in zip(np.ravel(axes), panels.items(), strict=True):
+            edge = 1.15 * max(part[0].abs().max().item() for part in (support, query))
+            line = torch.linspace(-edge, edge, 150)
+            answer = rule(torch.cartesian_prod(line, line)).view(150, 150).T
+            ax.contourf(line, line, answer, np.arange(6) - 0.5, colors=COLOURS[:5], alpha=0.18)
+            for (z, y), mark, size in ((query, ".", 12), (support, "x", 30)):
+                colours = [COLOURS[k] for k in y.argmax(1)]
+                ax.scatter(*z.T, size, colours, marker=mark, linewidths=1.5)
+            ax.set(title=title, xlabel="$z_1$", xticks=[], yticks=[])
+            ax.grid(False)
+        np.ravel(axes)[0].set_ylabel("$z_2$")
+
+
+def alone_or_together() -> None:
+    """Questions of three classes in a plane, whose labelled items are untypical, and rings around wrong answers.
+
+    Left, nearest labelled item; middle, neighbouring questions get the same class; right, the questions of one class under
+    LaplacianShot, which moves their mean onto that of the labelled items.
+    """
+    angles = torch.arange(3) * 2 * torch.pi / 3 + 0.5
+    centres = 2 * torch.stack([angles.cos(), angles.sin()], 1)
+    aside = torch.stack([-angles.sin(), angles.cos()], 1)
+    drawn = torch.randn(3, 25, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.eye(3)
+    shown = Batch(centres + 1.6 * aside, labels)
+    x, y = (centres[:, None] + 0.6 * drawn).flatten(0, 1), labels.repeat_interleave(25, 0)
+    halves = OrderedDict(body=nn.Identity(), head=nn.Linear(2, 3))
+    plane = nn.Sequential(halves)  # z(x) = x
+    tied = partial(laplacian_shot, plane, 2.0, 5, normalise=False)
+    views = {
+        "each alone": (protonet(plane), 75),
+        "together": (tied(shift=False, rectify=False), 75),
+        "together, one class": (tied(), 25),
+    }
+    with figure(7.4, 2.7, ncols=3, sharex=True, sharey=True) as (_, axes):
+        for ax, (title, (learner, n)) in zip(axes, views.items(), strict=True):
+            theta = learner.adapt(parameters(plane), shown)
+            wrong = learner.predict(theta, x[:n]).argmax(1) != y[:n].argmax(1)
+            for k in range(3):
+                ax.plot(*x[:n][y[:n, k] == 1].T, ".", color=COLOURS[k], markersize=4)
+                ax.plot(*shown.x[k], "X", color=COLOURS[k], markersize=9)
+            ax.plot(*x[:n][wrong].T, "o", color=REFERENCE, fillstyle="none", markersize=7)
+            ax.set(title=title, xlabel="$z_1$", aspect="equal")
+        axes[0].set_ylabel("$z_2$")
 
 
 def arrow(ax: Any, a: Any, b: Any, colour: str, style: str = "-", bend: float = 0.0) -> None:

@@ -196,7 +196,7 @@ def anil_at_once(net: nn.Module, lr: float, steps: int) -> Learner:
         power, total = one, 0 * one  # of k steps; k grows by the binary digits of K
         for digit in f"{steps:b}":
             total, power = total + power @ total, power @ power
-            if digit == "1":
+            if int(digit):
                 total, power = rho * one + step @ total, step @ power
         v = v + zs.mT @ total @ (y - zs @ v)
         return {**phi, "head.weight": v[:-1].mT, "head.bias": v[-1]}

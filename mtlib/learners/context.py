@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,37 +19,87 @@ from mtlib.core import (
     parameters,
     require,
 )
-from mtlib.learners.gradient import Rate, Rule, check_steps, inner_loop, moving
+from mtlib.learners.gradient import Rate, Rule, check_steps, inner_loop, moving, weights
 from mtlib.learners.metric import above, among, body_of, defined, linear_head, prototypes
 
 
 def cavia(
-    net: nn.Module, loss: Loss, lr: Rate, steps: int, dims: int = 5, rule: Rule | None = None
+    net: nn.Module,
+    loss: Loss,
+    lr: Rate,
+    steps: int,
+    dims: int = 5,
+    rule: Rule | None = None,
+    layer: str | None = None,
 ) -> Learner:
     """CAVIA: a small context vector c takes the inner steps; the network itself stays shared.
 
-    c ← c − α ∇_c L^S(φ, c) from c = 0, and c scales and shifts the features in front of the head:
-    f(x) = head(z ⊙ (1 + A c) + B c), z = body(x); A, B = φ["context.*"] (D, `dims`) are learned outside.
-    It works with any network that has a linear head, and c = 0 is the network itself. θ carries c as `context`.
-    {cite}`zintgraf2019cavia`
+    c ← c − α ∇_c L^S(φ, c) from c = 0, c of `dims` numbers. `layer` says where the network reads it:
+
+    - the name of a linear layer, "body.0": c stands beside the layer's input, W [x; c] + b = W_x x + A c + b. At the first
+      layer this is the paper's form for vectors, and the network is nonlinear in c.
+    - the name of a norm, "body.3.1": c scales and shifts what the norm gives, y ⊙ (1 + A c) + B c, the paper's FiLM for images.
+    - None: c scales and shifts the features in front of the head, head(z ⊙ (1 + A c) + B c). Where the head is linear, so is
+      the network in c, and the inner problem is a regression in `dims` unknowns: simpler than the paper's. Any network with
+      a linear head has this place.
+
+    A, B = φ["context.weight"] (D, `dims`) or (2D, `dims`) are learned outside; c = 0 is the network itself. θ carries c as
+    `context`. Raises ValueError where there is no such layer, or it is of another kind or has no bias. {cite}`zintgraf2019cavia`
     """
     check_steps(dims, "dims", 1)
-    film = nn.Linear(dims, 2 * linear_head(net, bias=True).in_features, bias=False)
-    film = film.to(next(net.parameters()))
-    z, h, modulate = features(net), classify(net), apply(film)
+    read, width = _before_head(net) if layer is None else _inside(net, layer)
+    matrix = nn.Linear(dims, width, bias=False).to(next(net.parameters()))
+    product = apply(matrix)
 
     def init() -> Params:
-        return {**parameters(net), **above("context.", parameters(film))}
+        return {**parameters(net), **above("context.", parameters(matrix))}
 
     def begin(phi: Params, support: Batch) -> Params:
         require(phi, ["context.weight"])
         return {"context": phi["context.weight"].new_zeros(dims)}
 
     def f(theta: Params, x: Any) -> Tensor:
-        scale, shift = modulate(below("context.", theta), theta["context"]).chunk(2)  # (D,), (D,)
-        return h(theta, z(theta, x) * (1 + scale) + shift)
+        return read(theta, x, product(below("context.", theta), theta["context"]))
 
     return inner_loop(init, begin, f, loss, lr, steps, rule=rule, net=net)
+
+
+Read = Callable[[Params, Any, Tensor], Tensor]
+"""`read(theta, x, v)` -> prediction of the network that reads v, the context times a matrix."""
+
+
+def _before_head(net: nn.Module) -> tuple[Read, int]:
+    """The network with its features z as z ⊙ (1 + s) + t, (s, t) = v, and how long v is."""
+    width, z, h = linear_head(net, bias=True).in_features, features(net), classify(net)
+
+    def read(theta: Params, x: Any, v: Tensor) -> Tensor:
+        scale, shift = v.chunk(2)
+        return h(theta, z(theta, x) * (1 + scale) + shift)
+
+    return read, 2 * width
+
+
+def _inside(net: nn.Module, layer: str) -> tuple[Read, int]:
+    """The network whose linear layer adds v, or whose norm's y is y ⊙ (1 + s) + t, (s, t) = v; and how long v is."""
+    own = weights(net)
+    weight, bias = (own.get(f"{layer}.{k}") for k in ("weight", "bias"))
+    linear = isinstance(dict(net.named_modules()).get(layer), nn.Linear)
+    if bias is None or weight is None or not (linear or weight.shape == bias.shape):
+        raise ValueError(
+            f"expected the name of a linear layer or of a norm, with weight and bias, got {layer!r:.60}; the network has "
+            f"{list(own)[:6]}"
+        )
+    f, width = apply(net), len(bias)
+
+    def read(theta: Params, x: Any, v: Tensor) -> Tensor:
+        g, b = theta[f"{layer}.weight"], theta[f"{layer}.bias"]
+        if linear:
+            return f({**theta, f"{layer}.bias": b + v}, x)
+        scale, shift = v.chunk(2)
+        scaled = {f"{layer}.weight": g * (1 + scale), f"{layer}.bias": b * (1 + scale) + shift}
+        return f({**theta, **scaled}, x)
+
+    return read, width if linear else 2 * width
 
 
 def protomaml(

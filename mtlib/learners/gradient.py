@@ -21,6 +21,7 @@ from mtlib.core import (
     apply,
     expect,
     fixed,
+    over,
     parameters,
     require,
     risk,
@@ -153,6 +154,47 @@ def inner_loop(
     value = support_loss(f, loss, begin if pull else None, pull)
     adapt = descending(begin, value, lambda phi: lr, steps, lambda phi: rule)
     return Learner(init, adapt, f, net=net)
+
+
+def minibatches(learner: Learner, size: int) -> Learner:
+    """The same learner, whose inner steps see mini-batches of the support set in turn, in a fixed order.
+
+    Step j of N rows has the rows j mod k, j mod k + k, j mod k + 2k, …, with k = ⌊N / `size`⌋ (1 at least): `size` rows where k
+    divides N. Of the rows that `episodes` draws, sorted by class, `size` = ways gives one item of each class. With `secant`
+    as the hypergradient and a rate ε that is Reptile, φ ← φ + ε (1/T) Σ_i (θ_i,K − φ). {cite}`nichol2018reptile`
+
+    ```pycon
+    >>> from mtlib.nets import mlp
+    >>> learner = minibatches(maml(mlp(1, (8,), 1, seed=0), nn.functional.mse_loss, 0.1, steps=5), size=2)
+    >>> rows = torch.arange(6.0)[:, None]
+    >>> part_of(Batch(rows, rows), 2, step=4).x[:, 0]
+    tensor([1., 4.])
+
+    ```
+
+    Raises ValueError if the learner has no inner steps, or unless `size` is a whole number of at least 1.
+    """
+    expect(isinstance(learner, Learner), "a learner, such as maml(net, loss, lr, steps)", learner)
+    adapt = learner.adapt
+    if not isinstance(adapt, Steps):
+        raise ValueError(
+            f"expected a learner with inner steps, an `adapt` that is a `Steps`, got {type(adapt).__name__}"
+        )
+    check_steps(size, "size", 1)
+
+    def one(phi: Params, support: Batch, number: int, point: Point) -> Point:
+        return adapt.step(phi, part_of(support, size, number), number, point)
+
+    return learner._replace(adapt=adapt._replace(step=one))
+
+
+def part_of(support: Batch, size: int, step: int) -> Batch:
+    """The mini-batch of about `size` rows that inner step `step` of `minibatches` sees."""
+    expect(isinstance(support, Batch), "a support set, Batch(x, y)", support)
+    check_steps(size, "size", 1)
+    check_steps(step, "step")
+    k = max(1, len(support.y) // size)
+    return over(lambda d: d[step % k :: k], support)  # type: ignore[no-any-return]
 
 
 def support_loss(

@@ -7,7 +7,7 @@ same episode without that class. Query items of such a class count as wrong.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mtlib.core import (
     Batch,
+    Episode,
     Learner,
     Loss,
     Params,
@@ -25,9 +26,10 @@ from mtlib.core import (
     over,
     parameters,
     require,
+    risk,
 )
 from mtlib.learners.gradient import Rate, anil
-from mtlib.tasks import above_zero, finite, positive
+from mtlib.tasks import above_zero, finite, positive, within
 
 
 def protonet(net: nn.Module) -> Learner:
@@ -183,13 +185,13 @@ def centred(net: nn.Module, phi: Params, x: Any) -> Params:
 def feat(net: nn.Module) -> Learner:
     """FEAT: the class means look at each other before they are compared with a query.
 
-    c_k as in `protonet`, C (W, D) its rows;  C' = C + softmax(C A_q (C A_k)ᵀ / √D) C A_v A_o;
-    logit_k(x) = −‖z(φ, x) − c'_k‖². The four matrices are in φ, under `attention.`; A_o starts at zero, where FEAT is
-    `protonet`. One attention head, and no layer norm, which the paper has. Raises ValueError like `width`. {cite}`ye2020feat`
+    c_k as in `protonet`, C (W, D) its rows;  C' = `set_to_set`(φ, C);  logit_k(x) = −‖z(φ, x) − c'_k‖². The four matrices
+    are in φ, under `attention.`; A_o starts at zero, where FEAT is `protonet`. One attention head, as in the authors' code,
+    without its layer norm and dropout. The paper starts from a pre-trained body, and adds `contrastive` to the loss; with
+    neither this is set-to-set attention over class means. Raises ValueError like `width`. {cite}`ye2020feat`
     """
     z, d = features(net), width(net)
-    names = ("query", "key", "value", "output")
-    attention = nn.ModuleDict({k: nn.Linear(d, d, bias=False) for k in names})
+    attention = nn.ModuleDict({k: nn.Linear(d, d, bias=False) for k in ATTENTION})
     nn.init.zeros_(attention.get_parameter("output.weight"))
     attention.to(next(net.parameters()))
 
@@ -197,17 +199,60 @@ def feat(net: nn.Module) -> Learner:
         return {**body_of(net), **above("attention.", parameters(attention))}
 
     def adapt(phi: Params, support: Batch) -> Params:
-        require(phi, (f"attention.{name}.weight" for name in names))
         own = prototypes(z(phi, support.x), support.y)
         known, c = defined(own)  # (W,), (W, D)
-        q, k, v, o = (phi[f"attention.{name}.weight"].mT for name in names)
-        moved = c + attend(c @ q, c @ k, c @ v, known) @ o
+        moved = set_to_set(phi, c, known)
         return {**phi, **own, "prototypes": torch.where(known[:, None], moved, torch.nan)}
 
     def predict(theta: Params, x: Any) -> Tensor:
         return nearness(theta, z(theta, x))
 
     return Learner(init, adapt, predict, net=net)
+
+
+ATTENTION = ("query", "key", "value", "output")
+
+
+def set_to_set(phi: Params, c: Tensor, known: Tensor) -> Tensor:
+    """FEAT's function of a set: each row of it moves by what it attends to, (N, D) -> (N, D).
+
+    C + softmax(C A_q (C A_k)ᵀ / √D) C A_v A_o, over the rows that are `known`: (N,), or (N, N), row i's own choice.
+    Raises ValueError where φ has no `attention.`. {cite}`ye2020feat`
+    """
+    require(phi, (f"attention.{name}.weight" for name in ATTENTION))
+    q, k, v, o = (phi[f"attention.{name}.weight"].mT for name in ATTENTION)
+    return c + attend(c @ q, c @ k, c @ v, known) @ o
+
+
+def contrastive(
+    net: nn.Module, strength: float = 1.0, scale: float = 1.0
+) -> Callable[[Learner, Loss], Callable[[Params, Episode], Tensor]]:
+    """FEAT's objective: beside the query loss, each item is to be near its own class after attention within classes.
+
+    L^Q(adapt(φ, S)) + λ (1/M) Σ_i ℓ(logit(i), y_i),  logit_k(i) = −s ‖z'_i − c_k‖²,  c_k the mean of class k's z'.
+    The sum is over all M support and query items; z' is `set_to_set` of their features, where each attends to the items of
+    its own class alone. λ = `strength` ≥ 0, s = `scale` > 0, else ValueError. It stands where a hypergradient does:
+    bilevel(feat(net), loss, contrastive(net)). This is the paper's; the authors' code compares c_k with z_i, the features
+    before attention. {cite}`ye2020feat`
+    """
+    within(0, strength=strength)
+    above_zero(scale=scale)
+    z = features(net)
+
+    def hypergradient(learner: Learner, loss: Loss) -> Callable[[Params, Episode], Tensor]:
+        def task(phi: Params, episode: Episode) -> Tensor:
+            theta = learner.adapt(phi, episode.support)
+            value = risk(loss, learner.predict(theta, episode.query.x), episode.query.y)
+            zs = torch.cat([z(phi, part.x) for part in episode])  # (M, D)
+            y = check_targets(zs, torch.cat([part.y for part in episode]))  # (M, W)
+            own = (y @ y.mT > 0) | torch.eye(len(y), dtype=torch.bool, device=y.device)
+            moved = set_to_set(phi, zs, own)
+            logits = scale * nearness(prototypes(moved, y), moved)
+            return value + strength * risk(loss, logits, y)
+
+        return task
+
+    return hypergradient
 
 
 # What they share -----------------------------------------------------------------------------

@@ -8,12 +8,14 @@ a support item cannot be predicted, as in `mtlib.learners.metric`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, apply, features, fixed, risk
+from mtlib.core import Batch, Learner, Loss, Params, apply, features, fixed, require, risk
 from mtlib.learners.gradient import Rate, check_rate, descend
 from mtlib.learners.metric import (
     among,
@@ -21,7 +23,6 @@ from mtlib.learners.metric import (
     check_targets,
     cosines,
     defined,
-    nearness,
     prototypes,
     squared_distances,
     unit,
@@ -35,7 +36,8 @@ def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learne
 
     θ ← θ − α ∇[ L^S(θ) + (1/B) Σ_x H(p_θ(·|x)) ] for `steps` steps over the query items x, every parameter moving,
     H(p) = −Σ_k p_k log p_k. It starts from φ's body and a head of class means: w_k = c_k/‖c_k‖, c_k the mean of
-    z/‖z‖ over class k, b = 0. Raises ValueError like `width`. {cite}`dhillon2020baseline`
+    z/‖z‖ over class k, b = 0. In the paper the head reads the logits of pre-training, scaled to length 1, and Adam takes
+    the steps. Raises ValueError like `width`. {cite}`dhillon2020baseline`
     """
     whole(steps=steps)
     functions(2, loss=loss)
@@ -64,13 +66,14 @@ def entropy_finetune(net: nn.Module, loss: Loss, lr: Rate, steps: int) -> Learne
     return Learner(lambda: body_of(net), adapt, predict, net=net)
 
 
-def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
+def bd_cspn(net: nn.Module, scale: float = 10.0, shift: bool = True) -> Learner:
     """BD-CSPN: shift the query features onto the support's, then let them move the class means.
 
-    z_q ← z_q + (mean z_s − mean z_q); each query item is labelled with the class of the largest cosine; over the
-    items i of class k, of the support and the query, c'_k = Σ_i w_i z_i, w_i = softmax_i( ε cos(z_i, c_k) );
-    logit_k(x) = ε cos(z_q, c'_k), ε = `scale`. The labels given to the query are constants to the outer
-    gradient. Raises ValueError unless ε > 0. {cite}`liu2020prototype`
+    z_q ← z_q + (mean z_s − mean z_q), where `shift`; each query item is labelled with the class of the largest cosine; over
+    the items i of class k, of the support and the query, c'_k = Σ_i w_i z_i, w_i = softmax_i( ε cos(z_i, c_k) );
+    logit_k(x) = ε cos(z_q, c'_k), ε = `scale`. The labels given to the query are constants to the outer gradient. All
+    query items take part, with features as they are; the paper also pre-trains with a cosine head. Raises ValueError unless
+    ε > 0. {cite}`liu2020prototype`
     """
     above_zero(scale=scale)
     z = features(net)
@@ -81,10 +84,9 @@ def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
 
     def predict(theta: Params, x: Any) -> Tensor:
         zs, ys, zq = theta["support.z"], theta["support.y"], z(theta, x)
+        zq = zq + zs.mean(0) - zq.mean(0) if shift else zq
         known, c = defined(prototypes(zs, ys))  # (W,), (W, D)
-        zq = zq + zs.mean(0) - zq.mean(0)
-        guess = hardened(among(known, cosines(zq, c)))  # (B, W)
-        every, y = torch.cat([zs, zq]), torch.cat([ys, guess])  # (N+B, D), (N+B, W)
+        every, y = with_guesses(zs, ys, zq, known, c)
         w = torch.where(known, scale * cosines(every, c) + y.log(), 0.0).softmax(0)
         return among(known, scale * cosines(zq, w.mT @ every))
 
@@ -92,36 +94,89 @@ def bd_cspn(net: nn.Module, scale: float = 10.0) -> Learner:
 
 
 def laplacian_shot(
-    net: nn.Module, strength: float = 0.7, neighbours: int = 3, steps: int = 20
+    net: nn.Module,
+    strength: float = 0.7,
+    neighbours: int = 3,
+    steps: int = 20,
+    normalise: bool = True,
+    rectify: bool = True,
+    shift: bool = True,
 ) -> Learner:
-    """LaplacianShot: nearest class means, and neighbouring query items should get the same class.
+    """LaplacianShot: rectified class means, and neighbouring query items should get the same class.
 
-    y_q ← softmax_k( −‖z_q − c_k‖² + λ Σ_p w_qp y_p ) for `steps` rounds, from λ = 0; w_qp = 1 where p is one of the
-    `neighbours` query items nearest to q, else 0; λ = `strength`. The logits are the last round's exponents. Which items
-    are neighbours is a constant to the outer gradient. Raises ValueError for a negative λ, no neighbour, or half a round.
-    {cite}`ziko2020laplacian`
+    1. `normalise`: u(x) = (z(φ, x) − μ) / ‖z(φ, x) − μ‖, where μ = φ["centre.mean"] is zero at first; `metric.centred`
+       sets it to the mean feature of the training items.
+    2. `shift`: u_q ← u_q + (mean u_s − mean u_q).
+    3. `rectify`: m_k = (1/n_k) Σ_i p_ik u_i over the n_k items i of class k: its support items, and the query items
+       whose u has the largest cosine with c_k; c_k is the mean of the support items, p_i = softmax_k( 10 cos(u_i, c_k) ).
+       Else m_k = c_k.
+    4. y_q ← softmax_k( −‖u_q − m_k‖² + λ Σ_p w_qp y_p ) for `steps` rounds, from λ = 0; w_qp = 1 where p is one of the
+       `neighbours` query items nearest to q, else 0; λ = `strength`. The logits are the last round's exponents.
+
+    The authors' code counts q among its own neighbours, so its k is `neighbours` + 1, and guesses the class of support items,
+    too. With `strength` 0 and without `shift` and
+    `rectify` it is `simpleshot`, and without `normalise`, too, `protonet`. Which items are neighbours, and which class a
+    query item is guessed to be of in 3, are constants to the outer gradient. Raises ValueError for a negative λ, no
+    neighbour, or half a round, and with `normalise` like `width`. {cite}`ziko2020laplacian`
     """
     within(0, strength=strength)
     positive(neighbours=neighbours)
     whole(steps=steps)
-    z = features(net)
+    init, u = normalised(net) if normalise else (partial(body_of, net), features(net))
 
     def adapt(phi: Params, support: Batch) -> Params:
-        return {**phi, **prototypes(z(phi, support.x), support.y)}
+        us = u(phi, support.x)
+        return {**phi, "support.z": us, "support.y": check_targets(us, support.y)}
 
     def predict(theta: Params, x: Any) -> Tensor:
-        zq = z(theta, x)
-        w = nearest(zq, neighbours)  # (B, B)
-        alone = nearness(theta, zq)
+        us, ys, uq = theta["support.z"], theta["support.y"], u(theta, x)
+        uq = uq + us.mean(0) - uq.mean(0) if shift else uq
+        known, m = defined(prototypes(us, ys))  # (W,), (W, D)
+        if rectify:
+            every, y = with_guesses(us, ys, uq, known, m)
+            p = y * among(known, 10 * cosines(every, m)).softmax(1)
+            n = y.sum(0)[:, None]
+            m = (p.mT @ every) / torch.where(n != 0, n, 1.0)
+        alone = among(known, -squared_distances(uq, m))
+        w = nearest(uq, neighbours)  # (B, B)
         logit = alone
         for _ in range(steps):
             logit = alone + strength * w @ logit.softmax(1)
         return logit
 
-    return Learner(lambda: body_of(net), adapt, predict, net=net)
+    return Learner(init, adapt, predict, net=net)
 
 
 # What they share -----------------------------------------------------------------------------
+
+
+def normalised(net: nn.Module) -> tuple[Callable[[], Params], Callable[[Params, Any], Tensor]]:
+    """The first φ, and u(φ, x) = (z(φ, x) − μ) / ‖z(φ, x) − μ‖ with μ = φ["centre.mean"] (D,), zero at first.
+
+    As in `metric.simpleshot`. Raises ValueError like `width`.
+    """
+    z, d = features(net), width(net)
+
+    def init() -> Params:
+        return {**body_of(net), "centre.mean": next(net.parameters()).new_zeros(d)}
+
+    def u(phi: Params, x: Any) -> Tensor:
+        require(phi, ("centre.mean",))
+        if phi["centre.mean"].shape != (d,):
+            raise ValueError(
+                f"expected φ's centre.mean of shape ({d},), got {tuple(phi['centre.mean'].shape)}: `centred` computes it"
+            )
+        return unit(z(phi, x) - phi["centre.mean"])
+
+    return init, u
+
+
+def with_guesses(
+    zs: Tensor, ys: Tensor, zq: Tensor, known: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Support and query features (N+B, D), and labels (N+B, W): a query item's class has the mean c of largest cosine."""
+    guess = hardened(among(known, cosines(zq, c)))  # (B, W)
+    return torch.cat([zs, zq]), torch.cat([ys, guess])
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -1,0 +1,104 @@
+"""Contenders of contests: practice and pre-training of a bench, and what is stored for the tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from mtlib.bilevel import bilevel
+from mtlib.book.ways import Bench, practising, study, studying
+from mtlib.core import parameters, start
+from mtlib.data.glyphs import glyphs
+from mtlib.learners.metric import contrastive, feat, protonet, relation, simpleshot
+from mtlib.nets import conv4, seeded
+from mtlib.norm import calibrate
+from mtlib.tasks import episodes
+from mtlib.train import cosine_adam, fit
+
+
+@pytest.fixture(scope="module")
+def bench():
+    def network(outputs, statistics="batch", seed=None):
+        return conv4(outputs, 1, 4, 16, statistics, seed)
+
+    return Bench(glyphs(30, size=16), network, practise=4, study=6)
+
+
+def means(net):
+    return protonet(net), cross_entropy
+
+
+def test_practice_is_the_bilevel_objective_on_episodes(bench):
+    learner, phi = practising(bench, means, [(1e-2,)]).train((1e-2,), 3, 2)
+    net = conv4(5, 1, 4, 16, seed=3)
+    stream = episodes(bench.data, 20, 1, 5, tasks=1, seed=3)
+    plain = protonet(net)
+    ours = fit(bilevel(plain, cross_entropy), plain.init(), stream, 2, **cosine_adam(1e-2, 2))
+    some = [bench.data.items[:, k] for k in (0, 7, 14)]
+    expected = calibrate(learner.net, start(learner, ours.params).params, some)
+    assert phi.keys() == expected.keys()
+    assert all(torch.equal(phi[k], expected[k]) for k in phi if not k.startswith("head."))
+
+
+def test_pre_training_runs_once_and_whole_whatever_the_share(bench):
+    way = studying(bench, protonet, [(1e-2, 64), (1e-2, 32)])
+    assert not way.ordered and way.kind == "transfer"
+    (_, a), (_, b) = (way.train((1e-2, 64), 0, share) for share in (1, 3))
+    assert all(torch.equal(a[k], b[k]) for k in a if not k.startswith("head."))  # which is unused
+    held = study.cache_info().hits
+    assert study(bench, "linear", 1e-2, 64, 0) is study(bench, "linear", 1e-2, 64, 0)
+    assert study.cache_info().hits == held + 2
+    assert set(study(bench, "cosine", 1e-2, 64, 0)) > {"head.log_scale"}
+
+
+def test_a_centre_is_stored_where_it_is_asked_for(bench):
+    at = [
+        studying(bench, simpleshot, [(1e-2, 64)], centre=c).train((1e-2, 64), 0, 1)[1]
+        for c in (False, True)
+    ]
+    assert at[0]["centre.mean"].abs().max() == 0 < at[1]["centre.mean"].abs().max()
+
+
+def test_practice_after_pre_training_begins_there(bench):
+    """With a rate of almost nothing it stays where pre-training ended."""
+    way = practising(bench, means, [(1e-12,)], first=(1e-2, 64))
+    phi, before = way.train((1e-12,), 0, 1)[1], study(bench, "linear", 1e-2, 64, 0)
+    bodies = [k for k in before if k.startswith("body.")]
+    assert bodies and all(torch.allclose(phi[k], before[k], atol=1e-9) for k in bodies)
+
+
+def test_a_members_own_weights_follow_the_seed_and_its_term_is_used(bench):
+    def full(net, strength):
+        return feat(net), cross_entropy, contrastive(net, strength, 0.1)
+
+    grid = [(1e-2, 0.0), (1e-2, 1.0)]
+    with_term, without = (practising(bench, full, grid).train(s, 0, 1)[1] for s in reversed(grid))
+    again = practising(bench, full, grid).train(grid[0], 0, 1)[1]
+    used = [k for k in without if not k.startswith("head.")]
+    assert all(torch.equal(without[k], again[k]) for k in used)
+    assert any(not torch.equal(without[k], with_term[k]) for k in used)
+    assert practising(bench, means, [(1e-2,)]).ordered and not practising(bench, full, grid).ordered
+
+
+def test_a_network_without_norms_needs_no_statistics():
+    from mtlib.data.planted import planted
+    from mtlib.nets import mlp
+
+    data = planted(24, 20)
+    flat = Bench(data, lambda n, statistics="batch", seed=None: mlp(30, (8,), n, seed), 2, 2)
+    phi = practising(flat, lambda net: (relation(net), cross_entropy), [(1e-2,)]).train(
+        (1e-2,), 0, 1
+    )
+    with seeded(0):
+        own = parameters(mlp(30, (8,), 5))
+    assert set(phi[1]) > {"relation.0.weight"} and set(own) >= {k for k in phi[1] if "body" in k}
+
+
+def test_a_setting_is_tried_at_a_share_of_the_length_or_at_the_whole_of_it(bench):
+    """A third of the steps is another run; with `whole` it is the whole run, to the last bit."""
+    short, whole = (practising(bench, means, [(1e-2,)], whole=w) for w in (False, True))
+    runs = [way.train((1e-2,), 0, share)[1] for way in (short, whole) for share in (3, 1)]
+    third, full, tried, again = (run["body.1.0.weight"] for run in runs)
+    assert torch.equal(full, again) and torch.equal(full, tried)
+    assert not torch.equal(full, third)
