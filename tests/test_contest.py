@@ -144,6 +144,7 @@ def test_a_record_has_all_ways_and_holds_a_later_run(full, monkeypatch):
         (lambda d: d["ways"].pop("chance"), "other ways"),
         (lambda d: d["ways"].update(MAML=d["ways"]["chance"]), "other ways"),
         (lambda d: d["sizes"].pop("again"), "other tests"),
+        (lambda d: d.clear(), "other ways"),  # a contest that the record does not have
     ],
 )
 def test_a_record_of_other_ways_grids_or_tests_is_refused(full, monkeypatch, change, said):

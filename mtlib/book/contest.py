@@ -234,9 +234,9 @@ def contest(
     _check(ways, tests, of, live)
     positive(seeds=seeds, share=share, choose=choose, episodes=episodes)
     functions(2, metric=metric)
-    old = kept(page, data.endswith("(real)")).get(name, {})
-    old = old if "ways" in old else {}  # a record of before there were contests has none
-    if old:
+    details = kept(page, data.endswith("(real)"))
+    old = details.get(name, {})
+    if details:
         _check_record(page, old, ways, tests)
     judge = _Judge(metric, higher, choose, episodes)
     pieces = _Pieces(page, name)
@@ -464,10 +464,10 @@ def _check_record(
     page: str, old: Mapping[str, Any], ways: Mapping[str, Way], tests: Mapping[str, Stream]
 ) -> None:
     """ValueError unless the record is of these ways, with these grids and these tests."""
-    kept_ways = old["ways"]
+    kept_ways = old.get("ways", {})
     for what, has, wants in (
         ("ways", set(kept_ways), set(ways)),
-        ("tests", set(old["sizes"]), set(tests)),
+        ("tests", set(old.get("sizes", {})), set(tests)),
         *(
             (
                 f"settings of {w!r}",
