@@ -271,8 +271,24 @@ ROWS = Batch(torch.rand(8, 30), torch.arange(8) % 5)
 Z = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.arange(12) % 3
 SCORE = interval(torch.tensor([0.5, 0.6, 0.7]), draw=1.0)
+
+
+class Squared(nn.Module):
+    """A weight and a bias of one shape, and no norm: (x w + b)²."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        return (x * self.weight + self.bias) ** 2
+
+
 NUMBERS = SUPPORT._replace(y=SUPPORT.y.argmax(1))
 NO_BIAS = two_halves(NET.body, nn.Linear(8, 5, bias=False))
+PICTURES = two_halves(
+    nn.Sequential(nn.LayerNorm((2, 2, 2)), nn.Flatten()), nn.Linear(8, 5)
+)  # (2, 2, 2) numbers each
 DEEP = two_halves(NET.body, nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 5)))
 CRITIC = nn.Linear(8, 2)
 RESULT = Result(
@@ -1513,6 +1529,14 @@ BAD |= {
     ),
     "cavia: a layer without a bias": (
         lambda: cavia(NO_BIAS, cross_entropy, 0.1, 1, layer="head"),
+        "linear layer or of a norm",
+    ),
+    "cavia: a layer of one's own that is no norm": (
+        lambda: cavia(two_halves(Squared(), nn.Linear(8, 5)), cross_entropy, 0.1, 1, layer="body"),
+        "linear layer or of a norm",
+    ),
+    "cavia: a norm over pictures": (
+        lambda: cavia(PICTURES, cross_entropy, 0.1, 1, layer="body.0"),
         "linear layer or of a norm",
     ),
     "minibatches: no inner steps": (lambda: minibatches(protonet(NET), 5), "inner steps"),

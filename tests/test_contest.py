@@ -11,16 +11,17 @@ import torch
 from mtlib.book import contest as room
 from mtlib.book import results
 from mtlib.book.contest import Contest, Gap, Way, alphabets, conclude, contest
-from mtlib.core import Learner, parameters
+from mtlib.core import Learner, apply, parameters
 from mtlib.data.planted import planted
 from mtlib.data.sinusoids import best_possible, noisy_sinusoids
-from mtlib.evaluate import NotFinite, evaluate
+from mtlib.evaluate import NotFinite, answers, evaluate
 from mtlib.learners.metric import protonet
 from mtlib.nets import mlp
 from mtlib.tasks import ClassSet, episodes
 
 NET = mlp(30, (16,), 5)
 DATA = "planted classes (real)"
+TOLD = dict(field="Botany", protocol="trees", gain=("ProtoNet", "chance"), labels="5 leaves")
 
 
 class Stop(Exception):
@@ -93,7 +94,12 @@ def test_the_score_is_evaluates_own_and_groups_are_its_alphabets(full):
     found = run([])
     learner, phi = ways([])["ProtoNet"].train(found.setting("ProtoNet"), 0, 1)
     whole = evaluate(learner, phi, cut(named(), 1), 30)
-    assert found.mean("ProtoNet") == pytest.approx(whole.mean, abs=1e-12)
+    said = [
+        (answers(learner, phi, cut(named(), 1)(j)), cut(named(), 1)(j).query.y) for j in range(3)
+    ]
+    right = sum(int((a.argmax(-1) == y.argmax(-1)).sum()) for a, y in said)
+    assert found.mean("ProtoNet") == pytest.approx(right / (30 * 5 * 6), abs=1e-12)
+    assert whole.mean == pytest.approx(right / (30 * 5 * 6), abs=1e-7)  # it counts in float32
     at, sizes = found._at("ProtoNet", None)["groups"], found.found["sizes"]["1 label"]
     assert len(at) == len(sizes) == 4 and sum(sizes) == 30 * 5 * 6
     total = sum(a * n for a, n in zip(at, sizes, strict=True)) / sum(sizes)
@@ -114,25 +120,54 @@ def test_a_record_has_all_ways_and_holds_a_later_run(full, monkeypatch):
     calls = []
     found = run(calls)
     assert len([c for c in calls if c[2] == 1]) == 3 and not found.kept
-    told = dict(field="Botany", protocol="trees", gain=("ProtoNet", "chance"), labels="5 leaves")
-    assert conclude("trees", contests=[found], **told) == "recorded as trees.json"
+    assert conclude("trees", contests=[found], **TOLD) == "recorded as trees.json"
     monkeypatch.delenv("MTLIB_RECORD")
     calls.clear()
     again = run(calls)
     assert calls == [(found.setting("ProtoNet"), 0, 1)]  # no tuning, one seed
     assert again.kept and again.rows() == found.rows() and "chance" in again
     assert again.minus("ProtoNet", "chance") == found.minus("ProtoNet", "chance")
-    assert "agree" in conclude("trees", contests=[again], **told)
+    assert "agree" in conclude("trees", contests=[again], **TOLD)
     path = full / "records" / "trees.json"
     held = json.loads(path.read_text("utf8"))
     held["details"]["leaves"]["ways"]["ProtoNet"]["columns"]["1 label"]["runs"] = [0.1, 0.11, 0.12]
     path.write_text(json.dumps(held))
     with pytest.raises(ValueError, match=r"ProtoNet, 1 label: .* record anew"):
         run([])
-    held["details"]["leaves"]["ways"]["ProtoNet"]["setting"] = 7.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["ways"]["ProtoNet"]["tuning"].pop("0.1"), "other settings of 'ProtoNet'"),
+        (lambda d: d["ways"]["chance"].update(setting="two"), "other settings of 'chance'"),
+        (lambda d: d["ways"].pop("chance"), "other ways"),
+        (lambda d: d["ways"].update(MAML=d["ways"]["chance"]), "other ways"),
+        (lambda d: d["sizes"].pop("again"), "other tests"),
+        (lambda d: d.clear(), "other ways"),  # a contest that the record does not have
+    ],
+)
+def test_a_record_of_other_ways_grids_or_tests_is_refused(full, monkeypatch, change, said):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    conclude("trees", contests=[run([])], **TOLD)
+    monkeypatch.delenv("MTLIB_RECORD")
+    assert run([]).kept
+    path = full / "records" / "trees.json"
+    held = json.loads(path.read_text("utf8"))
+    change(held["details"]["leaves"])
     path.write_text(json.dumps(held))
-    with pytest.raises(ValueError, match="a setting of its grid"):
+    with pytest.raises(ValueError, match=f"{said}.*record anew"):
         run([])
+
+
+def test_answers_with_a_spread_beside_them_are_no_classes(full):
+    net = mlp(30, (8,), 10)
+    wide = Learner(lambda: parameters(net), lambda phi, s: phi, apply(net))
+    two = {"wide": Way("meta", lambda setting, seed, share: (wide, wide.init()), (1,))}
+    test = named()
+    where = {"tests": {"c": cut(test, 1)}, "of": {"c": cut(alphabets(test), 1)}}
+    with pytest.raises(ValueError, match=r"\(10, 30, 5\).*\(10, 30, 10\)"):
+        contest("trees", "x", two, cut(test, 2), data=DATA, live=["wide"], episodes=20, **where)
 
 
 def test_a_stopped_recording_goes_on_where_it_stopped(full, monkeypatch):

@@ -56,10 +56,18 @@ def test_a_page_is_held_to_what_was_recorded(folder, monkeypatch):
 
 def test_a_dirty_tree_is_not_recorded_from(folder, monkeypatch):
     monkeypatch.setenv("MTLIB_RECORD", "1")
-    monkeypatch.setattr(results, "commit", lambda: "0123456789ab-dirty")
-    with pytest.raises(ValueError, match="commit first"):
-        record(GOOD)
+    for at in ("0123456789ab-dirty", "unknown"):
+        monkeypatch.setattr(results, "commit", lambda at=at: at)
+        with pytest.raises(ValueError, match="commit first"):
+            record(GOOD)
     assert list(folder.iterdir()) == []
+
+
+def test_where_git_knows_nothing_the_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    results.commit.cache_clear()
+    assert results.commit() == "unknown"
+    results.commit.cache_clear()
 
 
 def test_a_commit_is_dirty_by_a_changed_file_and_not_by_a_record(tmp_path, monkeypatch):

@@ -6,10 +6,12 @@ and keeps what was found in the page's record; a reader's run trains some of the
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,17 +92,21 @@ class Gap(NamedTuple):
         return _signed(self.mean, self.widest, 3)
 
 
+@dataclass(frozen=True)
 class Contest:
     """What `contest` found: of the record where `kept`, else of this run. The first column counts where none is named.
 
     A number of a way that has not run here is NaN, and as text "not run".
     """
 
-    def __init__(self, name: str, ways: Mapping[str, Way], found: dict[str, Any], **rest: Any):
-        self.name, self.ways, self.found = name, dict(ways), found
-        self.kept: bool = rest["kept"]
-        self.here: dict[str, dict[str, Score]] = rest["here"]  # way -> column -> this run, seed 0
-        self.metric, self.higher, self.data = rest["metric"], rest["higher"], rest["data"]
+    name: str
+    ways: Mapping[str, Way]
+    found: Mapping[str, Any]  # what the record keeps of it
+    kept: bool
+    here: Mapping[str, Mapping[str, Score]]  # way -> column -> this run, seed 0
+    metric: str
+    higher: bool
+    data: str
 
     def __contains__(self, way: str) -> bool:
         return way in self.found["ways"]
@@ -228,58 +234,41 @@ def contest(
     _check(ways, tests, of, live)
     positive(seeds=seeds, share=share, choose=choose, episodes=episodes)
     functions(2, metric=metric)
-    words = "accuracy" if metric is accuracy else "score" if higher else "error"
-    old = kept(page, data.endswith("(real)")).get(name, {})
-    old = old if "ways" in old else None  # a record of before there were contests
+    details = kept(page, data.endswith("(real)"))
+    old = details.get(name, {})
+    if details:
+        _check_record(page, old, ways, tests)
+    judge = _Judge(metric, higher, choose, episodes)
     pieces = _Pieces(page, name)
-    now = list(ways) if recording() else [w for w in ways if w in live]
-    number = range(seeds if recording() else 1)
     held: dict[str, Any] = {}
     here: dict[str, dict[str, Score]] = {}
     sizes: dict[str, list[float]] = {}
-    judge = _Judge(metric, higher, choose, episodes)
-
-    def quality(way: Way, called: str, setting: Any, told: str) -> float:
-        def measured() -> float:
-            learner, phi = way.train(setting, TUNING_SEED, share)
-            return judge.quality(learner, phi, validation)
-
-        found: float = pieces.keep([called, told], measured, (NotFinite, Diverged))
-        return found
-
-    for called in now:
-        way = ways[called]
+    for called, way in ways.items():
+        if called not in live and not recording():
+            continue
         if old:
-            best = _chosen(way, old["ways"], called, page)
             tuned = {k: old["ways"][called][k] for k in ("setting", "edge", "tuning")}
         else:
-            best, tuned = _tune(way, partial(quality, way, called))
-        columns: dict[str, dict[str, Any]] = {c: {"runs": [], "groups": []} for c in tests}
-        for seed in number:
 
-            def tested(way: Way = way, best: Any = best, seed: int = seed) -> dict[str, Any]:
-                learner, phi = way.train(best, seed, 1)
-                return {
-                    c: judge.test(learner, phi, stream, of[c] if of else None)
-                    for c, stream in tests.items()
-                }
+            def quality(setting: Any, called: str = called, way: Way = way) -> float:
+                run = partial(judge.quality, way, setting, share, validation)
+                found: float = pieces.keep([called, _told(setting)], run, (NotFinite, Diverged))
+                return found
 
-            for c, (values, groups, size) in pieces.keep([called, "seed", seed], tested).items():
-                found = Score(*interval(torch.tensor(values))[:3], f"{name}, {c}")
-                columns[c]["runs"].append(found.mean)
-                columns[c]["groups"].append(groups)
-                columns[c].setdefault("cases", found.interval)
-                here.setdefault(called, {}).setdefault(c, found)
-                sizes[c] = size
-        for at in columns.values():
-            mean = torch.tensor(at["groups"], dtype=torch.float64).mean(0)
-            at["groups"] = [float(f"{v:.5g}") for v in mean]
-        held[called] = {**tuned, "columns": columns}
-    new = {"groups": "alphabets" if of else "tasks", "sizes": sizes, "ways": held}
+            tuned = _tune(way, quality)
+        test = partial(judge.test, way, _grid(way)[_told(tuned["setting"])], tests, of)
+        runs = [
+            pieces.keep([called, "seed", seed], partial(test, seed))
+            for seed in range(seeds if recording() else 1)
+        ]
+        held[called] = {**tuned, "columns": {c: _column([run[c] for run in runs]) for c in tests}}
+        here[called] = {c: _score(runs[0][c][0], f"{name}, {c}") for c in tests}
+        sizes = {c: runs[0][c][2] for c in tests}
     if old:
         _hold(here, old, page)
-    rest = {"metric": words, "higher": higher, "data": data, "here": here, "kept": bool(old)}
-    return Contest(name, ways, old or new, **rest)
+    new = {"groups": "alphabets" if of else "tasks", "sizes": sizes, "ways": held}
+    words = "accuracy" if metric is accuracy else "score" if higher else "error"
+    return Contest(name, ways, old or new, bool(old), here, words, higher, data)
 
 
 def alphabets(data: ClassSet) -> ClassSet:
@@ -328,7 +317,7 @@ def conclude(
     if not all(way in first for way in gain) or not entries:
         return f"not recorded: {' and '.join(gain)} did not both run"
     gap = first.minus(*gain)
-    if not {way for way in gain} <= set(first.here):
+    if not set(gain) <= set(first.here):
         return f"{len(entries)} of {len(first.ways)} ways ran, and agree with {page}.json"
     result = Result(
         page=page,
@@ -353,33 +342,55 @@ class _Judge(NamedTuple):
     choose: int
     episodes: int
 
-    def quality(self, learner: Learner, phi: Params, stream: Stream) -> float:
+    def quality(self, way: Way, setting: Any, share: int, stream: Stream) -> float:
+        """How good a setting is, higher for a better one, after a shorter run with a seed of its own."""
+        learner, phi = way.train(_grid(way)[_told(setting)], TUNING_SEED, share)
         found = evaluate(learner, phi, stream, max(2, self.choose), self.metric, progress=False)
-        mean: float = found.mean
-        return mean if self.higher else -mean
+        return float(found.mean if self.higher else -found.mean)
 
-    def test(self, learner: Learner, phi: Params, stream: Stream, twin: Stream | None) -> Any:
-        """One number an episode, one a group, and the groups' sizes."""
-        if twin is None:
-            found = evaluate(learner, phi, stream, self.episodes, self.metric, progress=False)
-            each = found.values.tolist()
-            return each, each, [1.0] * len(each)
+    def test(
+        self,
+        way: Way,
+        setting: Any,
+        tests: Mapping[str, Stream],
+        of: Mapping[str, Stream] | None,
+        seed: int,
+    ) -> dict[str, Any]:
+        """Column -> one number an episode, one a group, and the groups' sizes, of a whole run."""
+        learner, phi = way.train(setting, seed, 1)
+        if of is not None:
+            return {c: self.by_group(learner, phi, tests[c], of[c]) for c in tests}
+        return {c: self.by_task(learner, phi, tests[c]) for c in tests}
+
+    def by_task(self, learner: Learner, phi: Params, stream: Stream) -> Any:
+        """The metric for each task, which is its own group."""
+        found = evaluate(learner, phi, stream, self.episodes, self.metric, progress=False)
+        each = found.values.tolist()
+        return each, each, [1.0] * len(each)
+
+    def by_group(self, learner: Learner, phi: Params, stream: Stream, twin: Stream) -> Any:
+        """Accuracy for each episode, and for each group that the twin stream names; and the groups' sizes."""
         right: list[Tensor] = []
         whose: list[Tensor] = []
-        step = 0
-        while sum(len(part) for part in right) < self.episodes:
-            draw, twin_draw = stream(step), twin(step)
-            if not isinstance(draw, Episode) or not isinstance(twin_draw, Episode):
+        for step in itertools.count():
+            draw, number = stream(step), twin(step)
+            if not isinstance(draw, Episode) or not isinstance(number, Episode):
                 raise TypeError("expected streams of episodes to test on, such as `episodes(...)`")
-            said = answers(learner, phi, draw).cpu()
+            said, y = answers(learner, phi, draw).cpu(), draw.query.y.cpu()
+            if said.shape != y.shape:
+                raise ValueError(
+                    f"expected answers of shape {tuple(y.shape)}, a number for each class, got {tuple(said.shape)}; "
+                    "`point` takes the means of answers with a spread"
+                )
             if not bool(torch.isfinite(said).all()):
                 raise NotFinite("expected finite answers of the learner to every test episode")
-            right.append((said.argmax(-1) == draw.query.y.cpu().argmax(-1)).double())
-            whose.append(twin_draw.query.x.flatten(1).long())
-            step += 1
-        hit, of = (torch.cat(parts)[: self.episodes] for parts in (right, whose))
-        size = torch.bincount(of.flatten()).double()
-        total = torch.zeros(len(size)).double().index_add(0, of.flatten(), hit.flatten())
+            right.append((said.argmax(-1) == y.argmax(-1)).double())
+            whose.append(number.query.x.flatten(1).long())
+            if sum(len(part) for part in right) >= self.episodes:
+                break
+        hit, group = (torch.cat(parts)[: self.episodes] for parts in (right, whose))
+        size = torch.bincount(group.flatten()).double()
+        total = torch.zeros(len(size)).double().index_add(0, group.flatten(), hit.flatten())
         return hit.mean(1).tolist(), (total / size.clamp_min(1)).tolist(), size.tolist()
 
 
@@ -395,58 +406,83 @@ class _Pieces:
     def keep(self, key: list[Any], run: Callable[[], Any], failed: tuple[Any, ...] = ()) -> Any:
         """run(), or what it gave when it last ran at this commit; NaN where it raises one of `failed`."""
         called = json.dumps([self.name, *key])
-        if self.path and self.path.exists():
-            held = json.loads(self.path.read_text("utf8"))
-            if called in held:
-                return math.nan if held[called] is None else held[called]
+        if called in (held := self.held()):
+            return math.nan if held[called] is None else held[called]
         try:
             found = run()
         except failed:
             found = math.nan
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            held = json.loads(self.path.read_text("utf8")) if self.path.exists() else {}
             nothing = isinstance(found, float) and not math.isfinite(found)
-            write(self.path, {**held, called: None if nothing else found})
+            write(self.path, {**self.held(), called: None if nothing else found})
+        return found
+
+    def held(self) -> dict[str, Any]:
+        """Everything that is finished, as the file has it now."""
+        if not self.path or not self.path.exists():
+            return {}
+        found: dict[str, Any] = json.loads(self.path.read_text("utf8"))
         return found
 
 
-def _tune(way: Way, quality: Callable[[Any, str], float]) -> tuple[Any, dict[str, Any]]:
-    """The best setting, and what the record keeps of the choice. At the small scale two settings are enough."""
-    named = (
-        dict(way.settings) if isinstance(way.settings, Mapping) else {s: s for s in way.settings}
-    )
-    if not is_full():
-        named = dict(list(named.items())[:2])
-    if len(named) == 1:
-        ((called, setting),) = named.items()
-        return setting, {"setting": _plain(called), "edge": False, "tuning": {}}
+def _grid(way: Way) -> dict[str, Any]:
+    """Every setting of a way, by its name as text; at the small scale two are enough."""
+    named = way.settings if isinstance(way.settings, Mapping) else {s: s for s in way.settings}
+    told = {_told(s): setting for s, setting in named.items()}
+    return told if is_full() else dict(itertools.islice(told.items(), 2))
+
+
+def _tune(way: Way, quality: Callable[[Any], float]) -> dict[str, Any]:
+    """What the record keeps of the choice: the best setting, whether it lies at an edge, and all qualities."""
+    names = [s for s in way.settings if _told(s) in _grid(way)]
+    if len(names) == 1:
+        return {"setting": _plain(names[0]), "edge": False, "tuning": {}}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the best setting")  # the table marks it
-        best = best_of(list(named), lambda s: quality(named[s], _told(s)), way.ordered)
-    tuning = {
-        _told(s): q if math.isfinite(q) else None
-        for s, q in best.table.items()
-        if isinstance(q, float)
-    }
-    return named[best.setting], {
-        "setting": _plain(best.setting),
-        "edge": best.at_edge,
-        "tuning": tuning,
+        best = best_of(names, quality, way.ordered)
+    found = {_told(s): q if math.isfinite(q) else None for s, q in best.table.items()}  # type: ignore[arg-type]
+    return {"setting": _plain(best.setting), "edge": best.at_edge, "tuning": found}
+
+
+def _score(values: list[float], draw: str) -> Score:
+    return interval(torch.tensor(values, dtype=torch.float64), draw)
+
+
+def _column(runs: list[Any]) -> dict[str, Any]:
+    """What the record keeps of one test: a mean for each seed, the first's interval, and each group over the seeds."""
+    scores = [_score(values, "") for values, _, _ in runs]
+    groups = torch.tensor([group for _, group, _ in runs], dtype=torch.float64).mean(0)
+    return {
+        "runs": [s.mean for s in scores],
+        "groups": [float(f"{v:.5g}") for v in groups],
+        "cases": scores[0].interval,
     }
 
 
-def _chosen(way: Way, held: Mapping[str, Any], called: str, page: str) -> Any:
-    """The setting that the record has for this way."""
-    settings = way.settings
-    named = dict(settings) if isinstance(settings, Mapping) else {s: s for s in settings}
-    told = {_told(s): setting for s, setting in named.items()}
-    if called not in held or _told(held[called]["setting"]) not in told:
-        raise ValueError(
-            f"expected {page}.json to have {called!r} with a setting of its grid, {list(told)}; record anew with "
-            "MTLIB_RECORD=1"
-        )
-    return told[_told(held[called]["setting"])]
+def _check_record(
+    page: str, old: Mapping[str, Any], ways: Mapping[str, Way], tests: Mapping[str, Stream]
+) -> None:
+    """ValueError unless the record is of these ways, with these grids and these tests."""
+    kept_ways = old.get("ways", {})
+    for what, has, wants in (
+        ("ways", set(kept_ways), set(ways)),
+        ("tests", set(old.get("sizes", {})), set(tests)),
+        *(
+            (
+                f"settings of {w!r}",
+                set(kept_ways[w]["tuning"]) or {_told(kept_ways[w]["setting"])},
+                set(_grid(way)),
+            )
+            for w, way in ways.items()
+            if w in kept_ways
+        ),
+    ):
+        if has != wants:
+            raise ValueError(
+                f"{page}.json has other {what}: {sorted(has - wants)} are there and {sorted(wants - has)} are not; record "
+                "anew with MTLIB_RECORD=1"
+            )
 
 
 def _hold(here: Mapping[str, Mapping[str, Score]], old: Mapping[str, Any], page: str) -> None:

@@ -154,6 +154,11 @@ def varied_sinusoids(
     return stream
 
 
+def waves(x: Tensor) -> Tensor:
+    """[sin x, −cos x], x (N, 1) -> (N, 2): A sin(x − φ) is waves(x) · (u, v), (u, v) = A (cos φ, sin φ)."""
+    return torch.cat([torch.sin(x), -torch.cos(x)], 1)
+
+
 def best_possible(noise: float = 0.3, points: int = 100) -> Learner:
     """The exact posterior mean of `noisy_sinusoids`: no learner has a lower expected squared error on them.
 
@@ -174,9 +179,6 @@ def best_possible(noise: float = 0.3, points: int = 100) -> Learner:
     u, v = (a[:, None] * f(phase) for f in (torch.cos, torch.sin))  # (A, φ)
     grid = torch.stack([u, v], -1).reshape(-1, 2)
     log_prior = (weights[:, None] * weights).log().reshape(-1)
-
-    def waves(x: Tensor) -> Tensor:
-        return torch.cat([torch.sin(x), -torch.cos(x)], 1)  # f(x) = waves(x) · (u, v)
 
     def adapt(phi: Params, support: Batch) -> Params:
         x, y = support
@@ -204,9 +206,6 @@ def best_linear(noise: float = 0.3) -> Learner:
     power = (low**2 + low * high + high**2) / 6
     centre = (low + high) / math.pi
     variance = torch.tensor([power, power - centre**2])
-
-    def waves(x: Tensor) -> Tensor:
-        return torch.cat([torch.sin(x), -torch.cos(x)], 1)
 
     def adapt(phi: Params, support: Batch) -> Params:
         z, mean = waves(support.x), support.x.new_tensor([[0.0], [centre]])

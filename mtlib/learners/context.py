@@ -21,6 +21,7 @@ from mtlib.core import (
 )
 from mtlib.learners.gradient import Rate, Rule, check_steps, inner_loop, moving, weights
 from mtlib.learners.metric import above, among, body_of, defined, linear_head, prototypes
+from mtlib.norm import Norm
 
 
 def cavia(
@@ -64,6 +65,13 @@ def cavia(
     return inner_loop(init, begin, f, loss, lr, steps, rule=rule, net=net)
 
 
+NORMS = (
+    *(Norm, nn.LayerNorm, nn.GroupNorm, nn.SyncBatchNorm),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+"""Layers whose last step is y ⊙ weight + bias."""
+
 Read = Callable[[Params, Any, Tensor], Tensor]
 """`read(theta, x, v)` -> prediction of the network that reads v, the context times a matrix."""
 
@@ -81,10 +89,10 @@ def _before_head(net: nn.Module) -> tuple[Read, int]:
 
 def _inside(net: nn.Module, layer: str) -> tuple[Read, int]:
     """The network whose linear layer adds v, or whose norm's y is y ⊙ (1 + s) + t, (s, t) = v; and how long v is."""
-    own = weights(net)
+    own, kind = weights(net), dict(net.named_modules()).get(layer)
     weight, bias = (own.get(f"{layer}.{k}") for k in ("weight", "bias"))
-    linear = isinstance(dict(net.named_modules()).get(layer), nn.Linear)
-    if bias is None or weight is None or not (linear or weight.shape == bias.shape):
+    linear, norm = isinstance(kind, nn.Linear), isinstance(kind, NORMS)
+    if bias is None or weight is None or not (linear or (norm and bias.ndim == 1)):
         raise ValueError(
             f"expected the name of a linear layer or of a norm, with weight and bias, got {layer!r:.60}; the network has "
             f"{list(own)[:6]}"

@@ -144,26 +144,36 @@ def simpleshot(net: nn.Module) -> Learner:
     μ = φ["centre.mean"] (D,) is zero at first; `centred` sets it to the mean feature of the training items. Without
     centring and scaling it is `protonet`. Raises ValueError like `width`. {cite}`wang2019simpleshot`
     """
-    z, d = features(net), width(net)
-
-    def u(phi: Params, x: Any) -> Tensor:
-        return unit(z(phi, x) - phi["centre.mean"])
-
-    def init() -> Params:
-        return {**body_of(net), "centre.mean": next(net.parameters()).new_zeros(d)}
+    init, u = normalised(net)
 
     def adapt(phi: Params, support: Batch) -> Params:
-        require(phi, ("centre.mean",))
-        if phi["centre.mean"].shape != (d,):
-            raise ValueError(
-                f"expected φ's centre.mean of shape ({d},), got {tuple(phi['centre.mean'].shape)}: `centred` computes it"
-            )
         return {**phi, **prototypes(u(phi, support.x), support.y)}
 
     def predict(theta: Params, x: Any) -> Tensor:
         return nearness(theta, u(theta, x))
 
     return Learner(init, adapt, predict, net=net)
+
+
+def normalised(net: nn.Module) -> tuple[Callable[[], Params], Callable[[Params, Any], Tensor]]:
+    """The first φ, and u(φ, x) = (z(φ, x) − μ) / ‖z(φ, x) − μ‖ with μ = φ["centre.mean"] (D,), zero at first.
+
+    What `simpleshot` and `laplacian_shot` compare; `centred` sets μ. Raises ValueError like `width`.
+    """
+    z, d = features(net), width(net)
+
+    def init() -> Params:
+        return {**body_of(net), "centre.mean": next(net.parameters()).new_zeros(d)}
+
+    def u(phi: Params, x: Any) -> Tensor:
+        require(phi, ("centre.mean",))
+        if phi["centre.mean"].shape != (d,):
+            raise ValueError(
+                f"expected φ's centre.mean of shape ({d},), got {tuple(phi['centre.mean'].shape)}: `centred` computes it"
+            )
+        return unit(z(phi, x) - phi["centre.mean"])
+
+    return init, u
 
 
 @torch.no_grad()

@@ -8,14 +8,13 @@ a support item cannot be predicted, as in `mtlib.learners.metric`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Learner, Loss, Params, apply, features, fixed, require, risk
+from mtlib.core import Batch, Learner, Loss, Params, apply, features, fixed, risk
 from mtlib.learners.gradient import Rate, check_rate, descend
 from mtlib.learners.metric import (
     among,
@@ -23,6 +22,7 @@ from mtlib.learners.metric import (
     check_targets,
     cosines,
     defined,
+    normalised,
     prototypes,
     squared_distances,
     unit,
@@ -113,9 +113,9 @@ def laplacian_shot(
     4. y_q ← softmax_k( −‖u_q − m_k‖² + λ Σ_p w_qp y_p ) for `steps` rounds, from λ = 0; w_qp = 1 where p is one of the
        `neighbours` query items nearest to q, else 0; λ = `strength`. The logits are the last round's exponents.
 
-    The authors' code counts q among its own neighbours, so its k is `neighbours` + 1, and guesses the class of support items,
-    too. With `strength` 0 and without `shift` and
-    `rectify` it is `simpleshot`, and without `normalise`, too, `protonet`. Which items are neighbours, and which class a
+    The authors' code counts q among its own neighbours, so its k is `neighbours` + 1, and guesses the class of support
+    items, too. With `strength` 0 and without `shift` and `rectify` it is `simpleshot`, and without `normalise`, too,
+    `protonet`. Which items are neighbours, and which class a
     query item is guessed to be of in 3, are constants to the outer gradient. Raises ValueError for a negative λ, no
     neighbour, or half a round, and with `normalise` like `width`. {cite}`ziko2020laplacian`
     """
@@ -148,27 +148,6 @@ def laplacian_shot(
 
 
 # What they share -----------------------------------------------------------------------------
-
-
-def normalised(net: nn.Module) -> tuple[Callable[[], Params], Callable[[Params, Any], Tensor]]:
-    """The first φ, and u(φ, x) = (z(φ, x) − μ) / ‖z(φ, x) − μ‖ with μ = φ["centre.mean"] (D,), zero at first.
-
-    As in `metric.simpleshot`. Raises ValueError like `width`.
-    """
-    z, d = features(net), width(net)
-
-    def init() -> Params:
-        return {**body_of(net), "centre.mean": next(net.parameters()).new_zeros(d)}
-
-    def u(phi: Params, x: Any) -> Tensor:
-        require(phi, ("centre.mean",))
-        if phi["centre.mean"].shape != (d,):
-            raise ValueError(
-                f"expected φ's centre.mean of shape ({d},), got {tuple(phi['centre.mean'].shape)}: `centred` computes it"
-            )
-        return unit(z(phi, x) - phi["centre.mean"])
-
-    return init, u
 
 
 def with_guesses(

@@ -133,9 +133,9 @@ def recording() -> bool:
 def record(result: Result, tolerance: float = 1.0) -> str:
     """Compare a page's result with the recorded one; with MTLIB_RECORD=1, write it instead. Returns what was done.
 
-    At the small scale, on stand-in data, and where nothing is recorded, it only says so. A dirty tree is not recorded from. A mean that differs from the recorded one
-    by more than `tolerance` times its interval over cases, or twice the recorded one over seeds (as in `agrees`), raises
-    ValueError: the page, or the file, is out of date.
+    At the small scale, on stand-in data, and where nothing is recorded, it only says so. A dirty tree is not recorded from.
+    A mean that differs from the recorded one by more than `tolerance` times its interval over cases, or twice the recorded
+    one over seeds (as in `agrees`), raises ValueError: the page, or the file, is out of date.
     """
     _check(result)
     if not tolerance > 0:
@@ -203,30 +203,22 @@ def commit() -> str:
 
     As it was when first asked, at the start of a recording: what is committed while it runs is not what runs.
     """
-    look = ["git", "describe", "--always", "--abbrev=12", "--exclude=*"]
-    changed = [
-        "git",
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        ":/",
-        ":(exclude)*.json",
-    ]
+    look = ["describe", "--always", "--abbrev=12", "--exclude=*"]
+    changed = ["status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)*.json"]
     try:
         at, since = (
-            subprocess.run(c, cwd=FOLDER, capture_output=True, text=True).stdout.strip()
+            subprocess.run(["git", *c], cwd=FOLDER, capture_output=True, text=True, check=True)
             for c in (look, changed)
         )
-    except OSError:
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return f"{at}{'-dirty' * bool(since)}" if at else "unknown"
+    return f"{at.stdout.strip()}{'-dirty' * bool(since.stdout.strip())}"
 
 
 def clean_commit() -> str:
-    """The commit, for a record that says what it was made from. Raises ValueError where the tree is dirty."""
+    """The commit, for a record that says what it was made from. ValueError where the tree is dirty, or git does not tell."""
     at = commit()
-    if at.endswith("-dirty"):
+    if at == "unknown" or at.endswith("-dirty"):
         raise ValueError(
             f"expected a clean tree to record from, got {at}: commit first, so that the record says what it was made from"
         )
