@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 NAME = re.compile(r"(?<![\w/.])mtlib(?:\.[A-Za-z_]\w*)+")
 CITE = re.compile(r"\{cite[\w:]*\}`([\w,\s-]+)`")
 KEY = re.compile(r"(?m)^@\w+\{([^,\s]+),")
+TERM = re.compile(r"\{term\}`(?:[^`<]*<)?([^`<>]+?)>?`")
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").rglob("*.md"))]
 MODULES = sorted((ROOT / "mtlib").rglob("*.py"))
 
@@ -85,3 +86,25 @@ def test_every_reference_is_cited_and_every_citation_has_one():
     keys = KEY.findall((ROOT / "book" / "references.bib").read_text("utf8"))
     assert len(keys) == len(set(keys))
     assert cited() == set(keys)
+
+
+def entries() -> set[str]:
+    """What the glossary explains: the lines of its list that are not indented."""
+    text = (ROOT / "book" / "glossary.md").read_text("utf8")
+    listed = text.split(":::{glossary}\n")[1].split(":::")[0]
+    return {line for line in listed.splitlines() if line and not line.startswith(" ")}
+
+
+@pytest.mark.parametrize("path", [*PROSE, *NOTEBOOKS], ids=lambda p: p.name)
+def test_every_term_stands_in_the_glossary(path):
+    """The book's build would fail on it, half an hour later."""
+    named = {" ".join(m.split()) for text in texts(path) for m in TERM.findall(text)}
+    assert named <= entries()
+
+
+def test_a_term_that_is_missing_is_found():
+    assert TERM.findall("a {term}`stream` of {term}`pairs <paired\ncomparison>`") == [
+        "stream",
+        "paired\ncomparison",
+    ]
+    assert "stream" not in entries() and "paired comparison" in entries()
