@@ -175,7 +175,8 @@ def information(strength: float = 1.0) -> Penalty:
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
         _several_classes(logits, "information")
         varied = torch.special.entr(torch.softmax(logits[-1], -1).mean(0)).sum()
-        return strength * (sure(theta, z, logits) - varied)
+        value: Tensor = strength * (sure(theta, z, logits) - varied)
+        return value
 
     return penalty
 
