@@ -244,6 +244,49 @@ def bars(
     axes.errorbar(x, mean, yerr=_half(x, mean, half), label=label, color=color, **options)
 
 
+def dots(axes: Axes, rows: Mapping[str, Any], groups: Sequence[str], xlabel: str) -> None:
+    """Every run: one row per method, the first at the top; `rows` are (groups, runs), a colour each, a bar at the mean."""
+    _named(rows, object)
+    for height, (name, row) in enumerate(reversed(rows.items())):
+        each = np.asarray(row, float)
+        if each.ndim != 2 or not each.size or len(each) > len(groups):
+            raise ValueError(
+                f"expected numbers of {name!r} for at most {len(groups)} groups (groups, runs), got {each.shape}"
+            )
+        for i, (group, runs) in enumerate(zip(groups, each, strict=False)):
+            place = np.full(len(runs), height + 0.4 * (i / max(1, len(groups) - 1) - 0.5))
+            look = {"color": COLOURS[i % len(COLOURS)], "markersize": 4}
+            axes.plot(runs, place, ".", label=group if not height else None, **look)
+        axes.plot(each.mean(), height, "|", color=REFERENCE, markersize=14)
+    axes.set_yticks(range(len(rows)), [*reversed(rows)])
+    axes.set(xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))
+    axes.legend()
+
+
+def confusion(axes: Axes, y: Any, predicted: Any, classes: Sequence[str]) -> None:
+    """A confusion matrix: how many items of each class, a row, were given each answer, a column."""
+    n, y, predicted = len(classes), np.asarray(y), np.asarray(predicted)
+    right = y.ndim == 1 and y.shape == predicted.shape and len(y)
+    if not right or not all(
+        v.dtype.kind in "iu" and 0 <= v.min() <= v.max() < n for v in (y, predicted)
+    ):
+        raise ValueError(
+            f"expected a class number from 0 to {n - 1} for each item, twice, got {y.shape} and {predicted.shape}"
+        )
+    table = np.bincount(n * y + predicted, minlength=n * n).reshape(n, n)
+    axes.imshow(table / table.sum(1, keepdims=True).clip(1), cmap="Greys", vmin=0, vmax=1)
+    for i, j in zip(*table.nonzero(), strict=True):
+        dark = 2 * table[i, j] > table[i].sum()
+        axes.text(j, i, str(table[i, j]), color="white" if dark else "black", **MIDDLE)
+    axes.set_xticks(range(n), classes)
+    axes.set_yticks(range(n), classes)
+    axes.set(xlabel="answer", ylabel="class")
+    axes.grid(False)
+
+
+MIDDLE: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
+
+
 def _named(found: Any, kind: type) -> None:
     """Raise unless `found` is a dict of name -> `kind`, at least one."""
     if not isinstance(found, Mapping) or not found:

@@ -221,7 +221,20 @@ from mtlib.models.encoders import minilm
 from mtlib.nets import conv2, conv4, mlp, normed, policy_net, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
-from mtlib.plots import against, band, bars, figure, lines, losses, player, scores, style, styles
+from mtlib.plots import (
+    against,
+    band,
+    bars,
+    confusion,
+    dots,
+    figure,
+    lines,
+    losses,
+    player,
+    scores,
+    style,
+    styles,
+)
 from mtlib.run.ahead import ahead
 from mtlib.run.checkpoint import load_params, read, save_params
 from mtlib.run.checkpoint import write as write_checkpoint
@@ -2131,6 +2144,22 @@ BAD |= {
         lambda: on_axes(lambda axes: bars(axes, [1], [0.1], [-0.1])),
         "half",
     ),
+    "dots: runs without groups": (
+        lambda: on_axes(lambda axes: dots(axes, {"a": [0.5]}, ["x"], "%")),
+        "groups, runs",
+    ),
+    "dots: more groups than names": (
+        lambda: on_axes(lambda axes: dots(axes, {"a": [[0.5], [0.6]]}, ["x"], "%")),
+        "at most 1 groups",
+    ),
+    "confusion: other lengths": (
+        lambda: on_axes(lambda axes: confusion(axes, [0, 1], [0], "ab")),
+        "for each item",
+    ),
+    "confusion: a class that is not there": (
+        lambda: on_axes(lambda axes: confusion(axes, [0, 2], [0, 1], "ab")),
+        "from 0 to 1",
+    ),
     "peak_memory: a result, not a function": (lambda: peak_memory(torch.zeros(3)), "function"),
     "peak_memory: a name": (lambda: peak_memory("f"), "function"),
     "bar: a total below 0": (lambda: bar(-1, "x"), "total"),
@@ -2868,6 +2897,19 @@ BAD |= {
     "halves: no test images": (
         lambda: digits.halves(digits.Domain(torch.zeros(4, 1, 2, 2), LABELS[:4], "x"), 0),
         "tested ≥ 1",
+    ),
+    "few: more than there are": (
+        lambda: digits.few(Batch(Z, LABELS), 9, 0),
+        "9 images of each digit",
+    ),
+    "few: no shots": (lambda: digits.few(Batch(Z, LABELS), 0, 0), "shots"),
+    "redrawn: one image": (
+        lambda: digits.redrawn(torch.zeros(1, 8, 8), np.random.default_rng(0)),
+        r"\(B, 1, h, w\)",
+    ),
+    "redrawn: bytes": (
+        lambda: digits.redrawn(torch.zeros(2, 1, 8, 8).byte(), np.random.default_rng(0)),
+        "real numbers",
     ),
     "pairs: no batch": (
         lambda: digits.pairs(Batch(Z, LABELS), Batch(Z, LABELS), 0, batch=0),

@@ -21,6 +21,8 @@ from mtlib.plots import (
     ORANGES,
     TRANSFER,
     against,
+    confusion,
+    dots,
     figure,
     lines,
     losses,
@@ -130,6 +132,34 @@ def test_lines_follow_the_code(shown):
     assert [meta.get_color(), joint.get_color()] == [META, ORANGES[3]]
     assert list(meta.get_ydata()) == [1, 2] and axes.get_xscale() == "log"
     assert len(fig.legends) == 1 and axes.get_legend() is None
+
+
+def test_dots_show_every_run_and_the_mean(shown):
+    rows = {"above": [[1.0, 2.0], [3.0, 6.0]], "below": torch.zeros(1, 2)}
+    with figure() as (fig, axes):
+        dots(axes, rows, ["x", "y"], "%")
+    points = [line for line in axes.get_lines() if line.get_marker() == "."]
+    assert sorted(v for line in points for v in line.get_xdata()) == [0, 0, 1, 2, 3, 6]
+    height = {
+        t.get_text(): y for t, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+    }
+    assert height["above"] > height["below"]
+    bars = {
+        round(line.get_ydata()[0]): line.get_xdata()[0]
+        for line in axes.get_lines()
+        if line.get_marker() == "|"
+    }
+    assert bars == {height["above"]: 3.0, height["below"]: 0.0}
+    assert len(fig.legends) == 1
+
+
+def test_a_confusion_matrix_counts_answers_by_class(shown):
+    y, predicted = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([0, 2, 2, 1, 2])
+    with figure() as (_, axes):
+        confusion(axes, y, predicted, "abc")
+    found = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axes.texts}
+    assert found == {(0, 0): "1", (0, 2): "2", (1, 1): "1", (2, 2): "1"}
+    np.testing.assert_allclose(axes.images[0].get_array()[0], [1 / 3, 0, 2 / 3])
 
 
 def test_one_name_with_two_looks_keeps_its_legends(shown):

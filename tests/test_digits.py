@@ -17,11 +17,21 @@ from torch.nn.functional import cross_entropy
 
 from mtlib.core import Batch, apply, parameters
 from mtlib.data import digits as module
-from mtlib.data.digits import FILES, changed, halves, pairs, prepared, read_semeion, scanners
+from mtlib.data.digits import (
+    FILES,
+    changed,
+    few,
+    halves,
+    pairs,
+    prepared,
+    read_semeion,
+    redrawn,
+    scanners,
+)
 from mtlib.data.download import Altered, fetch
 from mtlib.joint import joint
 from mtlib.nets import conv2
-from mtlib.transfer.align import coral, entropy, mcc, mmd
+from mtlib.transfer.align import coral, entropy, information, mcc, mmd
 from mtlib.transfer.critics import adversary, dann
 
 there = real("mnist", "semeion")
@@ -251,7 +261,34 @@ def test_alignment_asks_for_two_domains(penalty):
         penalty()({}, logits(domains=1), logits(domains=1))
 
 
-def test_the_method_is_chosen_without_labels_of_the_target(small):
+def test_few_are_of_each_digit_and_fewer_are_the_first_of_them():
+    seen = halves(numbered(400), 15)[0]
+    five, one = (few(seen, shots, 3, after=50) for shots in (5, 1))
+    assert five.y.tolist() == [d for d in range(10) for _ in range(5)]
+    assert len(set(five.x[:, 0, 0, 0].tolist())) == 50, "an image twice"
+    assert torch.equal(one.x, five.x[::5]) and torch.equal(one.y, five.y[::5])
+    assert torch.equal(five.x[:, 0, 0, 0].long() % 10, five.y)
+    assert not set(five.x[:, 0, 0, 0].tolist()) & set(seen.x[:50, 0, 0, 0].tolist())
+    assert not torch.equal(few(seen, 5, 4, after=50).x, five.x)
+    with pytest.raises(ValueError, match="expected 5 images of each digit from number 190 on"):
+        few(seen, 5, 3, after=190)
+
+
+def test_redrawn_images_are_still_near_and_follow_the_generator():
+    x = torch.zeros(200, 1, 16, 16)
+    x[:, :, 4:12, 6:10] = 1
+    a, b, c = (redrawn(x, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert a.shape == x.shape and torch.equal(a, b) and not torch.equal(a, c)
+    assert a.min() >= 0 and a.max() <= 1 + 1e-6
+    flat = a.flatten(1)
+    assert len(torch.unique(flat, dim=0)) == 200, "each is drawn by itself"
+    overlap = (flat * x.flatten(1)).sum(1) / x[0].sum()
+    assert 0.5 < overlap.mean() < 1 and overlap.min() > 0.3
+    ink = flat.sum(1) / x[0].sum()
+    assert ink.min() < 0.8 and ink.max() > 1.2, "thinner and thicker ones"
+
+
+def test_no_label_of_the_target_reaches_rows_without_labels(small):
     raw = changed()
 
     def run(shuffled: bool):
@@ -261,9 +298,41 @@ def test_the_method_is_chosen_without_labels_of_the_target(small):
             y = np.random.default_rng(0).permutation(y) if shuffled and name != "Digits" else y
             found[name] = module.Domain(x, torch.from_numpy(y.astype(np.int64)), "x (stand-in)")
         small.setattr(module, "scanners", lambda **_: found)
-        return run_until("digits", "CHOSEN")
+        page = run_until("digits", "found")
+        logits = {k: page["answers"](k, "Digits", "slanted", 0, 3e-3) for k in page["ROWS"]}
+        return page, logits
 
-    a, b = run(False), run(True)
-    assert a["CHOSEN"] == b["CHOSEN"] and a["informed"] == b["informed"]
-    assert all(key[0] == "Digits" for key in a["CHOSEN"])
-    assert any(not torch.equal(a["right"][k], b["right"][k]) for k in a["right"])
+    (page, before), (other, after) = run(False), run(True)
+    free = [k for k in page["ROWS"] if "labels" not in k and "home" not in k and k != "ceiling"]
+    assert len(free) > 12 and {"MCC", "SHOT", "DANN, not redrawn"} <= {*free}
+
+    def alike(k):
+        return all(torch.equal(a, b) for a, b in zip(before[k], after[k], strict=True))
+
+    assert all(alike(k) for k in free), [k for k in free if not alike(k)]
+    assert not any(alike(k) for k in before if "labels" in k)
+    assert page["found"].mean("SHOT", "information") == other["found"].mean("SHOT", "information")
+    assert page["found"].mean("SHOT") != other["found"].mean("SHOT")
+
+
+def test_a_rate_is_chosen_without_labels_of_the_target(small):
+    page = run_until("digits", "found")
+    chosen, between = page["chosen"], page["BETWEEN"]
+    b, grid = between[0][1], page["GRIDS"]["source"][1]
+    best = [0.9 if to == b else 0.1 for _, to in between]  # the first rate is best on b alone
+    page["QUALITY"]["source"] = [best, [0.2] * 6, [0.3] * 6, [0.2] * 6]
+    chosen.cache_clear()
+    assert chosen("source", b) == grid[2]
+    assert all(chosen("source", to) != grid[2] for to in {*page["DOMAINS"]} - {b})
+
+
+def test_missing_classes_lower_the_value_of_right_answers():
+    """The numbers of a solution: all sure, five digits in equal shares, and ten."""
+    sure = 1e3 * torch.eye(10, dtype=torch.float64)
+
+    def value(rows):
+        return information()({}, sure[None, rows], sure[None, rows]).item()
+
+    assert value(torch.arange(5).repeat(2)) == pytest.approx(-np.log(5))
+    assert value(torch.arange(10)) == pytest.approx(-np.log(10))
+    assert (round(-np.log(5), 2), round(-np.log(10), 2)) == (-1.61, -2.3)

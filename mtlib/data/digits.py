@@ -15,11 +15,12 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, max_pool2d
 
-from mtlib.core import Batch, Stream
+from mtlib.core import Batch, Stream, take
 from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.data.parsing import MOST, content, parsing
-from mtlib.tasks import check_rows, check_seed, one_hot, positive
+from mtlib.tasks import check_rows, check_seed, check_tensor, one_hot, positive, whole
 
 _MNIST = "https://raw.githubusercontent.com/fgnt/mnist/ae608a02b796c9ee908c082585a5f006fe05258e"
 
@@ -127,6 +128,51 @@ def pairs(
         return Batch(torch.stack([x, target.x[j]]), torch.stack([one_hot(source.y[i], 10), y]))
 
     return stream
+
+
+def few(target: Batch, shots: int, seed: int, after: int = 0) -> Batch:
+    """`shots` images of each digit, of those from number `after` on, without replacement; digit by digit, from 0 to 9.
+
+    Fewer shots with the same seed are the first of these. Raises ValueError where a digit has fewer images.
+    """
+    positive(shots=shots)
+    whole(after=after)
+    check_seed(seed)
+    check_rows(target, "the target")
+    rng, rows = np.random.default_rng([seed, 3]), []
+    for digit in range(10):
+        own = after + np.flatnonzero(target.y[after:].numpy() == digit)
+        if len(own) < shots:
+            raise ValueError(
+                f"expected {shots} images of each digit from number {after} on, got {len(own)} of the digit {digit}"
+            )
+        rows.append(rng.permutation(own)[:shots])
+    found: Batch = take(target, np.concatenate(rows))  # type: ignore[arg-type]
+    return found
+
+
+def redrawn(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Images (B, 1, h, w), ink 1 on paper 0, as another hand and pen would have them: a `change` of `pairs`.
+
+    Each is turned by up to .2, slanted by up to .3, stretched by up to 15 % and shifted by up to a twentieth of its size;
+    then a quarter becomes thicker (halfway to the largest of 3×3 pixels), 15 % thinner, a fifth blurred.
+    """
+    check_tensor(x, "x")
+    if x.ndim != 4 or x.shape[1] != 1 or not x.is_floating_point():
+        raise ValueError(f"expected images (B, 1, h, w) of real numbers, got {tuple(x.shape)}")
+    g = torch.Generator().manual_seed(int(rng.integers(1 << 30)))
+    turn, slant, wide, high, right, down = (2 * torch.rand(6, len(x), generator=g) - 1).to(x)
+    first = torch.stack([1 + 0.15 * wide, 0.3 * slant - 0.2 * turn, 0.1 * right], 1)
+    second = torch.stack([0.2 * turn, 1 + 0.15 * high, 0.1 * down], 1)
+    grid = affine_grid(torch.stack([first, second], 1), list(x.shape), align_corners=False)
+    y = grid_sample(x, grid, align_corners=False)
+    blurred = avg_pool2d(y, 3, 1, 1)
+    blurred = blurred / blurred.amax((1, 2, 3), keepdim=True).clamp(min=0.1)
+    thick, thin = (y + max_pool2d(y, 3, 1, 1)) / 2, (y - max_pool2d(-y, 3, 1, 1)) / 2
+    u = torch.rand(len(x), 1, 1, 1, generator=g).to(x)
+    return torch.where(
+        u < 0.25, thick, torch.where(u < 0.4, thin, torch.where(u < 0.6, blurred, y))
+    )
 
 
 def prepared(image: np.ndarray, size: int, crop: bool) -> np.ndarray:
