@@ -62,6 +62,8 @@ def turned(
     within(informative, nuisance=nuisance)
     within(-math.inf, degrees=degrees)
     check_seed(world)
+    if not isinstance(data, ClassSet):
+        raise TypeError(f"expected a ClassSet, got {type(data).__name__}")
     d = informative + nuisance
     if data.items.shape[-1] != d:
         raise ValueError(f"expected items of {d} dimensions, got {tuple(data.items.shape)}")
