@@ -67,10 +67,11 @@ MakeSchedule = Callable[[Optimizer], LRScheduler]
 ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
-def cosine_adam(rate: float, steps: int) -> dict[str, Any]:
+def cosine_adam(rate: float, steps: int, decay: float = 0.0) -> dict[str, Any]:
     """Adam whose rate falls from `rate` to 0 along half a cosine, for `fit(..., **cosine_adam(1e-3, steps))`.
 
-    η_j = ½ η (1 + cos(π j / `steps`)) at step j. Raises ValueError for a rate below 0, or no step.
+    η_j = ½ η (1 + cos(π j / `steps`)) at step j. With a `decay` λ above 0 it is AdamW: each step first takes η_j λ φ off φ.
+    Raises ValueError for a rate or a decay below 0, or no step.
     {cite}`kingma2015adam,loshchilov2017sgdr`
 
     ```pycon
@@ -79,10 +80,11 @@ def cosine_adam(rate: float, steps: int) -> dict[str, Any]:
 
     ```
     """
-    within(0, rate=rate)
+    within(0, rate=rate, decay=decay)
     positive(steps=steps)
+    adam = partial(torch.optim.AdamW, weight_decay=decay) if decay else torch.optim.Adam
     return {
-        "optimizer": partial(torch.optim.Adam, lr=rate),
+        "optimizer": partial(adam, lr=rate),
         "schedule": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
     }
 

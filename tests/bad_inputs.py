@@ -53,6 +53,7 @@ from mtlib.book.results import (
     row,
 )
 from mtlib.book.results import write as write_result
+from mtlib.book.ways import crossed, on_curves
 from mtlib.core import (
     Batch,
     Episode,
@@ -98,7 +99,7 @@ from mtlib.data.linear import (
     spanned,
 )
 from mtlib.data.navigation import best_return, every_draw, line_return, line_walks, navigation
-from mtlib.data.planted import planted
+from mtlib.data.planted import planted, turned
 from mtlib.data.scenes import scenes
 from mtlib.data.sentiment import drawn as drawn_site
 from mtlib.data.sentiment import draws
@@ -1242,6 +1243,11 @@ BAD |= {
     "cosine_adam: a negative rate": (lambda: cosine_adam(-1.0, 10), "rate"),
     "cosine_adam: no steps": (lambda: cosine_adam(0.1, 0), "steps"),
     "cosine_adam: a rate of NaN": (lambda: cosine_adam(NAN, 10), "rate"),
+    "cosine_adam: a negative decay": (lambda: cosine_adam(0.1, 10, -1.0), "decay"),
+    "crossed: nothing beside": (lambda: crossed([(1,)], []), "at least one setting"),
+    "crossed: no cross": (lambda: crossed([], [()]), "at least one setting"),
+    "on_curves: an unknown training": (lambda: on_curves("CNP", [()], 24, 2400, 6), "by to be one"),
+    "on_curves: no curves": (lambda: on_curves("joint", [()], 0, 2400, 6), "curves"),
 }
 
 # evaluate ----------------------------------------------------------------------------------------
@@ -2820,6 +2826,16 @@ BAD |= {
     "planted: no classes": (lambda: planted(0), "expected classes"),
     "planted: negative noise": (lambda: planted(noise=-1.0), "noise"),
     "planted: half a class": (lambda: planted(2.5), "classes"),
+    "turned: items of another width": (
+        lambda: turned(planted(8, 6, nuisance=3), 30),
+        "30 dimensions",
+    ),
+    "turned: too few loud dimensions": (
+        lambda: turned(planted(8, 6, nuisance=3), 30, nuisance=3),
+        "nuisance",
+    ),
+    "turned: an angle of NaN": (lambda: turned(DATA, NAN), "degrees"),
+    "turned: items alone": (lambda: turned(DATA.items, 30), "ClassSet"),
     "glyphs: no items": (lambda: glyphs(items=0), "expected items"),
     "glyphs: half a pixel": (lambda: glyphs(24, 1, size=8.5), "size"),
     "glyphs: a negative seed": (lambda: glyphs(24, 1, seed=-1), "seed"),

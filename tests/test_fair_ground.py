@@ -52,8 +52,6 @@ OTHERS = (
 RECORDS = recorded_pages()
 FROZEN = "a frozen body that was never asked about platelets cannot find them: the page's point"
 SUMMED = "the summed loss on renumbered labels, which forgets the inputs: the page's point"
-TURNED = "tasks turned by two thirds of a right angle or more: negative transfer, the page's point"
-UNADAPTED = "no adaptation at all: a head of other classes, at chance by construction"
 
 # Below training from scratch, beyond the intervals: page -> (method, place) -> why that is no fault.
 BELOW: dict[str, dict[tuple[str, str], str]] = {
@@ -61,27 +59,11 @@ BELOW: dict[str, dict[tuple[str, str], str]] = {
         ("last layers, 10 photographs", "entries"): FROZEN,
         **{(f"last layers, {n}", "ap50/2"): FROZEN for n in (5, 10, 20)},
     },
-    "meta_or_transfer": {
-        **{
-            (f"joint on episodes + {how}", "matrix"): SUMMED
-            for how in ("class means", "linear probe", "fine-tuning", "MAML's steps", "as it is")
-        },
-        ("joint on names + as it is", "matrix"): UNADAPTED,
-        **{
-            (f"names + {how}", f"angle/rows/{angle}"): TURNED
-            for how in ("class means", "fine-tuning")
-            for angle in (60, 90)
-        },
-    },
     "which": {("joint on episodes", "planted/0"): SUMMED},
 }
 
 # Class means of a trained network that are not above training from scratch, beyond the intervals: not mended yet, or why not.
 NOT_ABOVE: dict[str, dict[tuple[str, str], str]] = {
-    "meta_or_transfer": {
-        ("joint on episodes + class means", "matrix"): SUMMED,
-        **{("names + class means", f"angle/rows/{angle}"): TURNED for angle in (60, 90)},
-    },
     "which": {
         (
             "pre-training + class means",

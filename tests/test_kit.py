@@ -92,15 +92,17 @@ def test_a_score_is_a_quality_and_errors_are_not_swallowed():
 # Training ------------------------------------------------------------------------------------
 
 
-def test_cosine_adam_is_torchs():
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_cosine_adam_is_torchs(decay):
     learner, data = maml(net(), mse_loss, 0.01, 1), vectors()
     objective, phi = bilevel(learner, mse_loss), learner.init()
-    ours = fit(objective, phi, lambda step: data, 7, **cosine_adam(0.01, 7))
+    ours = fit(objective, phi, lambda step: data, 7, **cosine_adam(0.01, 7, decay))
     theta = {k: v.clone() for k, v in phi.items()}
     adam = torch.optim.Adam(theta.values(), lr=0.01)
     for step in range(7):
         for group in adam.param_groups:
             group["lr"] = 0.005 * (1 + math.cos(math.pi * step / 7))
+        theta |= {k: v.mul_(1 - adam.param_groups[0]["lr"] * decay) for k, v in theta.items()}
         _, grads = objective.value_and_grad(theta, data)
         for k, p in theta.items():
             p.grad = grads[k]

@@ -7,11 +7,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mtlib.bilevel import bilevel
-from mtlib.book.ways import Bench, practising, study, studying
+from mtlib.book import ways
+from mtlib.book.ways import Bench, crossed, on_curves, practising, study, studying
 from mtlib.core import parameters, start
 from mtlib.data.glyphs import glyphs
+from mtlib.data.sinusoids import noisy_sinusoids
+from mtlib.learners.finetune import as_is
 from mtlib.learners.metric import contrastive, feat, protonet, relation, simpleshot
-from mtlib.nets import conv4, seeded
+from mtlib.nets import conv4, mlp, seeded
 from mtlib.norm import calibrate
 from mtlib.tasks import episodes
 from mtlib.train import cosine_adam, fit
@@ -102,3 +105,65 @@ def test_a_setting_is_tried_at_a_share_of_the_length_or_at_the_whole_of_it(bench
     third, full, tried, again = (run["body.1.0.weight"] for run in runs)
     assert torch.equal(full, again) and torch.equal(full, tried)
     assert not torch.equal(full, third)
+
+
+def test_a_cross_changes_one_thing_at_a_time():
+    assert crossed([(1, 2), (3, 2)], [(5,), (6,)]) == [(1, 2, 5), (3, 2, 5), (1, 2, 6)]
+    assert crossed([(1,)], [()]) == [(1,)]
+
+
+def spied(monkeypatch, by, curves, setting=(1e-2, 0.1, 0.3), points=2400, share=1):
+    """What `on_curves` trains on: objective, φ at the start, a draw, and the steps."""
+    found = []
+
+    def spy(objective, phi, draws, steps, **how):
+        found.append((objective, phi, draws(0), steps))
+        return fit(objective, phi, draws, 1, progress=False)
+
+    monkeypatch.setattr(ways, "fit", spy)
+    ways._trained_on_curves.cache_clear()
+    on_curves(by, [setting], curves, points, 6).train(setting, 0, share)
+    ways._trained_on_curves.cache_clear()
+    return found
+
+
+@pytest.mark.parametrize("by", ["joint", "own heads", "MAML", "ridge head"])
+@pytest.mark.parametrize("curves", [24, 300, 400])
+def test_every_way_sees_as_many_points_of_the_same_curves(monkeypatch, by, curves):
+    rest = {"joint": (0.01, 1), "own heads": (0.3,), "MAML": (0.01, 0.01, 1), "ridge head": (1.0,)}
+    ((_objective, _phi, draw, steps),) = spied(monkeypatch, by, curves, (1e-2, 0.1, *rest[by]))
+    parts = draw if hasattr(draw, "support") else (draw,)
+    assert abs(sum(p.x.shape[0] * p.x.shape[1] for p in parts) - 375) <= 10
+    assert steps == (12 if by in ("joint", "own heads") else 6)
+    data = noisy_sinusoids(2400 // curves, 1, curves, 10)(0).support
+    known = {round(v, 5) for v in data.y.flatten().tolist()}
+    seen = {round(v, 5) for p in parts for v in p.y[p.y != 0].flatten().tolist()}
+    assert seen <= known
+    assert parts[0].x.shape[1] == 5 or by in ("joint", "own heads")
+
+
+def test_own_heads_learn_their_own_curve_alone(monkeypatch):
+    """The loss of many outputs is the squared error of the one that a row belongs to."""
+    ((objective, phi, draw, _),) = spied(monkeypatch, "own heads", 24)
+    x, y = draw.x[0], draw.y[0]
+    assert ((y != 0).sum(1) == 1).all()
+    prediction = as_is(mlp(1, (40, 40), 24)).predict(phi, x)
+    column = y.abs().argmax(1)
+    own = (prediction - y)[torch.arange(len(y)), column]
+    assert torch.allclose(objective(phi, draw), own.square().mean(), rtol=1e-5)
+
+
+def test_curves_that_nothing_was_learned_from_are_fine_tuned_from_scratch():
+    way = on_curves("untrained", [(0.01, 3)], 24, 2400, 6)
+    _learner, phi = way.train((0.01, 3), 5, 1)
+    assert way.kind == "baseline"
+    fresh = parameters(mlp(1, (40, 40), 1, seed=5))
+    assert all(torch.equal(phi[k].cpu(), fresh[k]) for k in fresh)
+    kinds = {by: on_curves(by, [()], 24, 2400, 6).kind for by in ways.TRAINED}
+    assert kinds == {
+        "untrained": "baseline",
+        "joint": "transfer",
+        "own heads": "transfer",
+        "MAML": "meta",
+        "ridge head": "meta",
+    }

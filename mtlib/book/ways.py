@@ -1,4 +1,4 @@
-"""Contenders of contests on few-shot classes: networks practised on episodes, and networks pre-trained on names."""
+"""Contenders of contests on few-shot classes and curves: networks practised on episodes, and networks pre-trained on names."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from torch import nn
-from torch.nn.functional import cross_entropy
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib.bilevel import bilevel
 from mtlib.book.contest import Way
 from mtlib.book.page import device
-from mtlib.core import Learner, Params, move, parameters, start
+from mtlib.core import Batch, Episode, Learner, Params, move, parameters, start
+from mtlib.data.sinusoids import noisy_sinusoids
 from mtlib.joint import joint
+from mtlib.learners.amortised import point
+from mtlib.learners.closed_form import alpaca, head_matrix, heads_prior, ridge
+from mtlib.learners.finetune import finetune
+from mtlib.learners.gradient import maml
 from mtlib.learners.metric import centred, cosine_head
-from mtlib.nets import seeded
+from mtlib.nets import mlp, seeded
 from mtlib.norm import Norm, calibrate
-from mtlib.tasks import ClassSet, episodes, mixture, pool
+from mtlib.tasks import ClassSet, cut, episodes, mixture, one_of, pool, positive
 from mtlib.train import cosine_adam, fit
 
 Make = Callable[..., Any]
@@ -106,3 +112,72 @@ def practising(
         return ready(bench, lambda net: make(net, *rest)[0], phi)
 
     return Way("meta", train, settings, ordered=all(len(s) == 1 for s in settings))
+
+
+def crossed(cross: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
+    """A grid in which one thing changes at a time: each of `cross` with the first of `rest`, its first with the others."""
+    if not cross or not rest:
+        raise ValueError(f"expected two grids of at least one setting, got {cross!r} and {rest!r}")
+    return [(*c, *rest[0]) for c in cross] + [(*cross[0], *r) for r in rest[1:]]
+
+
+TRAINED = {"untrained": 0, "joint": 2, "own heads": 2, "MAML": 3, "ridge head": 3}
+"""How curves are trained -> the numbers of a setting that training takes: rate, decay and, practising, one of the learner."""
+
+
+def on_curves(by: str, settings: Sequence[Any], curves: int, points: int, steps: int) -> Way:
+    """A contender on a fixed set of `curves` noisy sinusoids that have `points` measurements in all.
+
+    `by` is one of `TRAINED`: nothing; one function for all curves, "joint"; an output for each, "own heads"; or practice on
+    episodes of five points, "MAML" with three inner steps or a "ridge head". Each step sees 375 points; the first two
+    trainings take twice as many steps. A setting is (rate, decay, *rest): the inner rate or the strength that practice
+    begins with, then inner rate and steps of the adaptation, or for own heads the noise of `heads_prior`.
+    """
+    one_of(by=(by, tuple(TRAINED)))
+    positive(curves=curves, points=points, steps=steps)
+    first = TRAINED[by]
+
+    def train(setting: Any, seed: int, share: int) -> tuple[Learner, Params]:
+        net, rest = mlp(1, (40, 40), 1, seed=seed), setting[first:]
+        phi = move(parameters(net), device())
+        if first:
+            how = (by, tuple(setting[:first]), seed, curves, points // curves)
+            phi = _trained_on_curves(*how, max(1, steps * (1 + (first == 2)) // share))
+        if by == "ridge head":
+            return ridge(net), phi
+        if by != "own heads":
+            return finetune(net, mse_loss, *rest), phi
+        body = {k: v for k, v in phi.items() if k.startswith("body")}
+        return point(alpaca(net)), {**body, **heads_prior(head_matrix(phi), *rest)}
+
+    kinds = ("baseline", "", "transfer", "meta")
+    return Way(kinds[first], train, settings)
+
+
+@cache
+def _trained_on_curves(
+    by: str, setting: Any, seed: int, curves: int, points: int, steps: int
+) -> Params:
+    """φ of one training of `on_curves`, on curves of the seed with `points` measurements each. Runs once for the same arguments."""
+    rate, decay, *inner = setting
+    data = noisy_sinusoids(points, 1, curves, 10 + seed)(0).support
+    size, own = min(points, 15), by == "own heads"
+
+    def few(step: int) -> Episode:
+        g = torch.Generator().manual_seed(10_007 * seed + step)
+        some = torch.randint(curves, (375 // size, 1), generator=g)
+        at = torch.rand(len(some), points, generator=g).argsort(1)[:, :size]
+        return cut(Batch(data.x[some, at], data.y[some, at]), 5)
+
+    def each_its_own(prediction: Tensor, y: Tensor) -> Tensor:
+        return ((prediction - y) * (y != 0)).square().sum() / len(y)  # 0 where it is another's row
+
+    how = {**cosine_adam(rate, steps, decay), "device": device()}
+    net = mlp(1, (40, 40), curves if own else 1, seed=seed)
+    if by in ("MAML", "ridge head"):
+        learner = ridge(net, *inner) if by == "ridge head" else maml(net, mse_loss, *inner, 3)
+        return fit(bilevel(learner, mse_loss), learner.init(), few, steps, **how).params
+    y = data.y * (torch.eye(curves)[:, None] if own else 1)
+    rows = Batch(data.x.flatten(0, 1), y.flatten(0, 1))
+    some = mixture(rows, batch=375, seed=seed)
+    return fit(joint(net, each_its_own), parameters(net), some, steps, **how).params

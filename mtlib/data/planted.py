@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -44,6 +46,33 @@ def planted(
         [f"planted{seed}/class{c:03d}" for c in range(classes)],
         f"planted classes drawn from seed {seed}",
     )
+
+
+def turned(
+    data: ClassSet, degrees: float, informative: int = 5, nuisance: int = 25, world: int = 0
+) -> ClassSet:
+    """`planted` classes of that world, each informative dimension turned towards a loud one of its own.
+
+    x ↦ Tx: the rotation T takes column i of R to cos(α) r_i + sin(α) r_{d+i}, i < d = `informative`, α = `degrees`, and
+    leaves what is orthogonal to the 2d columns. The tasks are as hard as before, but what tells their classes apart
+    overlaps with what did by cos² α: at 90 degrees nothing is left. Raises ValueError unless `nuisance` ≥ `informative`
+    and the items have `informative` + `nuisance` dimensions.
+    """
+    positive(informative=informative)
+    within(informative, nuisance=nuisance)
+    within(-math.inf, degrees=degrees)
+    check_seed(world)
+    if not isinstance(data, ClassSet):
+        raise TypeError(f"expected a ClassSet, got {type(data).__name__}")
+    d = informative + nuisance
+    if data.items.shape[-1] != d:
+        raise ValueError(f"expected items of {d} dimensions, got {tuple(data.items.shape)}")
+    read = torch.from_numpy(_rotation(d, world)).to(data.items)
+    quiet, loud = read[:, :informative], read[:, informative : 2 * informative]
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    both = quiet @ quiet.mT + loud @ loud.mT
+    turn = torch.eye(d).to(read) + (c - 1) * both + s * (loud @ quiet.mT - quiet @ loud.mT)
+    return data._replace(items=data.items @ turn.mT)
 
 
 def best_possible(informative: int = 5, nuisance: int = 25, world: int = 0) -> Learner:
