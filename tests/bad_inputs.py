@@ -1880,6 +1880,23 @@ BAD |= {
     "mixup: a negative strength": (lambda: unseen.mixup(BATCHES, -1.0, 0), "strength"),
     "mixup: a strength of NaN": (lambda: unseen.mixup(BATCHES, NAN, 0), "strength"),
     "mixup: episodes": (lambda: unseen.mixup(STREAM, 1.0, 0)(0), "expects batches"),
+    "domain_mixup: a negative strength": (
+        lambda: unseen.domain_mixup(BATCHES, -1.0, 0),
+        "strength",
+    ),
+    "domain_mixup: one domain": (
+        lambda: unseen.domain_mixup(lambda s: take(BATCH, slice(0, 1)), 1.0, 0)(0),
+        "at least 2 domains",
+    ),
+    "domain_mixup: integer tokens": (
+        lambda: unseen.domain_mixup(lambda s: replaced(BATCH, x=lambda x: x.long()), 1.0, 0)(0),
+        "floating-point|integer",
+    ),
+    "domain_mixup: a draw for the stream": (
+        lambda: unseen.domain_mixup(BATCH, 1.0, 0),
+        "a stream",
+    ),
+    "domain_mixup: no seed": (lambda: unseen.domain_mixup(BATCHES, 1.0, None), "seed"),
     "mixup: integer tokens": (
         lambda: unseen.mixup(lambda s: replaced(BATCH, x=lambda x: x.long()), 1.0, 0)(0),
         "floating-point|integer",
