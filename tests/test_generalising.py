@@ -111,6 +111,11 @@ def test_group_dro_moves_its_weights_by_plain_sgd():
     assert_close(phi, theta, atol=1e-6)
 
 
+def test_a_run_that_diverges_counts_as_untrained():
+    net, phi = stepped("ERM", (1e38, 0.0, 0.0), 20, 0)
+    assert_close(phi, parameters(net))
+
+
 def test_plan_gives_each_method_its_objective_and_stream():
     net, stream = nn.Linear(11, 2), lambda step: PAIR
     for name, changed in (("Mixup", unseen.mixup), ("inter-domain Mixup", unseen.domain_mixup)):

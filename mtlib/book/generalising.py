@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from mtlib.tasks import (
     whole,
     within,
 )
-from mtlib.train import fit
+from mtlib.train import Diverged, fit
 from mtlib.transfer.unseen import (
     domain_mixup,
     group_dro,
@@ -154,6 +155,7 @@ def train(
 
     SGD with momentum. A penalty has strength min(1, k) for `warm` steps, then k, and from there on the objective is
     divided by max(1, k). Group DRO's weights have rate k and plain SGD. With `falls` the rate follows half a cosine.
+    A run that diverges counts as an untrained network.
     """
     if len(setting) != 3:
         raise ValueError(
@@ -175,14 +177,16 @@ def train(
         cosine = 0.5 * (1 + np.cos(np.pi * step / steps)) if falls else 1.0
         return float(cosine / max(1.0, k * strong * (step >= warm)))
 
-    phi = fit(
-        lambda step: last if step >= warm else first,
-        {**parameters(net), **weights},
-        stream,
-        steps,
-        sgd,
-        partial(LambdaLR, lr_lambda=factor),
-        seed=seed,
-        rates={"group.": k} if robust else None,
-    ).params
+    phi = {**parameters(net), **weights}
+    with contextlib.suppress(Diverged):
+        phi = fit(
+            lambda step: last if step >= warm else first,
+            phi,
+            stream,
+            steps,
+            sgd,
+            partial(LambdaLR, lr_lambda=factor),
+            seed=seed,
+            rates={"group.": k} if robust else None,
+        ).params
     return as_is(net), {n: phi[n] for n in parameters(net)}
