@@ -56,7 +56,7 @@ def test_trials_are_chosen_without_labels_of_the_unseen_domain(small):
     plain = digits.scanners
     before = run_until("unseen", "folds")
     sizes = {m: len(grid) for m, grid in before["GRIDS"].items()}
-    assert set(sizes.values()) == {8, 4}  # one budget for all, a half without a decay
+    assert set(sizes.values()) == {10, 4}  # one budget for all, four rates where there is no decay
     assert {m for m, n in sizes.items() if n == 4} == {"ERM, no decay", "Group DRO, no decay"}
     assert all(len(way.settings) == 8 for way in before["ROW_WAYS"].values())
     out = before["NAMES"][0]
