@@ -36,6 +36,7 @@ from mtlib.bilevel import (
     unrolled,
 )
 from mtlib.book import directions as adaptation
+from mtlib.book import generalising
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.contest import Way, alphabets, conclude, contest
 from mtlib.book.drawings import bowls
@@ -1929,6 +1930,61 @@ BAD |= {
     "mixup: a negative strength": (lambda: unseen.mixup(BATCHES, -1.0, 0), "strength"),
     "mixup: a strength of NaN": (lambda: unseen.mixup(BATCHES, NAN, 0), "strength"),
     "mixup: episodes": (lambda: unseen.mixup(STREAM, 1.0, 0)(0), "expects batches"),
+    "exact_world: no spread": (lambda: generalising.exact_world(0.0, 1.0), "s"),
+    "exact_world: a link of NaN": (lambda: generalising.exact_world(1.0, NAN), "c"),
+    "coloured: an agreement above 1": (lambda: generalising.coloured(0, 1.2, 5), "agreement"),
+    "coloured: no rows": (lambda: generalising.coloured(0, 0.9, 0), "rows"),
+    "by_colour: a group without rows": (
+        lambda: generalising.by_colour(generalising.coloured(0, 1.0, 50), 5, 0),
+        "each colour",
+    ),
+    "by_colour: no batch": (
+        lambda: generalising.by_colour(generalising.coloured(0, 0.5, 50), 0, 0),
+        "batch",
+    ),
+    "even: no wrong colour": (
+        lambda: generalising.even(generalising.coloured(0, 1.0, 50)),
+        "wrong one",
+    ),
+    "even: numbers": (lambda: generalising.even(LABELS), "Batch"),
+    "asked: more parts than items": (
+        lambda: generalising.asked(generalising.coloured(0, 0.9, 5), parts=6),
+        "at least 6 items",
+    ),
+    "asked: no part": (
+        lambda: generalising.asked(generalising.coloured(0, 0.9, 5), parts=0),
+        "parts",
+    ),
+    "plan: an unknown method": (
+        lambda: generalising.plan("CORAL", 1.0, NET, BATCHES, 0),
+        "method",
+    ),
+    "plan: a negative strength": (lambda: generalising.plan("IRM", -1.0, NET, BATCHES, 0), "0"),
+    "generalising.train: a negative decay": (
+        lambda: generalising.train("ERM", (0.1, -1.0, 0.0), NET, BATCHES, 1, 0, 0),
+        "decay",
+    ),
+    "generalising.train: a setting of two numbers": (
+        lambda: generalising.train("ERM", (0.1, 0.0), NET, BATCHES, 1, 0, 0),
+        "three numbers",
+    ),
+    "domain_mixup: a negative strength": (
+        lambda: unseen.domain_mixup(BATCHES, -1.0, 0),
+        "strength",
+    ),
+    "domain_mixup: one domain": (
+        lambda: unseen.domain_mixup(lambda s: take(BATCH, slice(0, 1)), 1.0, 0)(0),
+        "at least 2 domains",
+    ),
+    "domain_mixup: integer tokens": (
+        lambda: unseen.domain_mixup(lambda s: replaced(BATCH, x=lambda x: x.long()), 1.0, 0)(0),
+        "floating-point|integer",
+    ),
+    "domain_mixup: a draw for the stream": (
+        lambda: unseen.domain_mixup(BATCH, 1.0, 0),
+        "a stream",
+    ),
+    "domain_mixup: no seed": (lambda: unseen.domain_mixup(BATCHES, 1.0, None), "seed"),
     "mixup: integer tokens": (
         lambda: unseen.mixup(lambda s: replaced(BATCH, x=lambda x: x.long()), 1.0, 0)(0),
         "floating-point|integer",

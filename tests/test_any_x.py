@@ -58,7 +58,16 @@ from mtlib.tasks import check_draw, mixture, one_hot
 from mtlib.train import fit
 from mtlib.transfer.align import coral
 from mtlib.transfer.critics import adda, adversary, dann
-from mtlib.transfer.unseen import group_dro, group_weights, held_out, irm, mixup, mldg, vrex
+from mtlib.transfer.unseen import (
+    domain_mixup,
+    group_dro,
+    group_weights,
+    held_out,
+    irm,
+    mixup,
+    mldg,
+    vrex,
+)
 from mtlib.transfer.weights import balances, gradnorm, log_variances, pcgrad, uncertainty
 
 # Networks of another library ------------------------------------------------------------------
@@ -1008,5 +1017,6 @@ def test_domains_held_out_and_mixed_may_be_nests():
         for net, e in zip((network(), network(Joined)), episodes, strict=True)
     ]
     assert both[0][0] == both[1][0] and largest(both[0][1], both[1][1]) <= 1e-12
-    mixed = [mixup(lambda step, d=d: d, 1.0, 0)(0) for d in (flat, nested)]
-    assert torch.equal(mixed[0].x, torch.cat(leaves(mixed[1].x), -1))
+    for mix in (mixup, domain_mixup):
+        mixed = [mix(lambda step, d=d: d, 1.0, 0)(0) for d in (flat, nested)]
+        assert torch.equal(mixed[0].x, torch.cat(leaves(mixed[1].x), -1))

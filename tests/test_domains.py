@@ -15,6 +15,7 @@ from mtlib.nets import mlp
 from mtlib.tasks import one_hot
 from mtlib.train import fit
 from mtlib.transfer.unseen import (
+    domain_mixup,
     group_dro,
     group_weights,
     held_out,
@@ -165,6 +166,46 @@ def test_mixup_by_hand_and_on_average():
         mixup(constant(batch), -1.0, 0)
 
 
+def test_domain_mixup_mixes_two_domains_with_one_share_a_pair():
+    one_hot_domains = torch.eye(3).double()[:, None].expand(3, 4, 3)  # x says of which domain it is
+    stream = domain_mixup(constant(Batch(one_hot_domains, one_hot_domains)), 0.7, seed=0)
+    partners, shares = set(), []
+    for step in range(200):
+        x, y = stream(step)
+        assert torch.equal(x, y) and torch.equal(x, x[:, :1].expand_as(x))  # one share a pair
+        own = x[:, 0].diagonal()
+        assert ((x[:, 0] > 0).sum(1) == 2).all() and torch.allclose(x[:, 0].sum(1), own * 0 + 1)
+        other = (x[:, 0] - own.diag()).argmax(1).tolist()
+        assert sorted(other) == [0, 1, 2] and all(t != other[t] for t in range(3))
+        partners.add(tuple(other))
+        shares += own.tolist()
+        assert torch.equal(stream(step).x, x)
+    assert partners == {(1, 2, 0), (2, 0, 1)}  # both ways round the ring
+    assert len({round(s, 9) for s in shares}) == len(shares)  # a share for each pair
+    beta = np.random.default_rng(1).beta(0.7, 0.7, 100_000)
+    assert abs(np.mean(shares) - 0.5) < 0.05 and abs(np.std(shares) - beta.std()) < 0.03
+
+
+def test_domain_mixup_is_the_loss_that_domainbed_sums():
+    # λ CE(f(x̃), y_i) + (1 − λ) CE(f(x̃), y_j), summed over the pairs and divided by T
+    net, batch = classified(smooth)
+    marked = Batch(
+        batch.x, torch.cat([batch.y, torch.eye(3).double()[:, None].expand(3, 8, 3)], -1)
+    )
+    x, y = domain_mixup(constant(marked), 0.4, seed=1)(5)
+    total = torch.zeros(()).double()
+    for t in range(3):
+        weights = y[t, 0, 3:]  # of the domains, read from the mark
+        lam, other = weights[t], int((weights - weights[t] * torch.eye(3)[t]).argmax())
+        mixed = lam * batch.x[t] + (1 - lam) * batch.x[other]
+        assert torch.allclose(x[t], mixed)
+        logits = net(mixed)
+        total += lam * cross_entropy(logits, batch.y[t].argmax(1))
+        total += (1 - lam) * cross_entropy(logits, batch.y[other].argmax(1))
+    ours = joint(net, cross_entropy)(parameters(net), Batch(x, y[..., :3]))
+    assert torch.isclose(ours, total / 3)
+
+
 def test_all_are_joint_training_at_strength_zero():
     net, batch = classified(smooth)
     phi = parameters(net)
@@ -178,6 +219,7 @@ def test_all_are_joint_training_at_strength_zero():
     assert torch.isclose(same, value)
     assert_close(grads, plain)
     assert mixup(constant(batch), 0.0, 0)(0) is batch
+    assert domain_mixup(constant(batch), 0.0, 0)(0) is batch
     episode = held_out(constant(batch), seed=0)(0)
     same, grads = mldg(net, cross_entropy, 0.5, 0.0).value_and_grad(phi, episode)
     value, plain = joint(net, cross_entropy).value_and_grad(phi, episode.support)
@@ -197,6 +239,7 @@ def test_they_train_a_network():
         (group_dro(net, cross_entropy), plain, group_weights(2)),
         (mldg(net, cross_entropy, 0.1, 1.0), held_out(plain, 0), {}),
         (joint(net, cross_entropy), mixup(plain, 0.2, 0), {}),
+        (joint(net, cross_entropy), domain_mixup(plain, 0.2, 0), {}),
     ):
         sgd = lambda leaves: torch.optim.SGD(leaves, lr=0.3)  # noqa: E731
         run = fit(objective, {**parameters(net), **entries}, stream, 40, sgd, progress=False)

@@ -52,6 +52,7 @@ STAR = {
     "plots": {"train", "evaluate", "tasks"},
     "book": {
         "bilevel",
+        "book",
         "core",
         "data",
         "evaluate",
@@ -60,11 +61,12 @@ STAR = {
         "metrics",
         "nets",
         "norm",
+        "objective",
         "plots",
         "run",
         "tasks",
         "train",
-        "book",
+        "transfer",
     },
 }
 ONLY_IN = {  # third-party name -> its rooms; the first three are the extra `pages`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ GROUP = "group."  # prefix of `group_dro`'s own entries in φ
 
 
 def irm(net: nn.Module, loss: Loss, strength: float) -> Objective:
-    """IRMv1: 1/T Σ_t L_t(f_θ) + λ ‖∇_{w|w=1} L_t(w · f_θ)‖²: the same output scale should be best in all domains.
+    """IRMv1: 1/T Σ_t [L_t(f_θ) + λ ‖∇_{w|w=1} L_t(w · f_θ)‖²]: the same output scale should be best in all domains.
 
-    λ = `strength`; 0 is plain joint training. The paper starts with a small λ and raises it: `fit` takes a function of
-    the step. The square is taken on the batch, which adds the variance of the slope to its expectation.
+    λ = `strength`; 0 is plain joint training. The paper's code has λ = 1 for the first 100 of 501 steps, then a large
+    one, and divides the objective by it; `fit` takes a function of the step. The square is taken on the batch, which adds the variance of the slope to its expectation.
     Raises ValueError if λ < 0. {cite}`arjovsky2019invariant`
     """
     at_least_zero(strength=strength)
@@ -145,33 +146,39 @@ def mixup(stream: Stream, strength: float, seed: int) -> Stream:
     x̃_i = λ_i x_i + (1 − λ_i) x_π(i), ỹ_i likewise, λ_i ~ Beta(α, α) with α = `strength` and π a permutation of all T·B
     items, both drawn by (seed, step). Strength 0 is the stream itself; with T = 1 items of one domain mix.
     """
-    at_least_zero(strength=strength)
-    check_stream(stream)
-    check_seed(seed)
-    if strength == 0:
-        return stream
 
-    def mixed(step: int) -> Batch:
-        batch = _domains(stream(step), "mixup", 1)
-        rng = np.random.default_rng([seed, step, 59])
+    def mixed(batch: Batch, rng: np.random.Generator) -> Batch:
         sets, items = batch.y.shape[:2]
         order = torch.from_numpy(rng.permutation(sets * items))
         share = torch.from_numpy(rng.beta(strength, strength, sets * items))
 
         def mix(d: Tensor) -> Tensor:
-            if not d.is_floating_point():
-                raise ValueError(
-                    f"mixup expects floating-point x and y, which have values between two items, got {d.dtype}: "
-                    "images / 255, one-hot rows; mix what an embedding makes of tokens"
-                )
             flat = d.flatten(0, 1)  # (T·B, ...)
-            w = share.to(d).view(-1, *[1] * (flat.ndim - 1))
-            return (w * flat + (1 - w) * flat[order.to(d.device)]).view_as(d)
+            return _between(flat, flat[order.to(d.device)], share).view_as(d)
 
         result: Batch = over(mix, batch)
         return result
 
-    return mixed
+    return _mixing(mixed, stream, strength, seed, "mixup", 1)
+
+
+def domain_mixup(stream: Stream, strength: float, seed: int) -> Stream:
+    """Inter-domain Mixup: each domain's items are mixed with those of one other domain. {cite}`yan2020mixup`
+
+    x̃_t = λ_t x_t + (1 − λ_t) x_σ(t), ỹ_t likewise, for whole minibatches x_t (B, ...): σ goes round all T domains in a
+    random order, and λ_t ~ Beta(α, α) with α = `strength`, one for each pair, both drawn by (seed, step). Of
+    cross-entropy the loss is then λ_t L(ŷ, y_t) + (1 − λ_t) L(ŷ, y_σ(t)), as DomainBed {cite}`gulrajani2021search` has
+    it. Strength 0 is the stream itself. Raises ValueError for less than two domains.
+    """
+
+    def mixed(batch: Batch, rng: np.random.Generator) -> Batch:
+        ring = rng.permutation(count(batch))
+        partner = torch.from_numpy(np.roll(ring, -1)[np.argsort(ring)])
+        share = torch.from_numpy(rng.beta(strength, strength, len(ring)))
+        result: Batch = over(lambda d: _between(d, d[partner.to(d.device)], share), batch)
+        return result
+
+    return _mixing(mixed, stream, strength, seed, "domain_mixup", 2)
 
 
 # Helpers -----------------------------------------------------------------------------------------
@@ -188,6 +195,36 @@ def _logits(phi: Params, values: Tensor) -> Tensor:
             "Start from {**phi, **group_weights(T)}."
         )
     return gamma.to(values)
+
+
+def _mixing(
+    mixed: Callable[[Batch, np.random.Generator], Batch],
+    stream: Stream,
+    strength: float,
+    seed: int,
+    who: str,
+    least: int,
+) -> Stream:
+    """The stream with each batch mixed, by numbers of (seed, step); itself at strength 0."""
+    at_least_zero(strength=strength)
+    check_stream(stream)
+    check_seed(seed)
+    if strength == 0:
+        return stream
+    return lambda step: mixed(
+        _domains(stream(step), who, least), np.random.default_rng([seed, step, 59])
+    )
+
+
+def _between(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """share · one + (1 − share) · other, a share for each entry of the first axis."""
+    if not one.is_floating_point():
+        raise ValueError(
+            f"mixup expects floating-point x and y, which have values between two items, got {one.dtype}: "
+            "images / 255, one-hot rows; mix what an embedding makes of tokens"
+        )
+    w = share.to(one).view(-1, *[1] * (one.ndim - 1))
+    return w * one + (1 - w) * other
 
 
 def _domains(batch: object, who: str, least: int = 2) -> Batch:
