@@ -101,15 +101,21 @@ def test_norms_read_the_images_they_should(page):
 
 
 def test_the_shift_in_closed_form():
-    """A million draws of the page's two classes against the formula."""
+    """A million draws of the page's two classes against its formulas."""
     g = torch.Generator().manual_seed(0)
     y = torch.randint(2, (1_000_000,), generator=g)
-    x = torch.randn(len(y), generator=g, dtype=torch.float64) + 4 * y - 2 + 2.5
-    normal = torch.special.ndtr(torch.tensor([-0.5, 4.5, 2.0], dtype=torch.float64))
+    x = torch.randn(len(y), 2, generator=g, dtype=torch.float64)
+    x[:, 0] += 4 * y - 2
+    target = x + torch.tensor([2.5, 3.0])
+    normal = torch.special.ndtr(torch.tensor([-0.5, 4.5, 6 / 15.25**0.5], dtype=torch.float64))
     cut, best = normal[:2].mean().item(), normal[2].item()
-    assert ((x > 0) == (y == 1)).double().mean().item() == pytest.approx(cut, abs=2e-3)
-    assert ((x > 2.5) == (y == 1)).double().mean().item() == pytest.approx(best, abs=1e-3)
-    assert (f"{cut:.3f}", f"{best:.3f}") == ("0.654", "0.977")
+    assert (f"{cut:.3f}", f"{best:.3f}") == ("0.654", "0.938")
+    assert ((target[:, 0] > 0) == (y == 1)).double().mean().item() == pytest.approx(cut, abs=2e-3)
+    across = torch.tensor([3.0, -2.5], dtype=torch.float64)  # the move has no part of it
+    assert torch.allclose(x @ across, target @ across)
+    assert ((target @ across > 0) == (y == 1)).double().mean().item() == pytest.approx(
+        best, abs=1e-3
+    )
 
 
 # Solutions -------------------------------------------------------------------------------------
