@@ -72,6 +72,7 @@ NEED_PAGES = {
     "mtlib.book.drawings",
     "mtlib.book.contest",
     "mtlib.book.ways",
+    "mtlib.book.weighing",
 }
 # A room that needs one of these says so where it is absent.
 OPTIONAL = {"sentence_transformers", "transformers", "torchvision"}

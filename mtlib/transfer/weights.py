@@ -205,7 +205,7 @@ def best_weights(variances: Tensor, offsets: Tensor) -> Tensor:
     if not bool(torch.isfinite(variances).all()):
         raise ValueError(f"expected finite variances, got {variances.tolist()}")
     m = offsets @ offsets.mT + torch.diag(variances)
-    w = torch.linalg.solve(m, torch.ones_like(variances))
+    w: Tensor = torch.linalg.solve(m, torch.ones_like(variances))
     return w / w.sum()
 
 
