@@ -53,6 +53,7 @@ from mtlib.book.results import (
     row,
 )
 from mtlib.book.results import write as write_result
+from mtlib.book.weighing import noisy, questions, worlds
 from mtlib.core import (
     Batch,
     Episode,
@@ -1945,6 +1946,11 @@ BAD |= {
     "without_conflict: a vector": (lambda: weights.without_conflict(torch.ones(3)), r"\(T, P\)"),
     "best_alpha: no target labels": (lambda: weights.best_alpha(0, 10, 1.0, 3.0), "target label"),
     "best_alpha: a distance of NaN": (lambda: weights.best_alpha(5, 10, NAN, 3.0), "distance"),
+    "worlds: weights of other data sets": (
+        lambda: worlds(torch.zeros(1, 3, 2), (5, 5), noisy, 0),
+        r"\(R, T, d\)",
+    ),
+    "questions: two scanners": (lambda: questions({"a": None, "b": None}, 5), "three scanners"),
     "best_weights: a variance of 0": (
         lambda: weights.best_weights(torch.tensor([1.0, 0.0]), torch.zeros(2, 1)),
         "above 0",
