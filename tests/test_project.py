@@ -60,10 +60,12 @@ STAR = {
         "metrics",
         "nets",
         "norm",
+        "objective",
         "plots",
         "run",
         "tasks",
         "train",
+        "transfer",
         "book",
     },
 }

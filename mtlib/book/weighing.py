@@ -219,7 +219,7 @@ class Questions(NamedTuple):
 def questions(domains: Mapping[str, Domain], shots: int) -> Questions:
     """The first scanner gives 600 labelled images, the others `shots`, out of the first quarter of each.
 
-    The second quarter has 140 images of each target to choose on, the second half up to 780 to test on.
+    The second quarter has up to 140 images of each target to choose on, the second half up to 780 to test on.
     """
     if len(domains) != 3:
         raise ValueError(f"expected three scanners, got {list(domains)}")
@@ -250,7 +250,8 @@ def questions(domains: Mapping[str, Domain], shots: int) -> Questions:
         return asking(targets, [torch.eye(14)[c] for c in columns[1:]], 20)
 
     most = min(780, *(len(x) // 2 for x, _ in parts[1:])) // 20 * 20
-    return Questions(columns, draw, packs(1, 140), packs(2, most))
+    choose = min(140, *(len(x) // 4 for x, _ in parts[1:])) // 20 * 20
+    return Questions(columns, draw, packs(1, choose), packs(2, most))
 
 
 def two_units(seed: int, rows: int = 200, units: tuple[float, float] = (1.0, 100.0)) -> list[Batch]:
