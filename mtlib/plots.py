@@ -65,7 +65,11 @@ METHODS = {
     **dict.fromkeys(("from scratch", "fine-tuning from scratch", "untrained"), (GREYS, 0)),
     "random search": (GREYS, 0),
     **dict.fromkeys(("source only", "no norm", "pooled", "ridge on profiles"), (GREYS, 1)),
-    **dict.fromkeys(("target only", "targets alone", "raw inputs"), (GREYS, 2)),
+    **dict.fromkeys(("target only", "target alone", "targets alone", "raw inputs"), (GREYS, 2)),
+    "equal weights": (GREYS, 0),
+    **dict.fromkeys(("which sources", "pulled"), (ORANGES, 0)),
+    **dict.fromkeys(("one weight", "one source"), (ORANGES, 1)),
+    "a weight each": (ORANGES, 2),
 }
 """The beginning of a method's name -> its family's shades, and which. The longest beginning that fits decides."""
 

@@ -55,6 +55,7 @@ from mtlib.book.results import (
 )
 from mtlib.book.results import write as write_result
 from mtlib.book.ways import crossed, on_curves
+from mtlib.book.weighing import noisy, questions, worlds
 from mtlib.core import (
     Batch,
     Episode,
@@ -2020,8 +2021,19 @@ BAD |= {
     "without_conflict: a vector": (lambda: weights.without_conflict(torch.ones(3)), r"\(T, P\)"),
     "best_alpha: no target labels": (lambda: weights.best_alpha(0, 10, 1.0, 3.0), "target label"),
     "best_alpha: a distance of NaN": (lambda: weights.best_alpha(5, 10, NAN, 3.0), "distance"),
-    "exact_alpha: no deviation": (lambda: weights.exact_alpha(5, 10, 1.0, 0.0), "deviation"),
-    "exact_alpha: a gap of NaN": (lambda: weights.exact_alpha(5, 10, NAN, 1.0), "gap"),
+    "worlds: weights of other data sets": (
+        lambda: worlds(torch.zeros(1, 3, 2), (5, 5), noisy, 0),
+        r"\(R, T, d\)",
+    ),
+    "questions: two scanners": (lambda: questions({"a": None, "b": None}, 5), "three scanners"),
+    "best_weights: a variance of 0": (
+        lambda: weights.best_weights(torch.tensor([1.0, 0.0]), torch.zeros(2, 1)),
+        "above 0",
+    ),
+    "best_weights: offsets as a vector": (
+        lambda: weights.best_weights(torch.ones(2), torch.zeros(2)),
+        r"\(T, d\)",
+    ),
 }
 
 # models -----------------------------------------------------------------------------------------------
@@ -3094,10 +3106,13 @@ BAD |= {
         lambda: weights.balances(torch.tensor([1.0, INF])),
         "before training",
     ),
-    "exact_alpha: an infinite gap": (lambda: weights.exact_alpha(5, 10, INF, 1.0), "gap"),
-    "exact_alpha: an infinite deviation": (
-        lambda: weights.exact_alpha(5, 10, 1.0, INF),
-        "deviation",
+    "best_weights: an infinite offset": (
+        lambda: weights.best_weights(torch.ones(1), torch.full((1, 1), INF)),
+        "finite offsets",
+    ),
+    "best_weights: an infinite variance": (
+        lambda: weights.best_weights(torch.full((1,), INF), torch.zeros(1, 1)),
+        "finite variances",
     ),
     "sinusoids: whole numbers": (lambda: sinusoids(dtype=torch.int64), "floating-point"),
     "risk_of: a network of five outputs": (lambda: risk_of(nn.Linear(1, 5)), r"\(n, 1\)"),

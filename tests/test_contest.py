@@ -90,6 +90,19 @@ def test_without_a_record_the_live_ways_are_tuned_and_run_once(full):
     assert float(best) == found.setting("ProtoNet") == calls[-1][0]
 
 
+def test_a_setting_is_chosen_by_the_mean_of_several_runs(full):
+    calls = []
+    found = run(calls, tries=2)
+    tried = [c for c in calls if c[2] == 3]
+    assert [c[1] - room.TUNING_SEED for c in tried] == [0, 1] * 4
+    judge = room._Judge(room.accuracy, True, 20, 30)
+    way, setting = ways([])["ProtoNet"], tried[0][0]
+    each = [
+        judge.quality(way, setting, 3, cut(named(seed=2), 2), room.TUNING_SEED + i) for i in (0, 1)
+    ]
+    assert found.tuning("ProtoNet")[f"{setting:g}"] == pytest.approx(sum(each) / 2)
+
+
 def test_the_score_is_evaluates_own_and_groups_are_its_alphabets(full):
     found = run([])
     learner, phi = ways([])["ProtoNet"].train(found.setting("ProtoNet"), 0, 1)

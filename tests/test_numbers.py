@@ -56,7 +56,7 @@ from mtlib.transfer.unseen import group_dro, group_weights, irm, mldg, vrex
 from mtlib.transfer.weights import (
     balances,
     best_alpha,
-    exact_alpha,
+    best_weights,
     gradnorm,
     log_variances,
     pcgrad,
@@ -288,8 +288,8 @@ def test_other_settings_that_are_none_are_refused():
         jan(widths=())
     with pytest.raises(ValueError, match="negative number of source labels or distance"):
         best_alpha(10, 10, math.nan, 5.0)
-    with pytest.raises(ValueError, match="deviation above 0"):
-        exact_alpha(10, 10, math.nan, 1.0)
+    with pytest.raises(ValueError, match="finite offsets"):
+        best_weights(torch.ones(2), torch.tensor([[0.0], [math.nan]]))
 
 
 def test_reweighted_refuses_predictions_of_another_width():

@@ -85,6 +85,7 @@ NEED_PAGES = {
     "mtlib.book.contest",
     "mtlib.book.directions",
     "mtlib.book.ways",
+    "mtlib.book.weighing",
 }
 # A room that needs one of these says so where it is absent.
 OPTIONAL = {"sentence_transformers", "transformers", "torchvision"}

@@ -21,7 +21,7 @@ from mtlib.train import fit
 from mtlib.transfer.weights import (
     balances,
     best_alpha,
-    exact_alpha,
+    best_weights,
     gradnorm,
     log_variances,
     pcgrad,
@@ -272,11 +272,36 @@ def test_best_alpha_at_its_ends():
         best_alpha(0, 10, 0.1, 1)
 
 
-def test_exact_alpha_is_the_lowest_point_of_the_error():
+def test_best_weights_of_one_source_are_the_lowest_point_of_the_error():
     a = np.linspace(0, 1, 200_001)
     for gap in (0.0, 0.2, 1.5):
         error = a**2 * 4 / 10 + (1 - a) ** 2 * (4 / 100 + gap**2)
-        assert abs(exact_alpha(10, 100, gap, 2.0) - a[error.argmin()]) < 1e-5
-    assert exact_alpha(10, 100, 0.0, 2.0) == pytest.approx(10 / 110)
-    with pytest.raises(ValueError, match="both"):
-        exact_alpha(0, 3, 1.0, 1.0)
+        w = best_weights(torch.tensor([0.4, 0.04]).double(), torch.tensor([[0.0], [gap]]).double())
+        assert abs(w[0] - a[error.argmin()]) < 1e-5 and w.sum() == pytest.approx(1)
+    pooled = best_weights(torch.tensor([0.4, 0.04]).double(), torch.zeros(2, 3).double())
+    assert pooled[0].item() == pytest.approx(10 / 110)
+
+
+def test_no_other_weights_of_sum_one_have_a_smaller_error():
+    """The error, written out: bias² + variance, which is convex in w; so its slope along each swap of weight is 0."""
+    g = torch.Generator().manual_seed(0)
+    v = torch.rand(4, dtype=torch.float64, generator=g) + 0.1
+    offsets = torch.randn(4, 3, dtype=torch.float64, generator=g)
+    offsets[0] = 0
+
+    def error(w):
+        bias = sum(w[t] * offsets[t] for t in range(4))
+        return (bias**2).sum() + sum(w[t] ** 2 * v[t] for t in range(4))
+
+    best = best_weights(v, offsets)
+    slopes = torch.autograd.functional.jacobian(error, best)
+    assert (slopes - slopes.mean()).abs().max() < 1e-12
+    m = offsets @ offsets.T + torch.diag(v)
+    assert error(best).item() == pytest.approx(1 / torch.linalg.inv(m).sum().item())
+
+
+def test_two_sources_that_err_to_opposite_sides_share_a_weight_and_to_one_side_one_is_below_zero():
+    v = torch.tensor([1.0, 0.01, 0.01]).double()
+    w = best_weights(v, torch.tensor([[0.0], [1.0], [-1.0]]).double())
+    assert w[1].item() == pytest.approx(w[2].item()) and w[1] > 0.49
+    assert best_weights(v, torch.tensor([[0.0], [1.0], [2.0]]).double())[2] < 0

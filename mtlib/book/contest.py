@@ -227,11 +227,12 @@ def contest(
     episodes: int = 200,
     metric: Metric = accuracy,
     higher: bool = True,
+    tries: int = 1,
 ) -> Contest:
     """Tune, train and test every way alike; with a record of the page, only those of `live`.
 
     For each way: the setting of the best quality on `choose` tasks of `validation`, after a run of 1/`share` of the
-    length with a seed of its own; whole runs with seeds 0, …, `seeds` − 1; the `metric` on `episodes` tasks of each of
+    length with a seed of its own, or the mean of `tries` such runs; whole runs with seeds 0, …, `seeds` − 1; the `metric` on `episodes` tasks of each of
     `tests`, column -> stream. `of` has for each column the same stream over `alphabets(...)`, for intervals over
     alphabets; without it they are over tasks. `data` is the data's source.
 
@@ -240,7 +241,7 @@ def contest(
     MTLIB_RECORD=1 everything runs on a clean tree, and each finished piece is kept until the commit changes.
     """
     _check(ways, tests, of, live)
-    positive(seeds=seeds, share=share, choose=choose, episodes=episodes)
+    positive(seeds=seeds, share=share, choose=choose, episodes=episodes, tries=tries)
     functions(2, metric=metric)
     details = kept(page, data.endswith("(real)"))
     old = details.get(name, {})
@@ -259,9 +260,15 @@ def contest(
         else:
 
             def quality(setting: Any, called: str = called, way: Way = way) -> float:
-                run = partial(judge.quality, way, setting, share, validation)
-                found: float = pieces.keep([called, _told(setting)], run, (NotFinite, Diverged))
-                return found
+                tried = [
+                    pieces.keep(
+                        [called, _told(setting), *([i] if i else [])],
+                        partial(judge.quality, way, setting, share, validation, TUNING_SEED + i),
+                        (NotFinite, Diverged),
+                    )
+                    for i in range(tries)
+                ]
+                return math.fsum(tried) / tries
 
             tuned = _tune(way, quality)
         test = partial(judge.test, way, _grid(way)[_told(tuned["setting"])], tests, of)
@@ -350,9 +357,11 @@ class _Judge(NamedTuple):
     choose: int
     episodes: int
 
-    def quality(self, way: Way, setting: Any, share: int, stream: Stream) -> float:
+    def quality(
+        self, way: Way, setting: Any, share: int, stream: Stream, seed: int = TUNING_SEED
+    ) -> float:
         """How good a setting is, higher for a better one, after a shorter run with a seed of its own."""
-        learner, phi = way.train(_grid(way)[_told(setting)], TUNING_SEED, share)
+        learner, phi = way.train(_grid(way)[_told(setting)], seed, share)
         found = evaluate(learner, phi, stream, max(2, self.choose), self.metric, progress=False)
         return float(found.mean if self.higher else -found.mean)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -186,19 +185,28 @@ def best_alpha(target: int, source: int, distance: float, dimension: float) -> f
     return min(1.0, target / m * (1 + pull))
 
 
-def exact_alpha(target: int, source: int, gap: float, deviation: float) -> float:
-    """The α for which α ȳ_T + (1 − α) ȳ_S has the smallest expected squared error as an estimate of the target's mean.
+def best_weights(variances: Tensor, offsets: Tensor) -> Tensor:
+    """The weights w (T,) of sum 1 that make Σ_t w_t ȳ_t the best estimate of the target: an α-weighted risk's, where they are exact. {cite}`bendavid2010theory`
 
-    α* = (δ² + σ²/n_S) / (δ² + σ²/n_S + σ²/n_T), δ = `gap` between the two means, σ = `deviation` of one observation.
+    variances v (T,): how far each data set's estimate ȳ_t lies from its mean, as an expected squared distance, above 0.
+    offsets Δ (T, d): where that mean lies, seen from the target; the target's own row is 0. The expected squared error is
+    ‖Σ_t w_t Δ_t‖² + Σ_t w_t² v_t = wᵀMw with M = ΔΔᵀ + diag(v), so that w = M⁻¹1 / 1ᵀM⁻¹1, and the error there is
+    1 / 1ᵀM⁻¹1. With one source at δ the target's weight is (δ² + v_S) / (δ² + v_S + v_T). A weight is below 0 where sources
+    err to one side, the far one more.
     """
-    counted = target >= 1 and source >= 1
-    if not (counted and 0 < deviation < math.inf and math.isfinite(gap)):
+    check_tensor(variances, "variances")
+    check_tensor(offsets, "offsets")
+    sets = offsets.ndim == 2 and variances.shape == offsets.shape[:1]
+    if not (sets and bool((variances > 0).all()) and bool(torch.isfinite(offsets).all())):
         raise ValueError(
-            "expected observations of both, a finite gap and a deviation above 0, got "
-            f"{target=}, {source=}, {gap=}, {deviation=}"
+            "expected variances above 0, (T,), and finite offsets, (T, d), of T data sets, got "
+            f"{tuple(variances.shape)} and {tuple(offsets.shape)}: {variances.tolist()}"
         )
-    off = gap**2 + deviation**2 / source
-    return off / (off + deviation**2 / target)
+    if not bool(torch.isfinite(variances).all()):
+        raise ValueError(f"expected finite variances, got {variances.tolist()}")
+    m = offsets @ offsets.mT + torch.diag(variances)
+    w: Tensor = torch.linalg.solve(m, torch.ones_like(variances))
+    return w / w.sum()
 
 
 # Helpers -----------------------------------------------------------------------------------------
