@@ -160,7 +160,9 @@ def _trained_on_curves(
 ) -> Params:
     """φ of one training of `on_curves`, on curves of the seed with `points` measurements each. Runs once for the same arguments."""
     rate, decay, *inner = setting
-    data: Batch = noisy_sinusoids(points, 1, curves, 10 + seed)(0).support  # type: ignore[union-attr]
+    draw = noisy_sinusoids(points, 1, curves, 10 + seed)(0)
+    assert isinstance(draw, Episode)
+    data = draw.support
     size, own = min(points, 15), by == "own heads"
 
     def few(step: int) -> Episode:
@@ -175,7 +177,7 @@ def _trained_on_curves(
     how = {**cosine_adam(rate, steps, decay), "device": device()}
     net = mlp(1, (40, 40), curves if own else 1, seed=seed)
     if by in ("MAML", "ridge head"):
-        learner = ridge(net, *inner) if by == "ridge head" else maml(net, mse_loss, inner[0], steps=3)
+        learner = ridge(net, *inner) if by == "ridge head" else maml(net, mse_loss, inner[0], 3)
         return fit(bilevel(learner, mse_loss), learner.init(), few, steps, **how).params
     y = data.y * (torch.eye(curves)[:, None] if own else 1)
     rows = Batch(data.x.flatten(0, 1), y.flatten(0, 1))
