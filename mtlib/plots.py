@@ -64,7 +64,8 @@ METHODS = {
     "ERM": (GREYS, 1),
     **dict.fromkeys(("from scratch", "fine-tuning from scratch", "untrained"), (GREYS, 0)),
     "random search": (GREYS, 0),
-    **dict.fromkeys(("source only", "no norm", "pooled", "ridge on profiles"), (GREYS, 1)),
+    **dict.fromkeys(("source only", "no norm", "no norm, source only"), (GREYS, 1)),
+    **dict.fromkeys(("pooled", "ridge on profiles"), (GREYS, 1)),
     **dict.fromkeys(("target only", "target alone", "targets alone", "raw inputs"), (GREYS, 2)),
     "equal weights": (GREYS, 0),
     **dict.fromkeys(("which sources", "pulled"), (ORANGES, 0)),
@@ -256,18 +257,19 @@ def bars(
 def dots(axes: Axes, rows: Mapping[str, Any], groups: Sequence[str], xlabel: str) -> None:
     """Every run: one row per method, the first at the top; `rows` are (groups, runs), a colour each, a bar at the mean."""
     _named(rows, object)
-    for height, (name, row) in enumerate(reversed(list(rows.items()))):
-        each = np.asarray(row, float)
+    names = [*rows][::-1]
+    for height, name in enumerate(names):
+        each = np.asarray(rows[name], float)
         if each.ndim != 2 or not each.size or len(each) > len(groups):
             raise ValueError(
                 f"expected numbers of {name!r} for at most {len(groups)} groups (groups, runs), got {each.shape}"
             )
         for i, (group, runs) in enumerate(zip(groups, each, strict=False)):
             place = np.full(len(runs), height + 0.4 * (i / max(1, len(groups) - 1) - 0.5))
-            look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "markersize": 4}
+            look: Any = {"color": COLOURS[i % len(COLOURS)], "markersize": 4}
             axes.plot(runs, place, ".", label=group if not height else None, **look)
         axes.plot(each.mean(), height, "|", color=REFERENCE, markersize=14)
-    axes.set_yticks(range(len(rows)), list(rows)[::-1])
+    axes.set_yticks(range(len(names)), names)
     axes.set(xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))
     axes.legend()
 
