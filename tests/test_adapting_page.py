@@ -18,7 +18,7 @@ def test_the_linear_example_is_the_packages_lp_ft(small):
     w = (theta["head.weight"] @ theta["body.weight"])[0]
     off = w - page["truths"][11]
     inside = page["bases"][11] @ off
-    for found, here in zip(page["excess"]["fine-tuning, probe's head"], (inside, off)):
+    for found, here in zip(page["excess"]["fine-tuning, probe's head"], (inside, off), strict=True):
         assert torch.allclose(found.flatten()[11], (here**2).sum(), rtol=1e-4, atol=1e-9)
 
 

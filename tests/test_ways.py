@@ -128,8 +128,9 @@ def test_the_probes_head_is_where_its_objective_has_no_slope(few, strength):
 
 def test_fine_tuning_from_the_probes_head_is_lp_ft_on_all_tasks_at_once(few):
     net, draw = few
-    ours, theirs = probed(finetune(net, cross_entropy, 0.1, 3), 0.1), lp_ft(
-        net, cross_entropy, 0.1, 3, 0.1
+    ours, theirs = (
+        probed(finetune(net, cross_entropy, 0.1, 3), 0.1),
+        lp_ft(net, cross_entropy, 0.1, 3, 0.1),
     )
     assert ours.vmap and not theirs.vmap and set(ours.init()) == set(theirs.init())
     phi = start(ours, parameters(net)).params
