@@ -820,3 +820,11 @@ def test_a_learned_learner_keeps_what_its_steps_return():
     learner = learned(own, lambda own: weight_decay(net, mse_loss, 0.1, 1)._replace())
     support = over(lambda d: d[0], vectors().support)
     assert learner.adapt(learner.init(), support).keys() == parameters(net).keys()
+
+
+def test_a_spectral_sum_of_what_is_not_finite_is_nan():
+    z = normal(2, 5, 8)
+    bad = z.clone()
+    bad[1, 0, 0] = torch.inf
+    for found in (spectral_sum(bad, 1), torch.vmap(lambda one: spectral_sum(one, 1))(bad)):
+        assert found[1].isnan() and torch.equal(found[0], spectral_sum(z[0], 1))

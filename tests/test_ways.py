@@ -8,11 +8,12 @@ from torch.nn.functional import cross_entropy
 
 from mtlib.bilevel import bilevel
 from mtlib.book import ways
-from mtlib.book.ways import Bench, crossed, on_curves, practising, study, studying
-from mtlib.core import parameters, start
+from mtlib.book.ways import Bench, crossed, on_curves, practising, probed, study, studying
+from mtlib.core import Learner, features, parameters, start, take
 from mtlib.data.glyphs import glyphs
 from mtlib.data.sinusoids import noisy_sinusoids
-from mtlib.learners.finetune import as_is
+from mtlib.learners.finetune import as_is, finetune, lp_ft
+from mtlib.learners.lora import lora
 from mtlib.learners.metric import contrastive, feat, protonet, relation, simpleshot
 from mtlib.nets import conv4, mlp, seeded
 from mtlib.norm import calibrate
@@ -167,3 +168,64 @@ def test_curves_that_nothing_was_learned_from_are_fine_tuned_from_scratch():
         "MAML": "meta",
         "ridge head": "meta",
     }
+
+
+@pytest.fixture(scope="module")
+def few():
+    """A network, and two tasks of four drawings of three classes."""
+    data = glyphs(30, size=8)
+    data = data._replace(items=data.items.flatten(2))
+    return mlp(64, (24, 16), 3, seed=0), episodes(data, 3, 4, 5, tasks=2, seed=0)(0)
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.1, 1.0, 100.0])
+def test_the_probes_head_is_where_its_objective_has_no_slope(few, strength):
+    net, draw = few
+    learner = probed(as_is(net), strength, iterations=1000)
+    task = take(draw.support, 0)
+    theta = learner.adapt(learner.init(), task)
+    w, b = (theta[f"head.{k}"].double().requires_grad_() for k in ("weight", "bias"))
+    z = features(net)(parameters(net), task.x).double()
+    value = cross_entropy(z @ w.mT + b, task.y.double()) + strength / 2 * (w**2).sum()
+    assert all(g.norm() < 1e-5 for g in torch.autograd.grad(value, (w, b)))
+
+
+def test_fine_tuning_from_the_probes_head_is_lp_ft_on_all_tasks_at_once(few):
+    net, draw = few
+    ours, theirs = (
+        probed(finetune(net, cross_entropy, 0.1, 3), 0.1),
+        lp_ft(net, cross_entropy, 0.1, 3, 0.1),
+    )
+    assert ours.vmap and not theirs.vmap and set(ours.init()) == set(theirs.init())
+    phi = start(ours, parameters(net)).params
+    with torch.no_grad():
+        both = torch.vmap(ours.adapt, (None, 0))(phi, draw.support)
+        for i in range(2):
+            alone = theirs.adapt(phi, take(draw.support, i))
+            for k, v in alone.items():
+                assert torch.allclose(both[k][i], v, atol=1e-3), k
+
+
+def test_whatever_begins_with_a_head_can_begin_with_the_probes(few):
+    net, draw = few
+    task = take(draw.support, 0)
+    with seeded(0):
+        learner = probed(lora(net, cross_entropy, 0.1, 0, rank=2), 0.1)
+        phi = start(learner, parameters(net)).params
+    plain = probed(as_is(net), 0.1)
+    expected = plain.predict(plain.adapt(plain.init(), task), task.x)
+    assert torch.allclose(learner.predict(learner.adapt(phi, task), task.x), expected, atol=1e-5)
+
+
+def test_the_probes_head_needs_a_learner_with_a_network_and_a_strength(few):
+    net, _ = few
+    without = Learner(dict, lambda phi, s: phi, lambda theta, x: x)
+    for learner, strength, message in (
+        (net, 0.1, "a learner, such as"),
+        (without, 0.1, "a learner with a network"),
+        (as_is(net), 0.0, "strength"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            probed(learner, strength)
+    with pytest.raises(ValueError, match="iterations of at least 1"):
+        probed(as_is(net), 0.1, iterations=0)

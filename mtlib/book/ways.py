@@ -14,17 +14,17 @@ from torch.nn.functional import cross_entropy, mse_loss
 from mtlib.bilevel import bilevel
 from mtlib.book.contest import Way
 from mtlib.book.page import device
-from mtlib.core import Batch, Episode, Learner, Params, move, parameters, start
+from mtlib.core import Batch, Episode, Learner, Params, expect, features, move, parameters, start
 from mtlib.data.sinusoids import noisy_sinusoids
 from mtlib.joint import joint
 from mtlib.learners.amortised import point
 from mtlib.learners.closed_form import alpaca, head_matrix, heads_prior, ridge
-from mtlib.learners.finetune import finetune
-from mtlib.learners.gradient import maml
+from mtlib.learners.finetune import finetune, from_there
+from mtlib.learners.gradient import check_steps, maml
 from mtlib.learners.metric import centred, cosine_head
 from mtlib.nets import mlp, seeded
 from mtlib.norm import Norm, calibrate
-from mtlib.tasks import ClassSet, cut, episodes, mixture, one_of, pool, positive
+from mtlib.tasks import ClassSet, above_zero, cut, episodes, mixture, one_of, pool, positive
 from mtlib.train import cosine_adam, fit
 
 Make = Callable[..., Any]
@@ -183,3 +183,44 @@ def _trained_on_curves(
     rows = Batch(data.x.flatten(0, 1), y.flatten(0, 1))
     some = mixture(rows, batch=375, seed=seed)
     return fit(joint(net, each_its_own), parameters(net), some, steps, **how).params
+
+
+def probed(learner: Learner, strength: float, iterations: int = 200) -> Learner:
+    """The learner, begun with the probe's head: θ₀ has φ's body, and W, b = argmin CE(z Wᵀ + b, y) + ½λ‖W‖², λ = `strength`.
+
+    For a `finetune` that is `lp_ft`. There a solver runs task by task; here Nesterov's method with a constant step takes
+    `iterations` steps on the features (N, D), moved to a mean of zero, so that many tasks run at once. The solution is a
+    constant to the outer gradient. Raises ValueError for a learner without a network of two halves, or unless λ > 0.
+    {cite}`kumar2022finetuning`
+    """
+    expect(isinstance(learner, Learner), "a learner, such as finetune(net, ...)", learner)
+    expect(learner.net is not None, "a learner with a network", learner)
+    above_zero(strength=strength)
+    check_steps(iterations, "iterations", 1)
+    z = features(learner.net)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def solved(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        n, mean = len(x), x.mean(0)
+        x = x - mean
+        top = torch.linalg.eigvalsh(x @ x.mT)[-1] / n
+        one = top.sqrt().expand(n, 1)  # beside the features, for the bias
+        x = torch.cat([x, one], 1)
+        decay = torch.cat([torch.full_like(mean, strength), torch.zeros_like(mean[:1])])
+        rate = 1 / (top / 2 + strength)
+        root = (strength * rate).sqrt()
+        ahead = w = x.new_zeros(y.shape[-1], x.shape[-1])
+        for _ in range(iterations):
+            gap = ((x @ ahead.mT).softmax(-1) - y) / n
+            new = ahead - rate * (gap.mT @ x + decay * ahead)
+            ahead, w = new + (1 - root) / (1 + root) * (new - w), new
+        return w[:, :-1], w[:, -1] * one[0] - w[:, :-1] @ mean
+
+    def given(phi: Params, support: Batch) -> Params:
+        w, b = solved(z(phi, support.x).detach(), support.y)
+        return {**phi, "head.weight": w, "head.bias": b}
+
+    def init() -> Params:
+        return {k: v for k, v in learner.init().items() if not k.startswith("head.")}
+
+    return learner._replace(init=init, adapt=from_there(learner.adapt, given))

@@ -313,8 +313,8 @@ def spectral_sum(z: Tensor, k: int, largest: bool = False) -> Tensor:
     Σ_{i∈S} λ_i(G + E) = Σ_{i∈S} (λ_i + u_iᵀEu_i) + Σ_{i∈S, j∉S} (u_iᵀEu_j)² / (λ_i − λ_j) + O(E³):
     this is what is differentiated, at E = 0. So the derivatives of first and second order are exact, and those of
     higher order are not. Terms with λ_i = λ_j up to rounding are left out (equal items, units that are always zero):
-    there the sum has one slope in each direction, but no second derivative. Raises ValueError unless
-    1 ≤ k ≤ min(N, D).
+    there the sum has one slope in each direction, but no second derivative. NaN where z is not finite. Raises
+    ValueError unless 1 ≤ k ≤ min(N, D).
     """
     n, d = z.shape[-2:]
     if not isinstance(k, int) or not 1 <= k <= min(n, d):
@@ -322,13 +322,15 @@ def spectral_sum(z: Tensor, k: int, largest: bool = False) -> Tensor:
             f"expected a whole number, from 1 to {min(n, d)} singular values of features ({n}, {d}), got {k}"
         )
     gram = z @ z.mT if n <= d else z.mT @ z
-    squares, u = torch.linalg.eigh(gram.detach())  # in ascending order
+    held = gram.detach()
+    known = held.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    squares, u = torch.linalg.eigh(torch.where(known, held, 0.0))  # in ascending order
     place = torch.arange(min(n, d), device=z.device)
     chosen = place >= len(place) - k if largest else place < k
     gap = squares[..., :, None] - squares[..., None, :]
     rounding = len(place) * torch.finfo(z.dtype).eps * squares[..., -1:, None]
     apart = chosen[:, None] & ~chosen & (gap.abs() > rounding)
-    e = u.mT @ (gram - gram.detach()) @ u  # 0, for its derivatives
+    e = u.mT @ (gram - held) @ u  # 0, for its derivatives
     first = squares + e.diagonal(dim1=-2, dim2=-1)
     second = torch.where(apart, e**2 / torch.where(apart, gap, 1.0), 0.0)
     total: Tensor = (first * chosen).sum(-1) + second.sum((-2, -1))
