@@ -228,6 +228,7 @@ def test_a_gap_is_paired_over_seeds_and_groups():
     gap = held.minus("a", "b")
     assert gap.mean == pytest.approx(0.1) and gap.seeds == pytest.approx(0, abs=1e-7)
     assert gap.groups == pytest.approx(0, abs=1e-6)
+    assert held.minus("a", "a")[:2] == (0.0, 0.0)  # no share of 0, whose interval would be wide
     wide = held.minus("a", "z")
     d = torch.tensor(found["ways"]["a"]["columns"]["c"]["groups"]) - torch.tensor(
         found["ways"]["z"]["columns"]["c"]["groups"]

@@ -34,7 +34,7 @@ from mtlib.book.results import (
 )
 from mtlib.core import Episode, Learner, Params, Stream
 from mtlib.data.download import cache
-from mtlib.evaluate import NotFinite, Score, answers, best_of, evaluate, interval
+from mtlib.evaluate import NotFinite, Score, answers, best_of, compare, evaluate, interval
 from mtlib.metrics import Metric, accuracy
 from mtlib.tasks import ClassSet, functions, positive
 from mtlib.train import Diverged
@@ -190,7 +190,7 @@ class Contest:
 
     def _gap(self, a: Mapping[str, Any], b: Mapping[str, Any] | None, column: str | None) -> Gap:
         runs, groups = (_row(a, k) - (_row(b, k) if b else 0.0) for k in ("runs", "groups"))
-        seeds = interval(runs).interval if len(runs) > 1 else None
+        seeds = _over_seeds(_row(a, "runs"), _row(b, "runs") if b else None)
         return Gap(runs.mean().item(), seeds, _over_groups(groups, self._sizes(column)))
 
     def _of(self, way: str) -> dict[str, Any]:
@@ -523,6 +523,14 @@ def _signed(mean: float, half: float, digits: int) -> str:
     if not math.isfinite(mean):
         return "not run"
     return f"{mean:+.{digits}f} ± {half:.{digits}f}".replace("-", "−")
+
+
+def _over_seeds(runs: Tensor, others: Tensor | None) -> float | None:
+    """Half the 95 % interval of the mean over seeds, or of the paired difference from `others`; None of one seed."""
+    if len(runs) < 2:
+        return None
+    own = interval(runs, "seeds")
+    return (own if others is None else compare(own, interval(others, "seeds"))).interval
 
 
 def _over_groups(parts: Tensor, sizes: Tensor) -> float:
