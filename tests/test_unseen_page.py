@@ -35,7 +35,7 @@ def shuffled(plain, rows_of):
     return other
 
 
-def tested(domains):
+def rows_of_tests(domains):
     """Rows that `halves(domain, 780)` tests on."""
     return {
         n: torch.from_numpy(np.random.default_rng(9).permutation(len(d.y)))[: len(d.y) // 2][:780]
@@ -64,7 +64,7 @@ def test_trials_are_chosen_without_labels_of_the_unseen_domain(small):
     assert len(all_of) == 3 and all(here.values())
 
     # labels that test, of every scanner: no trial changes
-    small.setattr(digits, "scanners", shuffled(plain, tested))
+    small.setattr(digits, "scanners", shuffled(plain, rows_of_tests))
     after = run_until("unseen", "folds")
     assert tunings(after) == all_of
     assert any(  # the change was seen
