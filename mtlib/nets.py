@@ -331,16 +331,19 @@ def conv2(
     size: int = 16,
     norm: bool = True,
     seed: int | None = None,
+    bottleneck: bool = True,
 ) -> nn.Sequential:
-    """Two blocks of 3×3 convolution, norm, 2×2 max-pool, ReLU, a layer of 64 features, and a linear head.
+    """Two blocks of 3×3 convolution, norm, 2×2 max-pool, ReLU, a `bottleneck` of 64 features, and a linear head.
 
     (B, channels, size, size) -> (B, ways), with `width` filters in the first block and twice as many in the second.
-    Without `norm` the convolutions have a bias in its place. `seed` as in `mlp`. Raises ValueError if two pools
-    leave nothing of an image.
+    The bottleneck is linear, norm, ReLU, or with `bottleneck=False` linear, ReLU: then nothing holds the scale of the
+    features, which the penalties of `mtlib.transfer` change. Without `norm` there is none anywhere, and layers have a
+    bias in its place. `seed` as in `mlp`. Raises ValueError if two pools leave nothing of an image.
     """
     positive(ways=ways, channels=channels, width=width, size=size)
-    if not isinstance(norm, bool):
-        raise TypeError(f"expected norm to be True or False, got {norm!r}")
+    for name, value in (("norm", norm), ("bottleneck", bottleneck)):
+        if not isinstance(value, bool):
+            raise TypeError(f"expected {name} to be True or False, got {value!r}")
     if size < 4:
         raise ValueError(f"expected images of at least 4 pixels for two 2×2 pools, got size={size}")
 
@@ -350,10 +353,15 @@ def conv2(
 
     with seeded(seed):
         blocks = [*block(channels, width), *block(width, 2 * width), nn.Flatten()]
-        hidden = nn.Linear(2 * width * (size // 4) ** 2, 64)
-        return two_halves(
-            nn.Sequential(ChannelsLast(), *blocks, hidden, nn.ReLU()), nn.Linear(64, ways)
-        )
+        inputs = 2 * width * (size // 4) ** 2
+        last = normed(inputs, 64) if norm and bottleneck else [nn.Linear(inputs, 64), nn.ReLU()]
+        return two_halves(nn.Sequential(ChannelsLast(), *blocks, *last), nn.Linear(64, ways))
+
+
+def normed(inputs: int, outputs: int) -> list[nn.Module]:
+    """Linear, norm, ReLU: (B, inputs) -> (B, outputs). A bias before the norm would have no effect."""
+    positive(inputs=inputs, outputs=outputs)
+    return [nn.Linear(inputs, outputs, bias=False), Norm(outputs), nn.ReLU()]
 
 
 class ChannelsLast(nn.Module):

@@ -35,6 +35,7 @@ from mtlib.bilevel import (
     sharpness,
     unrolled,
 )
+from mtlib.book import directions as adaptation
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.contest import Way, alphabets, conclude, contest
 from mtlib.book.drawings import bowls
@@ -217,7 +218,7 @@ from mtlib.models.detection import (
     targets,
 )
 from mtlib.models.encoders import minilm
-from mtlib.nets import conv2, conv4, mlp, policy_net, seeded, two_halves, wrap
+from mtlib.nets import conv2, conv4, mlp, normed, policy_net, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
 from mtlib.plots import against, band, bars, figure, lines, losses, player, scores, style, styles
@@ -1712,6 +1713,7 @@ _PENALTIES: dict[str, Callable[..., Any]] = {
     "mmd": align.mmd,
     "jan": align.jan,
     "entropy penalty": align.entropy,
+    "information penalty": align.information,
     "afn": align.afn,
     "bsp": align.bsp,
     "dann": partial(critics.dann, CRITIC),
@@ -1736,6 +1738,18 @@ BAD |= {
     "mmd: no widths": (lambda: align.mmd(widths=()), "widths"),
     "mmd: a width of 0": (lambda: align.mmd(widths=(0.0,)), "width > 0"),
     "jan: a negative width": (lambda: align.jan(widths=(-1.0,)), "width > 0"),
+    "jan: a bandwidth of 0": (lambda: align.jan(bandwidth=0.0), "bandwidth > 0"),
+    "jan: a bandwidth of NaN": (lambda: align.jan(bandwidth=NAN), "bandwidth > 0"),
+    "information penalty: one output": (
+        lambda: align.information()(PHI, _ZS, _LOGITS[..., :1]),
+        "at least two classes",
+    ),
+    "critic: no inputs": (lambda: critics.critic(0), "expected inputs to be a whole number"),
+    "critic: half an output": (lambda: critics.critic(4, 1.5), "expected outputs to be a whole"),
+    "critic: a seed that is none": (lambda: critics.critic(4, seed="one"), "seed"),
+    "normed: no outputs": (lambda: normed(3, 0), "expected outputs to be a whole number"),
+    "normed: a list": (lambda: normed([3], 2), "expected inputs to be a whole number"),
+    "conv2: a word for the bottleneck": (lambda: conv2(bottleneck="none"), "bottleneck"),
     "mcc: a temperature of 0": (lambda: align.mcc(temperature=0.0), "temperature"),
     "mcc: a negative temperature": (lambda: align.mcc(temperature=-1.0), "temperature"),
     "bsp: no directions": (lambda: align.bsp(largest=0), "largest"),
@@ -1796,6 +1810,22 @@ BAD |= {
     "information: class numbers": (lambda: selection.information(LABELS), r"\(n, "),
     "information: a list": (lambda: selection.information([[0.1, 0.9]]), "tensor"),
     "snd: a temperature of 0": (lambda: selection.snd(Z, 0.0), "temperature > 0"),
+    "temperature: one-hot rows": (
+        lambda: selection.temperature(torch.randn(4, 3), torch.eye(4, 3)),
+        "class number",
+    ),
+    "temperature: a class that is none": (
+        lambda: selection.temperature(torch.randn(4, 3), torch.tensor([0, 1, 2, 3])),
+        "from 0 to 2",
+    ),
+    "temperature: all right": (
+        lambda: selection.temperature(3 * torch.eye(3), torch.arange(3)),
+        "some are wrong",
+    ),
+    "temperature: probabilities": (
+        lambda: selection.temperature(torch.eye(3), torch.tensor([1, 1, 2])),
+        "probabilities",
+    ),
     "snd: one row": (lambda: selection.snd(Z[:1]), "n ≥ 2 rows"),
     "density_ratio: other widths": (
         lambda: selection.density_ratio(Z, Z[:, :2], Z),
@@ -2394,6 +2424,31 @@ BAD |= {
     ),
     "alphabets: a stream": (lambda: alphabets(STREAM), "ClassSet"),
     "alphabets: names without an alphabet": (lambda: alphabets(planted(classes=5)), "alphabet"),
+    "directions: no method": (
+        lambda: adaptation.directions("a", "b", {}, [("c", "d")], "d"),
+        "at least one",
+    ),
+    "directions: a function for a Method": (
+        lambda: adaptation.directions("a", "b", {"x": lambda: 0}, [("c", "d")], "d"),
+        "Method",
+    ),
+    "directions: an unknown kind": (
+        lambda: adaptation.directions(
+            "a", "b", {"x": adaptation.Method("ours", max)}, [("c", "d")], "d"
+        ),
+        "kind",
+    ),
+    "directions: a live method that is none": (
+        lambda: adaptation.directions(
+            "a",
+            "b",
+            {"x": adaptation.Method("meta", lambda a, b, s: {})},
+            [("c", "d")],
+            "d",
+            live=("y",),
+        ),
+        "live",
+    ),
     "conclude: no contest": (
         lambda: conclude("a", "b", "c", [], ("x", "y"), "5 labels"),
         "contest",

@@ -17,8 +17,10 @@ from mtlib.core import Batch, parameters
 from mtlib.joint import joint
 from mtlib.nets import mlp
 from mtlib.norm import Norm, calibrate, moments
-from mtlib.train import fit
-from mtlib.transfer.align import WIDTHS, afn, bsp, coral, discrepancy, jan, kernel, mmd
+from mtlib.objective import whole
+from mtlib.train import cosine_adam, fit
+from mtlib.transfer import selection
+from mtlib.transfer.align import WIDTHS, afn, bsp, coral, discrepancy, information, jan, kernel, mmd
 from mtlib.transfer.critics import (
     CRITIC,
     adda,
@@ -31,6 +33,7 @@ from mtlib.transfer.critics import (
     reverse,
     warm,
 )
+from mtlib.transfer.critics import critic as normed_critic
 
 T, B, D, W = 2, 6, 4, 3
 
@@ -84,7 +87,9 @@ def test_collapsed_features_have_no_distance_and_a_finite_gradient():
 
 def test_jan_is_the_discrepancy_of_the_product_kernel(z, logits):
     p = torch.softmax(logits, -1)
-    product = kernel(z.flatten(0, 1)) * kernel(p.flatten(0, 1))
+    both = p.flatten(0, 1)
+    gaussian = torch.exp(-(torch.cdist(both, both) ** 2) / (2 * 0.92**2))
+    product = kernel(z.flatten(0, 1)) * gaussian
     assert jan(2.0)({}, z, logits).item() == pytest.approx(2 * discrepancy(product).item())
 
 
@@ -227,6 +232,60 @@ def test_a_critic_of_another_width_is_refused(z, logits, make, inputs):
     q = critic(inputs, 7)
     with pytest.raises(ValueError, match="one output for each of"):
         make(q)(adversary(q), z, logits)
+
+
+@pytest.mark.parametrize("make", [dann, cdan, mdd])
+def test_a_critic_sees_all_domains_as_one_batch(make):
+    """Its norms take their statistics from all of them, as its equation over T·B rows has them."""
+    torch.manual_seed(0)
+    outputs = W if make is mdd else 2
+    q = normed_critic(D * W if make is cdan else D, outputs, width=8, seed=1).double()
+    z = torch.randn(2, B, D, dtype=torch.float64)
+    z[1] += 3.0
+    logits = torch.randn(2, B, W, dtype=torch.float64)
+    with torch.no_grad():
+        seen = z
+        if make is cdan:
+            seen = (z[..., None] * torch.softmax(logits, -1)[..., None, :]).flatten(2)
+        together = q(seen.flatten(0, 1)).view(2, B, outputs)
+        apart = torch.stack([q(part) for part in seen])
+        constant = {"critic.fixed": torch.zeros(1)}
+
+    def value(found):
+        class Fixed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fixed = nn.Parameter(constant["critic.fixed"])
+
+            def forward(self, rows):
+                return found.flatten(0, 1) + 0 * self.fixed
+
+        fixed = Fixed()
+        return make(fixed)(adversary(fixed), z, logits).item()
+
+    right = make(q)(adversary(q), z, logits).item()
+    assert right == pytest.approx(value(together), abs=1e-12)
+    assert abs(right - value(apart)) > 1e-3
+
+
+def test_domain_by_domain_a_norm_would_hide_a_shift():
+    """Why `_outputs` flattens: a critic with norms learns to tell shifted domains apart."""
+    torch.manual_seed(0)
+    z = torch.randn(2, 64, 3)
+    z[1] += 2.0
+    q = normed_critic(3, seed=0)
+    phi, penalty = adversary(q), dann(q, 0.0)
+    objective = whole(lambda theta, batch: penalty(theta, z, z))
+    run = fit(objective, phi, lambda step: Batch(z, z), 60, **cosine_adam(1e-2, 60), progress=False)
+    assert run.losses[-1] < 0.2 < 0.6 < run.losses[0]
+
+
+def test_information_is_the_criterion_that_chooses_with_its_sign_turned(z, logits):
+    value = information(0.5)({}, z, logits)
+    assert value.item() == pytest.approx(-0.5 * selection.information(logits[-1]))
+    assert torch.equal(
+        value, information(0.5)({}, z, logits + torch.tensor([1.0, 0.0])[:, None, None])
+    )
 
 
 def test_mcd_is_the_mean_gap_of_two_heads_and_plays_them_against_the_body():

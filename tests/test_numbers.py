@@ -430,7 +430,7 @@ def test_a_convolution_and_its_norm_are_one_layer():
     assert tops(layers(conv2()), 2)[:3] == [
         ["body.1", "body.2"],
         ["body.5", "body.6"],
-        ["body.10"],
+        ["body.10", "body.11"],
     ]
     stem, *stages, head = tops(layers(split(ResNet(), 5)), 3)
     assert stem == ["body.model.bn1", "body.model.conv1"] and head == ["head.bias", "head.weight"]

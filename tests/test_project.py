@@ -33,7 +33,17 @@ STAR = {
     "nets": {"core", "norm", "run", "tasks"},
     "tasks": {"core"},
     "learners": {"core", "norm", "learners", "run", "tasks"},
-    "transfer": {"core", "objective", "joint", "bilevel", "learners", "run", "tasks", "transfer"},
+    "transfer": {
+        "core",
+        "objective",
+        "joint",
+        "bilevel",
+        "learners",
+        "nets",
+        "run",
+        "tasks",
+        "transfer",
+    },
     "data": {"core", "tasks", "run", "data"},
     "models": {"core", "data", "run", "tasks"},
     "train": {"core", "objective", "tasks", "run"},
@@ -71,6 +81,7 @@ NEED_PAGES = {
     "mtlib.book.results",
     "mtlib.book.drawings",
     "mtlib.book.contest",
+    "mtlib.book.directions",
     "mtlib.book.ways",
 }
 # A room that needs one of these says so where it is absent.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mtlib.transfer.selection import density_ratio, dev, entropy, information, snd
+from mtlib.transfer.selection import density_ratio, dev, entropy, information, snd, temperature
 
 
 def test_entropy_and_information_by_hand():
@@ -119,3 +119,48 @@ def test_bad_input_is_named():
         dev(x[:, 0], -torch.ones(5))
     with pytest.raises(ValueError, match="the same width"):
         density_ratio(x, x, x[:, :2])
+
+
+# Temperature ----------------------------------------------------------------------------------
+
+
+def drawn(scale, n=4000, seed=0):
+    """Logits whose softmax are the true probabilities, made `scale` times too sure; labels drawn from them."""
+    g = torch.Generator().manual_seed(seed)
+    z = 2 * torch.randn(n, 5, generator=g, dtype=torch.float64)
+    y = torch.multinomial(torch.softmax(z, 1), 1, generator=g)[:, 0]
+    return scale * z, y
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_the_temperature_undoes_what_made_logits_too_sure(scale):
+    z, y = drawn(scale)
+    found = temperature(z, y)
+    assert found == pytest.approx(scale, rel=0.05)
+    # another library's minimum of the same cross-entropy
+    from scipy.optimize import minimize_scalar
+
+    def risk(t):
+        return torch.nn.functional.cross_entropy(z / t, y).item()
+
+    best = minimize_scalar(risk, bounds=(0.01, 100), method="bounded", options={"xatol": 1e-8})
+    assert found == pytest.approx(best.x, rel=1e-5)
+    p = torch.softmax(z / found, 1)
+    own = z.gather(1, y[:, None]).sum().item()
+    assert (p * z).sum().item() == pytest.approx(own, rel=1e-8)
+
+
+def test_calibrated_information_does_not_see_inflated_logits():
+    z, y = drawn(1.0)
+    target = drawn(1.0, seed=1)[0]
+    assert information(2 * target) > information(target) + 0.1
+    plain, inflated = (information(k * target / temperature(k * z, y)) for k in (1.0, 2.0))
+    assert inflated == pytest.approx(plain, abs=1e-8)
+
+
+def test_no_temperature_where_the_labels_do_not_tell_one():
+    sure = 3 * torch.eye(4)
+    with pytest.raises(ValueError, match="some are wrong"):
+        temperature(sure, torch.arange(4))
+    with pytest.raises(ValueError, match="follow their labels"):
+        temperature(sure, torch.arange(4).roll(1))

@@ -100,7 +100,7 @@ class Contest:
     """
 
     name: str
-    ways: Mapping[str, Way]
+    ways: Mapping[str, Any]  # name -> Way, or another contender with a `kind`
     found: Mapping[str, Any]  # what the record keeps of it
     kept: bool
     here: Mapping[str, Mapping[str, Score]]  # way -> column -> this run, seed 0
@@ -165,9 +165,17 @@ class Contest:
                 f"{self.metric}, %" if share else self.metric: form(self.mean(way, column)),
                 "± seeds": "" if gap.seeds is None else form(gap.seeds),
                 f"± {self.found['groups']}": form(gap.groups),
-                "setting": f"{_told(held['setting'])}{' (edge)' * held['edge']}",
             }
+            if held["setting"] is not None:
+                table[way]["setting"] = f"{_told(held['setting'])}{' (edge)' * held['edge']}"
         return table
+
+    def each(self, way: str, column: str | None = None) -> Tensor:
+        """One number for each direction and seed, (directions, seeds), where `directions` made the contest."""
+        at = self._at(way, column)
+        if "each" not in at and way in self:
+            raise ValueError("expected a contest of directions; this one keeps means alone")
+        return torch.tensor(at.get("each", [[math.nan]]), dtype=torch.float64)
 
     def columns(self) -> list[str]:
         """The names of the tests."""
@@ -239,7 +247,7 @@ def contest(
     if details:
         _check_record(page, old, ways, tests)
     judge = _Judge(metric, higher, choose, episodes)
-    pieces = _Pieces(page, name)
+    pieces = Pieces(page, name)
     held: dict[str, Any] = {}
     here: dict[str, dict[str, Score]] = {}
     sizes: dict[str, list[float]] = {}
@@ -314,11 +322,11 @@ def conclude(
             entries.append(row(way, first.ways[way].kind, at["runs"], at["cases"]))
         else:
             entries.append(row(way, first.ways[way].kind, [columns[column].mean], columns[column]))
+    if first.kept:
+        return f"{len(entries)} of {len(first.ways)} ways ran, and agree with {page}.json"
     if not all(way in first for way in gain) or not entries:
         return f"not recorded: {' and '.join(gain)} did not both run"
     gap = first.minus(*gain)
-    if not set(gain) <= set(first.here):
-        return f"{len(entries)} of {len(first.ways)} ways ran, and agree with {page}.json"
     result = Result(
         page=page,
         field=field,
@@ -394,7 +402,7 @@ class _Judge(NamedTuple):
         return hit.mean(1).tolist(), (total / size.clamp_min(1)).tolist(), size.tolist()
 
 
-class _Pieces:
+class Pieces:
     """What a recording has finished, in the cache under the page's name and the commit; nothing where none is made."""
 
     def __init__(self, page: str, name: str):

@@ -84,12 +84,17 @@ def mmd(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
     return penalty
 
 
-def jan(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
-    """Joint adaptation: MMD of features and predictions together, with the kernel k(z, z') · k(p, p'), p = softmax(logits).
+def jan(
+    strength: float = 1.0, widths: tuple[float, ...] = WIDTHS, bandwidth: float = 0.92
+) -> Penalty:
+    """Joint adaptation: MMD of features and predictions together, with the kernel k(z, z') · exp(−‖p − p'‖² / (2σ²)).
 
-    Two domains may agree in features and in predictions, and still pair them differently. {cite}`long2017jan`
+    p = softmax(logits), k that of `mmd`, σ = `bandwidth`: predictions lie on one scale whatever the network, so theirs is
+    fixed. Two domains may agree in features and in predictions, and still pair them differently.
+    {cite}`long2017jan,jiang2020tllib`
     """
     at_least_zero(strength=strength)
+    above_zero(bandwidth=bandwidth)
     _widths(widths)
 
     def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
@@ -97,9 +102,9 @@ def jan(strength: float = 1.0, widths: tuple[float, ...] = WIDTHS) -> Penalty:
         p = torch.softmax(logits, -1)
         gaps = [
             discrepancy(
-                kernel(torch.cat([z[s], z[t]]), widths) * kernel(torch.cat([p[s], p[t]]), widths)
+                kernel(torch.cat(features), widths) * _gaussian(torch.cat(answers), bandwidth)
             )
-            for s, t in combinations(range(len(z)), 2)
+            for features, answers in zip(combinations(z, 2), combinations(p, 2), strict=True)
         ]
         return strength * torch.stack(gaps).mean()
 
@@ -117,6 +122,12 @@ def kernel(both: Tensor, widths: tuple[float, ...] = WIDTHS) -> Tensor:
     number = torch.finfo(both.dtype)
     mean = mean.clamp(min=number.tiny / number.eps)  # if all rows are equal; 1/(c m) is finite
     return torch.stack([torch.exp(-squared / (c * mean)) for c in widths]).sum(0)
+
+
+def _gaussian(rows: Tensor, bandwidth: float) -> Tensor:
+    """exp(−‖a − b‖² / (2σ²)) over all pairs of rows (2B, D) -> (2B, 2B)."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return torch.exp(-squared_distances(rows, rows) / (2 * bandwidth**2))
 
 
 def discrepancy(k: Tensor) -> Tensor:
@@ -151,10 +162,30 @@ def entropy(strength: float = 1.0) -> Penalty:
     return penalty
 
 
+def information(strength: float = 1.0) -> Penalty:
+    """Information maximisation, on the last domain's logits: λ · ( mean H(p_i) − H(mean p_i) ), p = softmax(logits).
+
+    −λ times `mtlib.transfer.selection.information`: each answer sure, all together varied; between −λ log W and 0. With
+    the head frozen, and no source data, it is SHOT's objective without its pseudo-labels:
+    `fit(joint(net, loss, (0,), [information()]), phi, images, steps, moves=("body.",))`. {cite}`liang2020shot`
+    """
+    at_least_zero(strength=strength)
+    sure = entropy()
+
+    def penalty(theta: Params, z: Tensor, logits: Tensor) -> Tensor:
+        _several_classes(logits, "information")
+        varied = torch.special.entr(torch.softmax(logits[-1], -1).mean(0)).sum()
+        value: Tensor = strength * (sure(theta, z, logits) - varied)
+        return value
+
+    return penalty
+
+
 def afn(strength: float = 0.05, step: float = 1.0) -> Penalty:
     """Adaptive feature norm, stepwise: λ E ( ‖z‖ − (‖z‖₀ + Δ) )², ‖z‖₀ the current norm, a constant; Δ = `step`.
 
-    The features of both domains grow together: small ones carry little, and the target's are small. {cite}`xu2019afn`
+    Its value is always λΔ², and its gradient in z is −2λΔ z/‖z‖ (a mean over items): only the product λΔ matters. The
+    features of both domains grow together: small ones carry little, and the target's are small. {cite}`xu2019afn`
     """
     at_least_zero(strength=strength, step=step)
 

@@ -1,7 +1,9 @@
 """Penalties of `joint` with a critic: a second network that is trained against the body.
 
 Its parameters are in θ under `critic.`: start training at `{**phi, **adversary(critic)}`. One step trains both, as
-the gradient is reversed between them.
+the gradient is reversed between them. The two may need rates of their own: `fit(..., rates={"critic.": 1e-2})`. A critic
+sees the features of all domains as one batch, so that a norm in it takes its statistics from all of them: from one domain
+alone they would hide the very difference that it looks for.
 """
 
 from __future__ import annotations
@@ -26,10 +28,24 @@ from mtlib.core import (
 )
 from mtlib.joint import Penalty
 from mtlib.learners.gradient import at_least_zero
+from mtlib.nets import normed, seeded
 from mtlib.objective import Objective, count, whole
-from mtlib.tasks import above_zero, check_tensor, within
+from mtlib.tasks import above_zero, check_tensor, positive, within
 
 CRITIC = "critic."  # prefix of the critic's parameters in θ
+
+
+def critic(inputs: int, outputs: int = 2, width: int = 64, seed: int | None = None) -> nn.Module:
+    """A critic of three layers, the first two with a norm: (B, inputs) -> (B, outputs).
+
+    `inputs` are the features for `dann`, `adda` and `mdd`, and features × classes for `cdan`; `outputs` the domains, or
+    for `mdd` the classes. `seed` as in `mtlib.nets.mlp`. {cite}`jiang2020tllib`
+    """
+    positive(inputs=inputs, outputs=outputs, width=width)
+    with seeded(seed):
+        return nn.Sequential(
+            *normed(inputs, width), *normed(width, width), nn.Linear(width, outputs)
+        )
 
 
 def adversary(critic: nn.Module) -> Params:
@@ -180,11 +196,12 @@ def adda(net: nn.Module, anchor: Params, critic: nn.Module) -> Objective:
         with torch.no_grad():
             source = z(move(anchor, batch.y.device), take(batch.x, 0))
         target = z(theta, take(batch.x, 1))
-        both = torch.stack([source, target.detach()]).flatten(0, 1)  # (2B, D)
-        log_q = torch.log_softmax(_wide(f(own, both), 2, "domains"), -1)
         b = len(source)
+        log_q = torch.log_softmax(
+            _wide(f(own, torch.cat([source, target.detach()])), 2, "domains"), -1
+        )  # (2B, 2)
         tells = -log_q[:b, 0].mean() - log_q[b:, 1].mean()
-        fools = -torch.log_softmax(f(fixed, target), -1)[:, 0].mean()
+        fools = -torch.log_softmax(f(fixed, torch.cat([source, target])), -1)[b:, 0].mean()
         return tells + fools
 
     return whole(value, net)
@@ -199,8 +216,7 @@ def _outputs(
     f: Callable[[Params, Tensor], Tensor], theta: Params, z: Tensor, outputs: int | None = None
 ) -> Tensor:
     """The critic's outputs for each domain's features: (T, B, D) -> (T, B, outputs), T outputs by default."""
-    own = _own(theta)
-    found = torch.stack([f(own, zt) for zt in z])
+    found = f(_own(theta), z.flatten(0, 1)).unflatten(0, z.shape[:2])
     return _wide(found, outputs or len(z), "classes" if outputs else "domains")
 
 

@@ -5,8 +5,11 @@ n items · C classes · D features. Everything is computed in float64. Each docs
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -36,6 +39,41 @@ def information(logits: Tensor) -> float:
     p = torch.softmax(_logits(logits), 1)
     of_mean = torch.special.entr(p.mean(0)).sum()
     return float(of_mean - torch.special.entr(p).sum(1).mean())
+
+
+def temperature(logits: Tensor, y: Tensor) -> float:
+    """T > 0 that minimises the cross-entropy of logits / T: how many times too sure they are. {cite}`guo2017calibration`
+
+    logits: (n, C) on held-out items with labels, y: (n,) class numbers. The other criteria here measure how sure a model is,
+    so that one whose logits are doubled scores higher and is no better; dividing by T first takes that away:
+    `information(target_logits / temperature(source_logits, source_y))`. At T, Σ_i Σ_c p_ic z_ic = Σ_i z_i,y_i: the mean
+    logit that the model expects is the one it gets. Raises ValueError where no T does, as all answers are right or logits
+    do not follow the labels at all.
+    """
+    z = _logits(logits)
+    check_tensor(y, "y")
+    if y.shape != z.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(
+            f"expected a class number for each of {len(z)} items, got y {tuple(y.shape)} of {y.dtype}"
+        )
+    y = y.long().to(z.device)
+    if len(y) and not (int(y.min()) >= 0 and int(y.max()) < z.shape[1]):
+        raise ValueError(
+            f"expected class numbers from 0 to {z.shape[1] - 1}, got {int(y.min())} to {int(y.max())}"
+        )
+    own = z.gather(1, y[:, None]).mean()
+
+    def slope(log_scale: float) -> float:
+        scale = math.exp(log_scale)  # 1/T; the cross-entropy is convex in it
+        return float((torch.softmax(scale * z, 1) * z).sum(1).mean() - own)
+
+    low, high = -10.0, 10.0
+    if not slope(low) < 0 < slope(high):
+        raise ValueError(
+            "expected held-out items of which some are wrong and most follow their labels: no temperature from e⁻¹⁰ to e¹⁰ is "
+            "best. Give more items, or other ones than those trained on."
+        )
+    return math.exp(-brentq(slope, low, high, xtol=1e-10))
 
 
 def snd(x: Tensor, temperature: float = 0.05) -> float:

@@ -260,6 +260,7 @@ PENALTIES = {
     "mmd": align.mmd(),
     "jan": align.jan(),
     "entropy": align.entropy(),
+    "information": align.information(),
     "afn": align.afn(),
     "bsp": align.bsp(),
     "toward": toward(parameters(NET), 0.5),
