@@ -191,6 +191,8 @@ class Contest:
     def _gap(self, a: Mapping[str, Any], b: Mapping[str, Any] | None, column: str | None) -> Gap:
         runs, groups = (_row(a, k) - (_row(b, k) if b else 0.0) for k in ("runs", "groups"))
         seeds = interval(runs).interval if len(runs) > 1 else None
+        if b and len(runs) > 1 and not bool(runs.any()):
+            seeds = 0.0  # the two answer alike; these are no shares, of which zeros alone would leave much open
         return Gap(runs.mean().item(), seeds, _over_groups(groups, self._sizes(column)))
 
     def _of(self, way: str) -> dict[str, Any]:
