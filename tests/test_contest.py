@@ -277,3 +277,11 @@ def test_the_small_scale_tries_two_settings(full, monkeypatch):
     calls = []
     found = run(calls)
     assert len(calls) == 3 and not found.kept and math.isfinite(found.mean("ProtoNet"))
+
+
+def test_two_ways_that_answer_alike_differ_by_exactly_nothing(full, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    found = run([])
+    gap = found.minus("ProtoNet", "ProtoNet")
+    assert (gap.mean, gap.seeds, gap.groups) == (0.0, 0.0, 0.0)
+    assert found.minus("ProtoNet", "chance").seeds > 0
