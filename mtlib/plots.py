@@ -56,7 +56,7 @@ METHODS = {
     **dict.fromkeys(("pre-training + fine-tuning", "fine-tuning"), (ORANGES, 2)),
     **dict.fromkeys(("joint", "summed loss", "the summed loss"), (ORANGES, 3)),
     **dict.fromkeys(("no norm, ", "own statistics"), (ORANGES, 4)),
-    **dict.fromkeys(("L2-SP", "LoRA"), (ORANGES, 4)),
+    **dict.fromkeys(("L2-SP", "LoRA", "feature pull"), (ORANGES, 4)),
     **dict.fromkeys(("IRM", "Mixup"), (ORANGES, 0)),
     **dict.fromkeys(("VREx", "inter-domain Mixup"), (ORANGES, 1)),
     "Group DRO": (ORANGES, 2),
