@@ -100,9 +100,7 @@ def measure(c: Configuration, tiny: bool) -> dict[str, float]:
     run = start(small(work) if tiny else work, c.number)
     before = forget_peak()
     run()
-    grown = max(
-        0, peak_resident() - before
-    )  # the kernel counts pages in batches: a peak may read a few low
+    grown = max(0, peak_resident() - before)  # the kernel counts in batches: a peak may read low
     return {"grown": grown, "counted": peak_memory(run), "seconds": clock(run, "cpu")}
 
 

@@ -83,11 +83,17 @@ def style(name: str) -> dict[str, str]:
     """
     if not isinstance(name, str):
         raise TypeError(f"expected a method's name, a text, got {type(name).__name__}")
-    fits = [m for m in METHODS if name.lower().startswith(m.lower())]
+    fits = [m for m in METHODS if _begins(name.lower(), m.lower())]
     if not fits:
         return {"linestyle": "-", "marker": "o"}
     shades, i = METHODS[max(fits, key=len)]
     return {"color": shades[i], "linestyle": "-", "marker": MARKERS[i % len(MARKERS)]}
+
+
+def _begins(name: str, words: str) -> bool:
+    """Whether the name begins with these words, whole ones: "FEAT" begins no "feature pull"."""
+    ends = not name[len(words) :][:1].isalnum() or not words[-1:].isalnum()
+    return name.startswith(words) and ends
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -286,16 +292,14 @@ def confusion(axes: Axes, y: Any, predicted: Any, classes: Sequence[str]) -> Non
         )
     table = np.bincount(n * y + predicted, minlength=n * n).reshape(n, n)
     axes.imshow(table / table.sum(1, keepdims=True).clip(1), cmap="Greys", vmin=0, vmax=1)
+    middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
     for i, j in zip(*table.nonzero(), strict=True):
         dark = 2 * table[i, j] > table[i].sum()
-        axes.text(j, i, str(table[i, j]), color="white" if dark else "black", **MIDDLE)
+        axes.text(j, i, str(table[i, j]), color="white" if dark else "black", **middle)
     axes.set_xticks(range(n), classes)
     axes.set_yticks(range(n), classes)
     axes.set(xlabel="answer", ylabel="class")
     axes.grid(False)
-
-
-MIDDLE: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
 
 
 def _named(found: Any, kind: type) -> None:

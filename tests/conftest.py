@@ -38,6 +38,19 @@ def offline(home, monkeypatch):
     return home
 
 
+@pytest.fixture
+def full(tmp_path, monkeypatch):
+    """The full scale, with a folder of records and a cache of its own, at a commit that is clean."""
+    from mtlib.book import contest, results
+
+    monkeypatch.setenv("MTLIB_SCALE", "full")
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "records")
+    (tmp_path / "records").mkdir()
+    monkeypatch.setattr(contest, "cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(results, "commit", lambda: "0123456789ab")
+    return tmp_path
+
+
 @pytest.fixture(autouse=True)
 def _fast(request, monkeypatch):
     """Tests of the fast paths themselves, marked `fast`, keep them where MTLIB_PLAIN=1 runs the rest without."""

@@ -265,3 +265,8 @@ def test_a_claim_of_the_record_is_judged_at_any_scale(monkeypatch, capsys):
         recorded_claim("it fails", False)
     with pytest.raises(TypeError):
         recorded_claim("no truth value", "yes")
+
+
+def test_a_name_begins_with_whole_words():
+    assert style("feature pull")["color"] in ORANGES and style("FEAT, 5 labels")["color"] in BLUES
+    assert "color" not in style("features alone") and "color" not in style("poolers")

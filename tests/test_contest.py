@@ -55,16 +55,6 @@ def named(classes=12, seed=1):
     return data._replace(names=[f"letters{i // 3}/{i}" for i in range(classes)])
 
 
-@pytest.fixture
-def full(tmp_path, monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "full")
-    monkeypatch.setattr(results, "FOLDER", tmp_path / "records")
-    (tmp_path / "records").mkdir()
-    monkeypatch.setattr(room, "cache", lambda: tmp_path / "cache")
-    monkeypatch.setattr(results, "commit", lambda: "0123456789ab")
-    return tmp_path
-
-
 def run(calls, live=("ProtoNet",), stop=None, **more):
     test = named()
     tests = {"1 label": cut(test, 1), "again": cut(test, 3)}
@@ -186,12 +176,23 @@ def test_answers_with_a_spread_beside_them_are_no_classes(full):
 def test_a_stopped_recording_goes_on_where_it_stopped(full, monkeypatch):
     monkeypatch.setenv("MTLIB_RECORD", "1")
     whole = run([]).found
-    for piece in (full / "cache" / "recordings").iterdir():
+    for piece in (full / "cache" / "recordings").rglob("*.json"):
         piece.unlink()
     calls, rest = [], []
     with pytest.raises(Stop):
         run(calls, stop=5)
     assert run(rest).found == whole and len(rest) == 2 and len(calls) == 5
+
+
+def test_processes_that_record_together_find_each_others_pieces(full, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    one, other = room.Pieces("trees", "leaves"), room.Pieces("trees", "leaves")
+    assert one.keep(["a"], lambda: 1.5) == 1.5 and other.keep(["b", 0], lambda: [2, 3]) == [2, 3]
+    assert one.keep(["b", 0], pytest.fail) == [2, 3] and other.keep(["a"], pytest.fail) == 1.5
+    assert math.isnan(one.keep(["c"], lambda: float("nan"))) and math.isnan(
+        other.keep(["c"], pytest.fail)
+    )
+    assert room.Pieces("trees", "roots").keep(["a"], lambda: 7) == 7  # another contest
 
 
 def test_a_recording_of_another_commit_starts_anew(full, monkeypatch):

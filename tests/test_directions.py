@@ -7,8 +7,6 @@ import json
 import pytest
 import torch
 
-import mtlib.book.contest as room
-from mtlib.book import results
 from mtlib.book.contest import conclude
 from mtlib.book.directions import Method, directions
 from mtlib.evaluate import interval
@@ -39,16 +37,6 @@ def methods(calls):
         "as is": Method("baseline", adapting("as is", 0.0)),
         "pull": Method("transfer", adapting("pull", 0.2)),
     }
-
-
-@pytest.fixture
-def full(tmp_path, monkeypatch):
-    monkeypatch.setenv("MTLIB_SCALE", "full")
-    monkeypatch.setattr(results, "FOLDER", tmp_path / "records")
-    (tmp_path / "records").mkdir()
-    monkeypatch.setattr(room, "cache", lambda: tmp_path / "cache")
-    monkeypatch.setattr(results, "commit", lambda: "0123456789ab")
-    return tmp_path
 
 
 def run(calls=None, live=("pull",), between=BETWEEN, data="trees (real)", **more):

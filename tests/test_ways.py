@@ -15,7 +15,7 @@ from mtlib.data.sinusoids import noisy_sinusoids
 from mtlib.learners.finetune import as_is, finetune, lp_ft
 from mtlib.learners.lora import lora
 from mtlib.learners.metric import contrastive, feat, protonet, relation, simpleshot
-from mtlib.nets import conv4, mlp, seeded
+from mtlib.nets import conv4, mlp, seeded, two_halves
 from mtlib.norm import calibrate
 from mtlib.tasks import episodes
 from mtlib.train import cosine_adam, fit
@@ -229,3 +229,28 @@ def test_the_probes_head_needs_a_learner_with_a_network_and_a_strength(few):
             probed(learner, strength)
     with pytest.raises(ValueError, match="iterations of at least 1"):
         probed(as_is(net), 0.1, iterations=0)
+
+
+def test_a_probe_that_is_not_solved_says_so(few):
+    """Features of a thousand times the size, and a small λ: no number, in place of a wrong one."""
+    net, draw = few
+    task = take(draw.support, 0)
+    phi = {k: 100 * v if k.startswith("body") else v for k, v in parameters(net).items()}
+    theta = probed(as_is(net), 1e-4, iterations=20).adapt(phi, task)
+    assert torch.isnan(theta["head.weight"]).all()
+    solved = probed(as_is(net), 1.0).adapt(parameters(net), task)
+    assert torch.isfinite(solved["head.weight"]).all()
+
+
+def test_the_probes_head_needs_one_linear_layer_and_rows_of_targets(few):
+    net, draw = few
+    task = take(draw.support, 0)
+    bare = two_halves(net.body, torch.nn.Linear(16, 3, bias=False))
+    deep = two_halves(net.body, torch.nn.Sequential(torch.nn.Linear(16, 3), torch.nn.ReLU()))
+    for other in (bare, deep):
+        with pytest.raises(ValueError, match="one linear layer with a bias"):
+            probed(as_is(other), 0.1)
+        with pytest.raises(ValueError, match="one linear layer with a bias"):
+            lp_ft(other, cross_entropy, 0.1, 1)
+    with pytest.raises((TypeError, ValueError), match="targets y"):
+        probed(as_is(net), 0.1).adapt(parameters(net), task._replace(y=task.y.argmax(1)))

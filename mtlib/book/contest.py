@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,9 +233,9 @@ def contest(
     """Tune, train and test every way alike; with a record of the page, only those of `live`.
 
     For each way: the setting of the best quality on `choose` tasks of `validation`, after a run of 1/`share` of the
-    length with a seed of its own, or the mean of `tries` such runs; whole runs with seeds 0, …, `seeds` − 1; the `metric` on `episodes` tasks of each of
-    `tests`, column -> stream. `of` has for each column the same stream over `alphabets(...)`, for intervals over
-    alphabets; without it they are over tasks. `data` is the data's source.
+    length with a seed of its own, or the mean of `tries` such runs; whole runs with seeds 0, …, `seeds` − 1; the `metric`
+    on `episodes` tasks of each of `tests`, column -> stream. `of` has for each column the same stream over
+    `alphabets(...)`, for intervals over alphabets; without it they are over tasks. `data` is the data's source.
 
     At the full scale, on real data, a committed record gives settings and rows; the ways in `live` train with seed 0 and
     are held to it by `agrees`, else ValueError. Without a record these alone are tuned and run, with seed 0. With
@@ -262,7 +263,7 @@ def contest(
             def quality(setting: Any, called: str = called, way: Way = way) -> float:
                 tried = [
                     pieces.keep(
-                        [called, _told(setting), *([i] if i else [])],
+                        [called, _told(setting), i],
                         partial(judge.quality, way, setting, share, validation, TUNING_SEED + i),
                         (NotFinite, Diverged),
                     )
@@ -357,9 +358,7 @@ class _Judge(NamedTuple):
     choose: int
     episodes: int
 
-    def quality(
-        self, way: Way, setting: Any, share: int, stream: Stream, seed: int = TUNING_SEED
-    ) -> float:
+    def quality(self, way: Way, setting: Any, share: int, stream: Stream, seed: int) -> float:
         """How good a setting is, higher for a better one, after a shorter run with a seed of its own."""
         learner, phi = way.train(_grid(way)[_told(setting)], seed, share)
         found = evaluate(learner, phi, stream, max(2, self.choose), self.metric, progress=False)
@@ -412,34 +411,35 @@ class _Judge(NamedTuple):
 
 
 class Pieces:
-    """What a recording has finished, in the cache under the page's name and the commit; nothing where none is made."""
+    """What a recording has finished, a file each, in a folder of the cache for page and commit; nothing where none is made.
+
+    Several processes may record at the same commit: each finds what the others have finished.
+    """
 
     def __init__(self, page: str, name: str):
-        self.path: Path | None = None
+        self.folder: Path | None = None
         self.name = name
         if recording() and is_full():
-            self.path = cache() / "recordings" / f"{page}-{clean_commit()}.json"
+            self.folder = cache() / "recordings" / f"{page}-{clean_commit()}"
 
     def keep(self, key: list[Any], run: Callable[[], Any], failed: tuple[Any, ...] = ()) -> Any:
         """run(), or what it gave when it last ran at this commit; NaN where it raises one of `failed`."""
         called = json.dumps([self.name, *key])
-        if called in (held := self.held()):
-            return math.nan if held[called] is None else held[called]
+        path = (
+            self.folder
+            and self.folder / f"{blake2b(called.encode(), digest_size=16).hexdigest()}.json"
+        )
+        if path and path.exists():
+            found = json.loads(path.read_text("utf8"))["found"]
+            return math.nan if found is None else found
         try:
             found = run()
         except failed:
             found = math.nan
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
             nothing = isinstance(found, float) and not math.isfinite(found)
-            write(self.path, {**self.held(), called: None if nothing else found})
-        return found
-
-    def held(self) -> dict[str, Any]:
-        """Everything that is finished, as the file has it now."""
-        if not self.path or not self.path.exists():
-            return {}
-        found: dict[str, Any] = json.loads(self.path.read_text("utf8"))
+            write(path, {"of": called, "found": None if nothing else found})
         return found
 
 
@@ -481,25 +481,12 @@ def _check_record(
     page: str, old: Mapping[str, Any], ways: Mapping[str, Way], tests: Mapping[str, Stream]
 ) -> None:
     """ValueError unless the record is of these ways, with these grids and these tests."""
-    kept_ways = old.get("ways", {})
-    for what, has, wants in (
-        ("ways", set(kept_ways), set(ways)),
-        ("tests", set(old.get("sizes", {})), set(tests)),
-        *(
-            (
-                f"settings of {w!r}",
-                set(kept_ways[w]["tuning"]) or {_told(kept_ways[w]["setting"])},
-                set(_grid(way)),
-            )
-            for w, way in ways.items()
-            if w in kept_ways
-        ),
-    ):
-        if has != wants:
-            raise ValueError(
-                f"{page}.json has other {what}: {sorted(has - wants)} are there and {sorted(wants - has)} are not; record "
-                "anew with MTLIB_RECORD=1"
-            )
+    held = old.get("ways", {})
+    same_as_recorded(page, "ways", sorted(held), sorted(ways))
+    same_as_recorded(page, "tests", sorted(old.get("sizes", {})), sorted(tests))
+    for called, way in ways.items():
+        tried = held[called]["tuning"] or [_told(held[called]["setting"])]
+        same_as_recorded(page, f"settings of {called!r}", sorted(tried), sorted(_grid(way)))
 
 
 def _hold(here: Mapping[str, Mapping[str, Score]], old: Mapping[str, Any], page: str) -> None:
@@ -558,6 +545,29 @@ def _plain(setting: Any) -> Any:
     return setting if isinstance(setting, int | float | str | bool) else str(setting)
 
 
+def check_contenders(ways: Mapping[str, Any], live: Iterable[str], kind: Any) -> None:
+    """Raise unless every contender is a `kind` of a known kind, with a function of three arguments, and the live ones are there."""
+    for called, way in ways.items():
+        if not isinstance(way, kind):
+            raise TypeError(f"expected a {kind.__name__} for {called!r}, got {type(way).__name__}")
+        if way.kind not in KINDS:
+            raise ValueError(
+                f"expected the kind of {called!r} to be one of {KINDS}, got {way.kind!r}"
+            )
+        functions(3, **{way._fields[1]: way[1]})
+    if absent := [w for w in live if w not in ways]:
+        raise ValueError(f"expected live contenders out of {list(ways)}, got {absent}")
+
+
+def same_as_recorded(page: str, what: str, has: Iterable[str], wants: Iterable[str]) -> None:
+    """Raise ValueError where the page's record has other ways, tests, settings or directions than the page."""
+    has, wants = list(has), list(wants)
+    if has != wants:
+        old, new = [h for h in has if h not in wants], [w for w in wants if w not in has]
+        gap = f"{old} are there and {new} are not" if old or new else f"in this order, {has}"
+        raise ValueError(f"{page}.json has other {what}: {gap}; record anew with MTLIB_RECORD=1")
+
+
 def _check(
     ways: Mapping[str, Way],
     tests: Mapping[str, Stream],
@@ -568,16 +578,7 @@ def _check(
         raise TypeError(
             "expected ways, name -> Way, and tests, column -> stream; at least one of each"
         )
-    for called, way in ways.items():
-        if not isinstance(way, Way):
-            raise TypeError(f"expected a Way for {called!r}, got {type(way).__name__}")
-        if way.kind not in KINDS:
-            raise ValueError(
-                f"expected the kind of {called!r} to be one of {KINDS}, got {way.kind!r}"
-            )
-        functions(3, train=way.train)
-    if absent := [w for w in live if w not in ways]:
-        raise ValueError(f"expected live ways out of {list(ways)}, got {absent}")
+    check_contenders(ways, live, Way)
     if of is not None and set(of) != set(tests):
         raise ValueError(
             f"expected `of` to have the columns of tests, {list(tests)}, got {list(of)}"

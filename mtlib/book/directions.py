@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtlib.book.contest import Contest, Pieces
-from mtlib.book.results import KINDS, agrees, kept, recording
+from mtlib.book.contest import Contest, Pieces, check_contenders, same_as_recorded
+from mtlib.book.results import agrees, kept, recording
 from mtlib.core import expect
 from mtlib.evaluate import Score, interval
-from mtlib.tasks import functions, positive
+from mtlib.tasks import positive
 
 Direction = tuple[str, str]
 """Names of the source and of the target."""
@@ -88,7 +88,7 @@ def _plain(method: Method, a: str, b: str, seed: int) -> dict[str, list[float]]:
     """Column -> its number, and half of its 95 % interval over test items, 0 for a column of one number."""
     found = {}
     for column, values in method.adapt(a, b, seed).items():
-        numbers = torch.as_tensor(values, dtype=torch.float64).flatten()
+        numbers = torch.as_tensor(values).cpu().double().flatten()  # some devices have no float64
         expect(len(numbers) > 0, f"numbers in the column {column!r}", values)
         score = interval(numbers) if len(numbers) > 1 else None
         found[column] = [score.mean, score.interval] if score else [float(numbers), 0.0]
@@ -135,14 +135,8 @@ def _check_record(
     page: str, old: Mapping[str, Any], methods: Mapping[str, Method], between: Sequence[Direction]
 ) -> None:
     told = [" to ".join(direction) for direction in between]
-    for what, has, wants in (
-        ("methods", sorted(old.get("ways", {})), sorted(methods)),
-        ("directions", list(old.get("between", [])), told),
-    ):
-        if has != wants:
-            raise ValueError(
-                f"{page}.json has other {what}: {has}, and the page {wants}; record anew with MTLIB_RECORD=1"
-            )
+    same_as_recorded(page, "methods", sorted(old.get("ways", {})), sorted(methods))
+    same_as_recorded(page, "directions", old.get("between", []), told)
 
 
 def _check(
@@ -150,13 +144,4 @@ def _check(
 ) -> None:
     if not isinstance(methods, Mapping) or not methods or not between:
         raise TypeError("expected methods, name -> Method, and directions; at least one of each")
-    for called, method in methods.items():
-        if not isinstance(method, Method):
-            raise TypeError(f"expected a Method for {called!r}, got {type(method).__name__}")
-        if method.kind not in KINDS:
-            raise ValueError(
-                f"expected the kind of {called!r} to be one of {KINDS}, got {method.kind!r}"
-            )
-        functions(3, adapt=method.adapt)
-    if absent := [m for m in live if m not in methods]:
-        raise ValueError(f"expected live methods out of {list(methods)}, got {absent}")
+    check_contenders(methods, live, Method)

@@ -19,7 +19,7 @@ from mtlib.data.sinusoids import noisy_sinusoids
 from mtlib.joint import joint
 from mtlib.learners.amortised import point
 from mtlib.learners.closed_form import alpaca, head_matrix, heads_prior, ridge
-from mtlib.learners.finetune import finetune, from_there
+from mtlib.learners.finetune import check_linear_head, finetune, from_there
 from mtlib.learners.gradient import check_steps, maml
 from mtlib.learners.metric import centred, cosine_head
 from mtlib.nets import mlp, seeded
@@ -121,8 +121,17 @@ def crossed(cross: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
     return [(*c, *rest[0]) for c in cross] + [(*cross[0], *r) for r in rest[1:]]
 
 
-TRAINED = {"untrained": 0, "joint": 2, "own heads": 2, "MAML": 3, "ridge head": 3}
-"""How curves are trained -> the numbers of a setting that training takes: rate, decay and, practising, one of the learner."""
+TRAINED = {
+    "untrained": "baseline",
+    "joint": "transfer",
+    "own heads": "transfer",
+    "MAML": "meta",
+    "ridge head": "meta",
+}
+"""How curves are trained -> the kind of contender that this makes."""
+
+TAKES = {"baseline": 0, "transfer": 2, "meta": 3}
+"""Kind -> the numbers of a setting that training takes: rate, decay and, practising, one of the learner."""
 
 
 def on_curves(by: str, settings: Sequence[Any], curves: int, points: int, steps: int) -> Way:
@@ -135,14 +144,17 @@ def on_curves(by: str, settings: Sequence[Any], curves: int, points: int, steps:
     """
     one_of(by=(by, tuple(TRAINED)))
     positive(curves=curves, points=points, steps=steps)
-    first = TRAINED[by]
+    kind = TRAINED[by]
+    first = TAKES[kind]
 
     def train(setting: Any, seed: int, share: int) -> tuple[Learner, Params]:
         net, rest = mlp(1, (40, 40), 1, seed=seed), setting[first:]
         phi = move(parameters(net), device())
         if first:
             how = (by, tuple(setting[:first]), seed, curves, points // curves)
-            phi = _trained_on_curves(*how, max(1, steps * (1 + (first == 2)) // share))
+            phi = _trained_on_curves(
+                *how, max(1, steps * (2 if kind == "transfer" else 1) // share)
+            )
         if by == "ridge head":
             return ridge(net), phi
         if by != "own heads":
@@ -150,8 +162,7 @@ def on_curves(by: str, settings: Sequence[Any], curves: int, points: int, steps:
         body = {k: v for k, v in phi.items() if k.startswith("body")}
         return point(alpaca(net)), {**body, **heads_prior(head_matrix(phi), *rest)}
 
-    kinds = ("baseline", "", "transfer", "meta")
-    return Way(kinds[first], train, settings)
+    return Way(kind, train, settings)
 
 
 @cache
@@ -185,38 +196,50 @@ def _trained_on_curves(
     return fit(joint(net, each_its_own), parameters(net), some, steps, **how).params
 
 
-def probed(learner: Learner, strength: float, iterations: int = 200) -> Learner:
+def probed(learner: Learner, strength: float, iterations: int = 600) -> Learner:
     """The learner, begun with the probe's head: θ₀ has φ's body, and W, b = argmin CE(z Wᵀ + b, y) + ½λ‖W‖², λ = `strength`.
 
-    For a `finetune` that is `lp_ft`. There a solver runs task by task; here Nesterov's method with a constant step takes
-    `iterations` steps on the features (N, D), moved to a mean of zero, so that many tasks run at once. The solution is a
-    constant to the outer gradient. Raises ValueError for a learner without a network of two halves, or unless λ > 0.
-    {cite}`kumar2022finetuning`
+    For a `finetune` that is `lp_ft`. There a solver runs task by task; here all tasks run at once, by `iterations` steps of
+    Nesterov's method, begun anew where it turns back, on features (N, D) of mean zero. Steps are taken in the metric
+    Zᵀ Z / 2N + λI, which bounds the curvature. The solution is a constant to the outer gradient. It is NaN where the slope
+    that is left, over λ, is more than a hundredth of ‖W, b‖: large features and a small λ need more iterations.
+
+    Raises ValueError for a learner without a network, a head other than one linear layer with a bias, targets that are not
+    rows (N, W), or unless λ > 0. {cite}`kumar2022finetuning`
     """
     expect(isinstance(learner, Learner), "a learner, such as finetune(net, ...)", learner)
     expect(learner.net is not None, "a learner with a network", learner)
     above_zero(strength=strength)
     check_steps(iterations, "iterations", 1)
-    z = features(learner.net)  # type: ignore[arg-type]
+    net: nn.Module = learner.net  # type: ignore[assignment]
+    check_linear_head(net)
+    z = features(net)
 
     @torch.no_grad()
     def solved(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         n, mean = len(x), x.mean(0)
         x = x - mean
-        top = torch.linalg.eigvalsh(x @ x.mT)[-1] / n
-        one = top.sqrt().expand(n, 1)  # beside the features, for the bias
+        one = (x.square().sum() / n).sqrt().clamp(min=1e-6).expand(n, 1)  # for the bias
         x = torch.cat([x, one], 1)
         decay = torch.cat([torch.full_like(mean, strength), torch.zeros_like(mean[:1])])
-        rate = 1 / (top / 2 + strength)
-        root = (strength * rate).sqrt()
+        metric = torch.linalg.inv(x.mT @ x / (2 * n) + torch.diag(decay))
+
+        def slope(w: Tensor) -> Tensor:
+            return ((x @ w.mT).softmax(-1) - y).mT @ x / n + decay * w
+
         ahead = w = x.new_zeros(y.shape[-1], x.shape[-1])
+        t = x.new_ones(())
         for _ in range(iterations):
-            gap = ((x @ ahead.mT).softmax(-1) - y) / n
-            new = ahead - rate * (gap.mT @ x + decay * ahead)
-            ahead, w = new + (1 - root) / (1 + root) * (new - w), new
+            new = ahead - slope(ahead) @ metric
+            t = torch.where(((ahead - new) * (new - w)).sum() > 0, 1.0, t)
+            after = (1 + (1 + 4 * t**2).sqrt()) / 2
+            ahead, w, t = new + (t - 1) / after * (new - w), new, after
+        left = slope(w).norm() / strength
+        w = torch.where(left <= 0.01 * w.norm(), w, torch.nan)
         return w[:, :-1], w[:, -1] * one[0] - w[:, :-1] @ mean
 
     def given(phi: Params, support: Batch) -> Params:
+        expect(support.y.ndim == 2, "targets y (N, W): `mtlib.tasks.one_hot(y, ways)`", support.y)
         w, b = solved(z(phi, support.x).detach(), support.y)
         return {**phi, "head.weight": w, "head.bias": b}
 

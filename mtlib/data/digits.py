@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, max_pool2d
 
-from mtlib.core import Batch, Stream, take
+from mtlib.core import Batch, Stream
 from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.data.parsing import MOST, content, parsing
 from mtlib.tasks import check_rows, check_seed, check_tensor, one_hot, positive, whole
@@ -141,14 +141,14 @@ def few(target: Batch, shots: int, seed: int, after: int = 0) -> Batch:
     check_rows(target, "the target")
     rng, rows = np.random.default_rng([seed, 3]), []
     for digit in range(10):
-        own = after + np.flatnonzero(target.y[after:].numpy() == digit)
+        own = after + np.flatnonzero(target.y[after:].cpu().numpy() == digit)
         if len(own) < shots:
             raise ValueError(
                 f"expected {shots} images of each digit from number {after} on, got {len(own)} of the digit {digit}"
             )
         rows.append(rng.permutation(own)[:shots])
-    found: Batch = take(target, np.concatenate(rows))  # type: ignore[arg-type]
-    return found
+    index = torch.from_numpy(np.concatenate(rows)).to(target.y.device)
+    return Batch(target.x[index], target.y[index])
 
 
 def redrawn(x: Tensor, rng: np.random.Generator) -> Tensor:

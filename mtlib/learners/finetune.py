@@ -201,15 +201,22 @@ def lp_ft(
     Raises ValueError if the head is not one linear layer. {cite}`kumar2022finetuning`
     """
     probe, tune = linear_probe(net, loss, strength), finetune(net, loss, lr, steps, pull)
-    heads = {k for k in parameters(net) if k.startswith("head.")}
-    if heads != {"head.weight", "head.bias"}:
-        raise ValueError(f"expected a head of one linear layer with a bias, got {sorted(heads)}")
+    check_linear_head(net)
 
     def given(phi: Params, support: Batch) -> Params:
         solved = probe.adapt(phi, support)
         return {**phi, "head.weight": solved["probe.weight"], "head.bias": solved["probe.bias"]}
 
     return Learner(probe.init, from_there(tune.adapt, given), tune.predict, vmap=False, net=net)
+
+
+def check_linear_head(net: nn.Module) -> None:
+    """Raise ValueError unless the network's head is one linear layer with a bias."""
+    heads = {k for k in parameters(net) if k.startswith("head.")}
+    if heads != {"head.weight", "head.bias"} or not isinstance(half(net, "head"), nn.Linear):
+        raise ValueError(
+            f"expected a head of one linear layer with a bias, got {sorted(heads)} in a {type(half(net, 'head')).__name__}"
+        )
 
 
 def fresh_head(learner: Learner, net: nn.Module, seed: int | None = None) -> Learner:

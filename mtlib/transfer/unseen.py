@@ -24,7 +24,8 @@ def irm(net: nn.Module, loss: Loss, strength: float) -> Objective:
     """IRMv1: 1/T Σ_t [L_t(f_θ) + λ ‖∇_{w|w=1} L_t(w · f_θ)‖²]: the same output scale should be best in all domains.
 
     λ = `strength`; 0 is plain joint training. The paper's code has λ = 1 for the first 100 of 501 steps, then a large
-    one, and divides the objective by it; `fit` takes a function of the step. The square is taken on the batch, which adds the variance of the slope to its expectation.
+    one, and divides the objective by it; `fit` takes a function of the step. The square is taken on the batch, which adds
+    the variance of the slope to its expectation.
     Raises ValueError if λ < 0. {cite}`arjovsky2019invariant`
     """
     at_least_zero(strength=strength)
