@@ -1835,6 +1835,10 @@ BAD |= {
         lambda: selection.temperature(torch.randn(4, 3), torch.eye(4, 3)),
         "class number",
     ),
+    "temperature: one class": (
+        lambda: selection.temperature(torch.randn(4, 1), torch.zeros(4, dtype=torch.long)),
+        "at least two classes",
+    ),
     "temperature: a class that is none": (
         lambda: selection.temperature(torch.randn(4, 3), torch.tensor([0, 1, 2, 3])),
         "from 0 to 2",

@@ -52,6 +52,8 @@ def temperature(logits: Tensor, y: Tensor) -> float:
     """
     z = _logits(logits)
     check_tensor(y, "y")
+    if z.shape[1] < 2:
+        raise ValueError(f"expected logits of at least two classes, got {tuple(z.shape)}")
     if y.shape != z.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(
             f"expected a class number for each of {len(z)} items, got y {tuple(y.shape)} of {y.dtype}"
