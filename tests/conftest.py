@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import settings
 from pages import at_small_scale
@@ -56,3 +58,11 @@ def _fast(request, monkeypatch):
     """Tests of the fast paths themselves, marked `fast`, keep them where MTLIB_PLAIN=1 runs the rest without."""
     if request.node.get_closest_marker("fast"):
         monkeypatch.delenv("MTLIB_PLAIN", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left():
+    """Matplotlib warns at the 21st open figure, whichever tests opened the others."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
