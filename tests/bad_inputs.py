@@ -220,7 +220,7 @@ from mtlib.models.detection import (
     resampled,
     targets,
 )
-from mtlib.models.encoders import minilm
+from mtlib.models.encoders import encoded, hashed, minilm
 from mtlib.nets import conv2, conv4, mlp, normed, policy_net, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
@@ -2169,6 +2169,14 @@ BAD |= {
     "minilm: one text": (lambda: minilm("hello"), "list of texts"),
     "minilm: no text": (lambda: minilm([]), "list of texts"),
     "minilm: numbers": (lambda: minilm([1, 2]), "list of texts"),
+    "minilm: no batch": (lambda: minilm(["a"], batch=0), "batch"),
+    "hashed: one text": (lambda: hashed("hello"), "list of texts"),
+    "hashed: no text": (lambda: hashed([]), "at least one"),
+    "hashed: numbers": (lambda: hashed([1, 2]), "holds int"),
+    "hashed: another kind": (lambda: hashed(["a"], "letters"), "kind"),
+    "hashed: from long to short": (lambda: hashed(["a"], sizes=(5, 3)), "shortest"),
+    "hashed: no columns": (lambda: hashed(["a"], columns=0), "columns"),
+    "encoded: one text": (lambda: encoded("hello", pretrained=False), "list of texts"),
 }
 
 # plots, run, book -----------------------------------------------------------------------------------------

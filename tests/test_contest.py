@@ -143,7 +143,10 @@ def test_a_record_has_all_ways_and_holds_a_later_run(full, monkeypatch):
     ("change", "said"),
     [
         (lambda d: d["ways"]["ProtoNet"]["tuning"].pop("0.1"), "other settings of 'ProtoNet'"),
-        (lambda d: d["ways"]["chance"].update(setting="two"), "other settings of 'chance'"),
+        (
+            lambda d: d["ways"]["chance"].update(setting="two", tuning={}),
+            "other settings of 'chance'",
+        ),
         (lambda d: d["ways"].pop("chance"), "other ways"),
         (lambda d: d["ways"].update(MAML=d["ways"]["chance"]), "other ways"),
         (lambda d: d["sizes"].pop("again"), "other tests"),
@@ -286,3 +289,54 @@ def test_two_ways_that_answer_alike_differ_by_exactly_nothing(full, monkeypatch)
     gap = found.minus("ProtoNet", "ProtoNet")
     assert (gap.mean, gap.seeds, gap.groups) == (0.0, 0.0, 0.0)
     assert found.minus("ProtoNet", "chance").seeds > 0
+
+
+def test_what_a_gap_is_over_stands_in_the_record(full, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    found = run([])
+    gap, row = found.minus("ProtoNet", "chance"), found.gain("ProtoNet", "chance")
+    wide = "alphabets" if gap.groups >= (gap.seeds or 0) else "seeds"
+    assert (row.unit, row.n) == (wide, {"alphabets": 4, "seeds": 3}[wide])
+    assert (row.mean, row.low, row.high) == (gap.mean, gap.low, gap.high)
+    errors = run([], higher=False, of=None)
+    assert errors.gain("ProtoNet", "chance").mean == -errors.minus("ProtoNet", "chance").mean
+    assert errors.gain("ProtoNet", "chance").unit in ("tasks", "seeds")
+    assert errors.gain("ProtoNet", "chance").low < errors.gain("ProtoNet", "chance").high
+
+
+def test_a_kinds_best_is_named_by_validation_tasks(full, monkeypatch):
+    with pytest.raises(ValueError, match="judged on validation"):
+        run([], live=("ProtoNet", "chance")).chosen("baseline")  # one setting: nothing was judged
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    found = run([])
+    assert found.chosen("meta") == "ProtoNet" and found.chosen("baseline") == "chance"
+    with pytest.raises(ValueError, match="transfer"):
+        found.chosen("transfer")
+    ahead = found.found["ways"]["chance"]["tuning"]
+    found.ways["chance"] = found.ways["chance"]._replace(kind="meta")
+    ahead["one"] = 2.0
+    assert found.chosen("meta") == "chance"
+
+
+def test_labels_of_test_tasks_choose_nothing(full, monkeypatch):
+    """With the test classes' items in other classes, the settings and the best of a kind stay; the scores do not."""
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    before, original = run([]), named
+
+    def stirred(seed=1):
+        data = original(seed=seed)
+        if seed == 2:
+            return data
+        mixed = torch.randperm(
+            data.items.shape[0] * 100, generator=torch.Generator().manual_seed(0)
+        )
+        return data._replace(items=data.items.flatten(0, 1)[mixed].view_as(data.items))
+
+    monkeypatch.setitem(run.__globals__, "named", stirred)
+    monkeypatch.setattr(results, "commit", lambda: "ba9876543210")
+    after = run([])
+    for way in ("ProtoNet", "chance"):
+        assert after.setting(way) == before.setting(way)
+        assert after.tuning(way) == before.tuning(way)
+    assert after.chosen("meta") == before.chosen("meta")
+    assert after.mean("ProtoNet") < before.mean("ProtoNet") - 0.1

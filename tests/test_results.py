@@ -7,9 +7,22 @@ import re
 import subprocess
 
 import pytest
+import torch
 
 from mtlib.book import results
-from mtlib.book.results import Entry, Paired, Result, made, record, recorded, recorded_pages
+from mtlib.book.results import (
+    Entry,
+    Paired,
+    Result,
+    made,
+    paired,
+    record,
+    recorded,
+    recorded_pages,
+)
+from mtlib.evaluate import interval
+
+APPLICATIONS = ("images", "digits", "detection", "intents", "sentiment", "films", "genes", "heart")
 
 GOOD = Result(
     page="trees",
@@ -129,6 +142,48 @@ def test_what_makes_no_sense_is_refused(folder):
             record(GOOD._replace(entries=entries))
     with pytest.raises(FileNotFoundError, match="no result is recorded for 'oaks'"):
         recorded("oaks")
+
+
+def test_a_paired_row_has_the_widest_of_its_intervals():
+    over = {
+        "users": interval(torch.tensor([0.1, 0.3, 0.2])),
+        "seeds": interval(torch.tensor([0.0, 0.5])),
+    }
+    row = paired("ours", "rival", over)
+    assert (row.unit, row.n) == ("seeds", 2) and row.mean == pytest.approx(0.2)
+    assert row.high - row.mean == pytest.approx(over["seeds"].interval)
+    assert paired("ours", "rival", over, 0.25).mean == 0.25
+    assert paired("ours", "rival", over["users"]).unit == ""
+    for wrong, error in (({}, ValueError), (0.3, TypeError), ({"users": 0.3}, TypeError)):
+        with pytest.raises(error):
+            paired("ours", "rival", wrong)
+
+
+def test_versus_is_of_a_meta_learner_and_transfer_and_says_over_what(folder, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    entries = (*GOOD.entries, Entry("tuned leaf", "transfer", 0.75, 0.02))
+    good = GOOD._replace(
+        entries=entries, versus=Paired("ours", "tuned leaf", 0.05, 0.01, 0.09, "trees", 12)
+    )
+    record(good)
+    assert recorded("trees") == good
+    for changed, said in (
+        ({"baseline": "nearest leaf"}, "one that is transfer"),
+        ({"ours": "tuned leaf"}, "an entry that is meta"),
+        ({"ours": "no such"}, "an entry that is meta"),
+        ({"unit": ""}, "unit"),
+        ({"n": 1}, "how many"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            record(good._replace(versus=good.versus._replace(**changed)))
+
+
+# Applications that are not written anew yet have no `versus`.
+WITHOUT = {"images", "digits", "detection", "intents", "sentiment", "films", "genes", "heart"}
+
+
+def test_every_application_says_what_meta_gains_on_transfer():
+    assert {p for p in APPLICATIONS if recorded(p).versus is None} == WITHOUT
 
 
 def test_what_the_package_ships_is_whole():

@@ -151,6 +151,26 @@ class Contest:
             )
         return self._gap(a, b, column)
 
+    def gain(self, one: str, other: str, column: str | None = None) -> Paired:
+        """`minus` as a record keeps it: more is better, over seeds or groups, whichever is wider, with its unit and number."""
+        gap, sign = self.minus(one, other, column), 1 if self.higher else -1
+        over: dict[str, float] = {"seeds": gap.seeds or 0.0, self.found["groups"]: gap.groups}
+        unit = max(over, key=lambda u: over[u])
+        n = len(self.runs(one, column) if unit == "seeds" else self._sizes(column))
+        ends = (sign * gap.mean - gap.widest, sign * gap.mean + gap.widest)
+        return Paired(one, other, sign * gap.mean, *ends, unit, n)
+
+    def chosen(self, kind: str) -> str:
+        """The way of a kind ("baseline", "transfer", "meta") that did best on validation tasks.
+
+        Raises ValueError where a way of the kind was not judged there.
+        """
+        among: list[str] = [w for w in self.found["ways"] if self.ways[w].kind == kind]
+        seen = {w: [q for q in self.tuning(w).values() if q is not None] for w in among}
+        if not seen or not all(seen.values()):
+            raise ValueError(f"expected {kind} judged on validation tasks, got {seen}")
+        return max(seen, key=lambda w: max(seen[w]))
+
     def rows(self, column: str | None = None) -> dict[str, dict[str, Any]]:
         """A row for each way, the best first, for `table`: number, intervals over seeds and groups, setting."""
         share = self.metric == "accuracy"
@@ -315,10 +335,12 @@ def conclude(
     gain: tuple[str, str],
     labels: str,
     details: Mapping[str, Any] | None = None,
+    versus: tuple[str, str] | None = None,
 ) -> str:
     """Record a page's contests, or hold this run to the record: `record` with the first one's rows. Returns what was done.
 
-    `gain` = (ours, rival): its paired difference is the record's, with the wider of its intervals.
+    `gain` = (ours, rival): its paired difference is the record's, with the wider of its intervals. So is that of
+    `versus` = (meta-learner, transfer), which `Contest.chosen` names from what validation tasks said.
     """
     if not contests or not all(isinstance(c, Contest) for c in contests):
         raise TypeError(f"expected at least one contest, as `contest` gives it, got {contests!r}")
@@ -334,7 +356,6 @@ def conclude(
         return f"{len(entries)} of {len(first.ways)} ways ran, and agree with {page}.json"
     if not all(way in first for way in gain) or not entries:
         return f"not recorded: {' and '.join(gain)} did not both run"
-    gap = first.minus(*gain)
     result = Result(
         page=page,
         field=field,
@@ -344,7 +365,8 @@ def conclude(
         protocol=protocol,
         data=first.data,
         entries=tuple(entries),
-        gain=Paired(*gain, gap.mean, gap.low, gap.high),
+        gain=first.gain(*gain),
+        versus=first.gain(*versus) if versus else None,
         details={**{c.name: c.found for c in contests}, **(details or {})},
     )
     return record(result)
@@ -453,7 +475,7 @@ def _grid(way: Way) -> dict[str, Any]:
 def _tune(way: Way, quality: Callable[[Any], float]) -> dict[str, Any]:
     """What the record keeps of the choice: the best setting, whether it lies at an edge, and all qualities."""
     names = [s for s in way.settings if _told(s) in _grid(way)]
-    if len(names) == 1:
+    if len(names) == 1 and not recording():  # a recording judges it beside the other ways
         return {"setting": _plain(names[0]), "edge": False, "tuning": {}}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the best setting")  # the table marks it

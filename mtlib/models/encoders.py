@@ -1,4 +1,4 @@
-"""Pretrained encoders: text in, fixed features out. Their libraries are optional."""
+"""Text in, fixed features out: pretrained encoders, whose libraries are optional, and hashed n-grams, which need nothing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from mtlib.data.download import Altered, Remote, Unreachable, cache, fetch
 from mtlib.run import checkpoint
+from mtlib.tasks import positive
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
@@ -49,15 +52,8 @@ def minilm(texts: Sequence[str], batch: int = 128, device: torch.device | str = 
     `Unreachable` if the library sentence-transformers is not installed, or the files are neither on this machine nor
     can be downloaded; `Refused` if the hub answers with an error; `Altered` if they are not the expected files.
     """
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise TypeError(f"expected a list of texts, such as [text], got {type(texts).__name__}")
-    other = next((t for t in texts if not isinstance(t, str)), "")
-    if not isinstance(other, str):
-        raise TypeError(f"expected a list of texts, got one that holds {type(other).__name__}")
-    if not texts or batch < 1:
-        raise ValueError(
-            f"expected a list of texts, at least one, and batch ≥ 1, got {len(texts)} and {batch=}"
-        )
+    _check_texts(texts)
+    positive(batch=batch)
     broken = next((t for t in texts if re.search("[\ud800-\udfff]", t)), None)
     if broken is not None:
         raise ValueError(f"expected texts in Unicode, got half a character in {broken[:80]!r}")
@@ -83,6 +79,53 @@ def minilm(texts: Sequence[str], batch: int = 128, device: torch.device | str = 
     ):  # if the cache cannot be written, the next call encodes again
         checkpoint.write(place, checkpoint.Checkpoint({"z": z}, {"key": key}))
     return z
+
+
+def hashed(
+    texts: Sequence[str],
+    kind: str = "char_wb",
+    sizes: tuple[int, int] = (3, 5),
+    columns: int = 2048,
+) -> Tensor:
+    """Hashed n-grams {cite}`weinberger2009hashing`, (B, columns) float32: nothing is trained, nothing is downloaded.
+
+    z_j = log(1 + how many n-grams of the text a hash puts into column j), scaled to ‖z‖ = 1. `kind` is "char_wb", runs of
+    characters within words, or "word", runs of words; `sizes` are the shortest and the longest run. A text without any
+    n-gram is a row of zeros. Raises TypeError for what is no list of texts, ValueError for an empty list or sizes that
+    make no sense.
+    """
+    _check_texts(texts)
+    positive(columns=columns)
+    if kind not in ("char_wb", "word"):
+        raise ValueError(f'expected the kind "char_wb" or "word", got {kind!r}')
+    if len(sizes) != 2 or not 1 <= sizes[0] <= sizes[1]:
+        raise ValueError(f"expected the shortest and the longest run, such as (3, 5), got {sizes}")
+    maker = HashingVectorizer(
+        analyzer=kind, ngram_range=tuple(sizes), n_features=columns, alternate_sign=False, norm=None
+    )
+    counts = torch.from_numpy(maker.transform(texts).toarray()).float()
+    return normalize(counts.log1p(), dim=1)
+
+
+def encoded(texts: Sequence[str], pretrained: bool = True) -> tuple[Tensor, str]:
+    """(features (B, 384), "MiniLM"), or hashed words and that name where MiniLM cannot be had, or is not asked for.
+
+    See `minilm` and `hashed`. The name tells which: a page shows it, and no number of the one is taken for the other's.
+    """
+    if pretrained:
+        with contextlib.suppress(Unreachable):
+            return minilm(texts), "MiniLM"
+    return hashed(texts, "word", (1, 2), 384), "hashed words"
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise TypeError(f"expected a list of texts, such as [text], got {type(texts).__name__}")
+    other = next((t for t in texts if not isinstance(t, str)), "")
+    if not isinstance(other, str):
+        raise TypeError(f"expected a list of texts, got one that holds {type(other).__name__}")
+    if not texts:
+        raise ValueError("expected a list of texts, at least one, got none")
 
 
 def has_minilm() -> bool:

@@ -10,7 +10,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,8 @@ class Paired(NamedTuple):
     mean: float
     low: float  # 95 % interval
     high: float
+    unit: str = ""  # what the interval is over: "test classes", "users", "seeds"
+    n: int = 0  # how many of them
 
 
 class Result(NamedTuple):
@@ -55,7 +57,8 @@ class Result(NamedTuple):
     `page` is the page's file name without its suffix, `field` its title ("Gene sequences"), `metric` what was measured
     ("AUROC") and `higher` whether more is better. `labels` says what the target gives ("10 patients"), `protocol` how
     it was done in one sentence, and `data` is the data's source, which says whether they are real. `entries` are the
-    methods, `gain` is what one gains on another, and `details` are what the page itself reads again.
+    methods, `gain` is what one gains on another, and `details` are what the page itself reads again. `versus` is what the
+    best meta-learner gains on the best transfer, each chosen on validation data, with equally many labels of the target.
     """
 
     page: str
@@ -68,6 +71,7 @@ class Result(NamedTuple):
     entries: tuple[Entry, ...]
     gain: Paired
     details: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    versus: Paired | None = None
 
 
 def row(
@@ -92,13 +96,22 @@ def row(
     return entry
 
 
-def paired(ours: str, baseline: str, gain: Score) -> Paired:
-    """The row that says what `ours` gains on `baseline`, from their paired difference."""
-    if not isinstance(gain, Score):
-        raise TypeError(f"expected the gain to be a Score, of `compare`, got {type(gain).__name__}")
-    if ours == baseline:
-        raise ValueError(f"expected the gain of two methods, got {ours!r} twice")
-    return Paired(ours, baseline, gain.mean, gain.low, gain.high)
+def paired(
+    ours: str, baseline: str, gain: Score | Mapping[str, Score], mean: float | None = None
+) -> Paired:
+    """The row that says what `ours` gains on `baseline`, from their paired difference.
+
+    `gain` may be the same difference over several units, such as {"users": score, "seeds": score}: the row has the widest of
+    their intervals, with its unit and how many there are, about `mean`, or about the mean of the first.
+    """
+    if isinstance(gain, Score):
+        _check_gain(ours, baseline, {"": gain})
+        return Paired(ours, baseline, gain.mean, gain.low, gain.high)
+    _check_gain(ours, baseline, gain)
+    unit = max(gain, key=lambda u: gain[u].interval)
+    low, high = gain[unit].mean - gain[unit].low, gain[unit].high - gain[unit].mean
+    middle = next(iter(gain.values())).mean if mean is None else mean
+    return Paired(ours, baseline, middle, middle - low, middle + high, unit, len(gain[unit].values))
 
 
 def kept(page: str, real: bool = True) -> dict[str, Any]:
@@ -170,8 +183,9 @@ def recorded(page: str) -> Result:
     held = _read(page)
     entries = tuple(Entry(**e) for e in held.pop("entries"))
     gain = Paired(**held.pop("gain"))
+    versus = held.pop("versus", None)
     held.pop("provenance")
-    return Result(entries=entries, gain=gain, **held)
+    return Result(entries=entries, gain=gain, versus=versus and Paired(**versus), **held)
 
 
 def recorded_pages() -> list[str]:
@@ -247,6 +261,7 @@ def _plain(result: Result) -> dict[str, Any]:
         **result._asdict(),
         "entries": [e._asdict() for e in result.entries],
         "gain": result.gain._asdict(),
+        "versus": result.versus and result.versus._asdict(),
     }
 
 
@@ -262,6 +277,32 @@ def _check(result: Result) -> None:
     for name in (result.gain.ours, result.gain.baseline):
         if name not in names:
             raise ValueError(f"expected the gain between two entries of {names}, got {name!r}")
+    if result.versus:
+        _check_versus(result.versus, {e.method: e.kind for e in result.entries})
+
+
+def _check_gain(ours: str, baseline: str, gain: Mapping[str, Score]) -> None:
+    if not isinstance(gain, Mapping) or not all(isinstance(g, Score) for g in gain.values()):
+        raise TypeError(
+            f"expected the gain to be a Score, of `compare`, or unit -> Score, got {type(gain).__name__}"
+        )
+    if not gain:
+        raise ValueError("expected a gain over one unit at least, got none")
+    if ours == baseline:
+        raise ValueError(f"expected the gain of two methods, got {ours!r} twice")
+
+
+def _check_versus(versus: Paired, kinds: Mapping[str, str]) -> None:
+    kind = (kinds.get(versus.ours), kinds.get(versus.baseline))
+    if kind != ("meta", "transfer"):
+        raise ValueError(
+            f"expected `versus` between an entry that is meta and one that is transfer, got {versus.ours!r}, {kind[0]}, and "
+            f"{versus.baseline!r}, {kind[1]}"
+        )
+    if not versus.unit or versus.n < 2:
+        raise ValueError(
+            f"expected the unit that the interval of `versus` is over, and how many, got {versus.unit!r} and {versus.n}"
+        )
 
 
 def _check_entry(e: Entry) -> None:
