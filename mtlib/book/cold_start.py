@@ -304,21 +304,27 @@ def shelves(
     return found
 
 
+def foretold(films: Sequence[Shelf], learner: Learner, phi: Params, users: Users) -> list[Tensor]:
+    """What a learner predicts for each shelf's films, adapted to the user's first ratings: (m,) each, on the CPU."""
+    found, place = [], next((v.device for v in phi.values()), torch.device("cpu"))
+    with torch.no_grad():
+        for film in films:
+            first = Batch(users.x[film.own], users.y[film.own])
+            theta = learner.adapt(phi, move(first, place))
+            found.append(learner.predict(theta, film.x.to(place))[:, 0].cpu())
+    return found
+
+
 def recall(
     films: Sequence[Shelf],
-    learner: Learner,
-    phi: Params,
-    users: Users,
+    said: Sequence[Tensor],
     rule: Callable[[Tensor, Shelf], Tensor],
     n: int = 10,
 ) -> Tensor:
     """For each shelf which share of the liked films is among the n first by `rule(predictions, shelf)`: (shelves,)."""
-    found = []
-    place = next((v.device for v in phi.values()), torch.device("cpu"))
-    for film in films:
-        first = Batch(users.x[film.own], users.y[film.own])
-        with torch.no_grad():
-            theta = learner.adapt(phi, move(first, place))
-            said = learner.predict(theta, film.x.to(place))[:, 0].cpu()
-        found.append(recall_at(rule(said, film).double(), film.liked, n))
-    return torch.stack(found)
+    if not films or len(films) != len(said):
+        raise ValueError(
+            f"expected predictions for each shelf, one at least, got {len(said)} for {len(films)}"
+        )
+    pairs = zip(films, said, strict=True)
+    return torch.stack([recall_at(rule(s, film).double(), film.liked, n) for film, s in pairs])
