@@ -1,4 +1,4 @@
-"""How good predictions of classes are: one number from the outputs and one-hot labels of some items."""
+"""How good predictions are: one number from the outputs and labels of some items, of classes or of an order."""
 
 from __future__ import annotations
 
@@ -59,6 +59,65 @@ def auroc(prediction: Tensor, y: Tensor) -> Tensor:
     pairs = y[:, None] * (1 - y)  # an item of the class, and one of the rest: (B, B, W)
     area = ((larger + 0.5 * equal) * pairs).sum((0, 1)) / pairs.sum((0, 1))
     return _known(prediction, area.mean())
+
+
+def ndcg(prediction: Tensor, y: Tensor) -> Tensor:
+    """How good an order is: normalised discounted cumulative gain; scores (B,) and gains (B,), or (B, 1) -> scalar.
+
+    DCG / max DCG, DCG = Σ_i y_i / log₂(1 + rank of i), the highest score at rank 1. Equal scores share the mean discount of
+    their ranks, so equal scores for all give what a random order has on average: compare with that, it is far above 0.
+    Gains are linear, as in scikit-learn. NaN where all gains are 0, or a score is NaN. Raises ValueError for gains below 0.
+    {cite}`jarvelin2002cumulated`
+    """
+    prediction, y = _ranked(prediction, y)
+    ranks = torch.arange(1, len(y) + 1, device=y.device)
+    discount = 1 / torch.log2(1 + ranks.to(y.dtype))
+    got = (y * _shared(prediction, discount)).sum()
+    return _known(prediction, got / (y.sort(descending=True).values * discount).sum())
+
+
+def recall_at(prediction: Tensor, y: Tensor, n: int) -> Tensor:
+    """Share of the wanted items among the n highest scores: scores (B,) and y of 0 and 1, or (B, 1) -> scalar.
+
+    Equal scores share the places that are left to them, as if they were drawn by lot. NaN where nothing is wanted, or a
+    score is NaN. Raises ValueError for other y. For an `evaluate` give `partial(recall_at, n=10)`.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"expected n to be a whole number of at least 1, got {n!r}")
+    prediction, y = _ranked(prediction, y)
+    if not transforming() and not bool(((y == 0) | (y == 1)).all()):
+        raise ValueError(
+            "expected y of 0 and 1: 1 for a wanted item, such as `(rating >= 8).float()`"
+        )
+    place = (torch.arange(len(y), device=y.device) < n).to(y.dtype)
+    return _known(prediction, (y * _shared(prediction, place)).sum() / y.sum())
+
+
+def _shared(scores: Tensor, worth: Tensor) -> Tensor:
+    """What the place of each item is `worth` (B,), the highest score first; equal scores share the mean of theirs."""
+    rising = scores.sort().values
+    upto = torch.cat([worth.new_zeros(1), worth.cumsum(0)])
+    first, last = (
+        len(scores) - torch.searchsorted(rising, scores.contiguous(), right=right)
+        for right in (True, False)
+    )
+    return (upto[last] - upto[first]) / (last - first).clamp(min=1)
+
+
+def _ranked(prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and gains (B,), each of a wide dtype. Raises unless they are of one shape and no gain is below 0."""
+    for name, found in (("scores", prediction), ("gains y", y)):
+        if not isinstance(found, Tensor):
+            raise TypeError(f"expected {name} in a tensor, got {type(found).__name__}")
+    if y.shape != prediction.shape or not y.numel() or y.numel() != len(y):
+        raise ValueError(
+            "expected a score and a gain for each item, (B,) or (B, 1), at least one, got "
+            f"{tuple(prediction.shape)} and {tuple(y.shape)}"
+        )
+    prediction, y = (v.flatten().to(_wide(v.dtype)) for v in (prediction, y))
+    if not transforming() and not bool((y >= 0).all()):
+        raise ValueError("expected gains of at least 0, such as ratings from 0 to 10")
+    return prediction, y
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

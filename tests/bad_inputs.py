@@ -35,10 +35,11 @@ from mtlib.bilevel import (
     sharpness,
     unrolled,
 )
+from mtlib.book import cold_start, generalising
 from mtlib.book import directions as adaptation
-from mtlib.book import generalising
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.contest import Way, alphabets, conclude, contest
+from mtlib.book.contest import folds as in_a_row
 from mtlib.book.drawings import bowls
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
@@ -207,7 +208,7 @@ from mtlib.learners.policy import (
 )
 from mtlib.learners.preconditioned import along, learned, meta_curvature, meta_sgd, per_step_rates
 from mtlib.learners.transductive import bd_cspn, entropy_finetune, laplacian_shot, nearest
-from mtlib.metrics import auroc, macro_f1
+from mtlib.metrics import auroc, macro_f1, ndcg, recall_at
 from mtlib.models.backbones import ReadImages, pretrained, split
 from mtlib.models.detection import (
     Detections,
@@ -287,6 +288,7 @@ DATASET = torch.utils.data.TensorDataset(torch.zeros(8, 30), torch.arange(8))
 ROWS = Batch(torch.rand(8, 30), torch.arange(8) % 5)
 Z = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.arange(12) % 3
+USERS = cold_start.Users(torch.ones(8, 1), torch.ones(8, 1), np.array([0]), np.array([8]))
 SCORE = interval(torch.tensor([0.5, 0.6, 0.7]), draw=1.0)
 
 
@@ -1335,6 +1337,13 @@ BAD |= {
         lambda: macro_f1(put(torch.eye(5), (0, 1), NAN), torch.eye(5)),
         torch.isnan,
     ),
+    "ndcg: a score too few": (lambda: ndcg(torch.ones(4), torch.ones(5)), "each item"),
+    "ndcg: gains below 0": (lambda: ndcg(torch.ones(2), torch.tensor([1.0, -1])), "at least 0"),
+    "recall_at: no places": (lambda: recall_at(torch.ones(2), torch.ones(2), 0), "at least 1"),
+    "recall_at: ratings": (
+        lambda: recall_at(torch.ones(2), torch.tensor([8.0, 3]), 1),
+        "wanted item",
+    ),
     "auroc: class numbers": (lambda: auroc(torch.zeros(4, 5), torch.arange(4)), "one-hot"),
     "auroc: multi-hot": (lambda: auroc(torch.zeros(4, 5), torch.ones(4, 5)), "one-hot"),
     "auroc: labels of −1 and 1": (
@@ -1935,6 +1944,46 @@ BAD |= {
     "mixup: a negative strength": (lambda: unseen.mixup(BATCHES, -1.0, 0), "strength"),
     "mixup: a strength of NaN": (lambda: unseen.mixup(BATCHES, NAN, 0), "strength"),
     "mixup: episodes": (lambda: unseen.mixup(STREAM, 1.0, 0)(0), "expects batches"),
+    "described: of another length": (
+        lambda: (
+            lambda r: cold_start.described(
+                r, movietweetings.known(r, np.ones(len(r.user), bool), 2.0), r.film[:3], r.time[:3]
+            )
+        )(movietweetings.drawn(users=5)),
+        "each film and time",
+    ),
+    "Users.test: a user with too few ratings": (
+        lambda: USERS.test(np.array([0]), 2, 9),
+        "at least 10 ratings",
+    ),
+    "Users.practice: no users": (
+        lambda: USERS.practice(np.array([], int), (2,), 3, 1, 0),
+        "at least 4 ratings",
+    ),
+    "Users.pooled: more than a user has": (
+        lambda: USERS.pooled(np.array([0]), 9, 0),
+        "at least 9 ratings",
+    ),
+    "mean_absolute_error: another shape": (
+        lambda: cold_start.mean_absolute_error(torch.ones(3), torch.ones(3, 1)),
+        "shape",
+    ),
+    "biases: a negative shrinkage": (lambda: cold_start.biases(1.0, -1.0), "shrink"),
+    "biases: no slope": (lambda: cold_start.biases(0.0, 1.0), "slope"),
+    "boosting: one leaf": (lambda: cold_start.boosting(lambda n: None, 0.1, 1), "leaves"),
+    "boosting: a rate of 0": (lambda: cold_start.boosting(lambda n: None, 0.0, 8), "rate"),
+    "by_user: users missing": (
+        lambda: cold_start.by_user([torch.ones(2)], [torch.ones(2), torch.ones(3)]),
+        "each user",
+    ),
+    "recall: no shelves": (lambda: cold_start.recall([], [], lambda s, f: s), "one at least"),
+    "shelves: no first ratings": (
+        lambda: (lambda r: cold_start.shelves(r, np.ones(len(r.user), bool), np.arange(3), 0))(
+            movietweetings.drawn(users=5)
+        ),
+        "shots",
+    ),
+    "folds: no contests": (lambda: in_a_row([], "users"), "at least one contest"),
     "exact_world: no spread": (lambda: generalising.exact_world(0.0, 1.0), "s"),
     "exact_world: a link of NaN": (lambda: generalising.exact_world(1.0, NAN), "c"),
     "coloured: an agreement above 1": (lambda: generalising.coloured(0, 1.2, 5), "agreement"),
@@ -2644,6 +2693,46 @@ BAD |= {
     "known: a mask of another length": (
         lambda: movietweetings.known(movietweetings.drawn(users=5), np.ones(3, bool), 1.0),
         "training",
+    ),
+    "past: a mask of another length": (
+        lambda: movietweetings.past(movietweetings.drawn(users=5), np.ones(3, bool), 1.0),
+        "training",
+    ),
+    "past: a question before the first rating": (
+        lambda: (
+            lambda r: movietweetings.past(
+                r, np.ones(len(r.user), bool), 1.0, r.film, r.time - 10**9
+            )
+        )(movietweetings.drawn(users=5)),
+        "before the first rating",
+    ),
+    "factors: NaN for a rating": (
+        lambda: movietweetings.factors(
+            np.arange(3), np.arange(3), np.array([1.0, NAN, 0.0]), np.ones((3, 2)), 1.0
+        ),
+        "finite",
+    ),
+    "factors: more films than there are": (
+        lambda: movietweetings.factors(
+            np.arange(3), np.arange(3), np.ones(3), np.ones((2, 2)), 1.0
+        ),
+        "films from 0 to 1",
+    ),
+    "factors_in_time: too few numbers": (
+        lambda: (
+            lambda r: movietweetings.factors_in_time(
+                r, np.ones(len(r.user), bool), np.ones(2), 3, 1.0
+            )
+        )(movietweetings.drawn(users=5)),
+        "each of",
+    ),
+    "factors_in_time: no rank": (
+        lambda: (
+            lambda r: movietweetings.factors_in_time(
+                r, np.ones(len(r.user), bool), r.rating, 0, 1.0
+            )
+        )(movietweetings.drawn(users=5)),
+        "rank",
     ),
     "known: a negative shrinkage": (
         lambda: (lambda r: movietweetings.known(r, np.ones(len(r.user), bool), -1.0))(

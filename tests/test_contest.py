@@ -10,11 +10,11 @@ import torch
 
 from mtlib.book import contest as room
 from mtlib.book import results
-from mtlib.book.contest import Contest, Gap, Way, alphabets, conclude, contest
+from mtlib.book.contest import Contest, Gap, Way, alphabets, conclude, contest, folds
 from mtlib.core import Learner, apply, parameters
 from mtlib.data.planted import planted
 from mtlib.data.sinusoids import best_possible, noisy_sinusoids
-from mtlib.evaluate import NotFinite, answers, evaluate
+from mtlib.evaluate import NotFinite, answers, evaluate, interval
 from mtlib.learners.metric import protonet
 from mtlib.nets import mlp
 from mtlib.tasks import ClassSet, episodes
@@ -243,6 +243,32 @@ def test_a_gap_is_paired_over_seeds_and_groups():
     held.judge("a is above b", gap.low > 0)
     with pytest.raises(AssertionError, match="in the record"):
         held.judge("a is below b", gap.low < 0)
+
+
+def test_folds_stand_in_a_row_and_a_seeds_number_is_the_mean_over_all_tasks():
+    def part(runs, groups, here, unit="tasks"):
+        held = {"runs": runs, "groups": groups, "cases": 0.1}
+        way = {"setting": 1, "edge": False, "tuning": {"1": 0.5}, "columns": {"c": held}}
+        found = {"groups": unit, "sizes": {"c": [1.0] * len(groups)}, "ways": {"a": way}}
+        score = {"a": {"c": evaluate_like(here)}}
+        return Contest("x", {"a": Way("meta", print, (1,))}, found, True, score, "MAE", False, DATA)
+
+    def evaluate_like(values):
+        return interval(torch.tensor(values))
+
+    one, two = (
+        part([0.4, 0.6], [0.4, 0.6, 0.5], [0.3, 0.4, 0.5]),
+        part([1.0, 2.0], [1.5], [1.0, 1.2]),
+    )
+    found = folds([one, two], "users")
+    assert found.runs("a") == pytest.approx([(3 * 0.4 + 1.0) / 4, (3 * 0.6 + 2.0) / 4])
+    assert found.found["ways"]["a"]["columns"]["c"]["groups"] == [0.4, 0.6, 0.5, 1.5]
+    assert found.found["groups"] == found.name == "users" and found.setting("a") is None
+    assert found.here["a"]["c"].mean == pytest.approx((0.3 + 0.4 + 0.5 + 1.0 + 1.2) / 5)
+    with pytest.raises(ValueError, match="over tasks"):
+        folds([one, part([0.4, 0.6], [0.4], [0.3, 0.1], "alphabets")], "users")
+    with pytest.raises(ValueError, match="same seeds"):
+        folds([one, part([0.4], [0.4], [0.3, 0.1])], "users")
 
 
 def test_curves_are_scored_over_tasks_and_less_is_better(full):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from functools import cache, partial
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -50,6 +51,7 @@ from mtlib.learners.metric import (
 )
 from mtlib.learners.preconditioned import learned, meta_curvature, meta_sgd, per_step_rates
 from mtlib.learners.transductive import bd_cspn, entropy_finetune, laplacian_shot
+from mtlib.metrics import ndcg, recall_at
 from mtlib.objective import over_tasks
 from mtlib.tasks import ClassSet, one_hot
 from mtlib.train import Run
@@ -568,6 +570,48 @@ def test_metrics_of_classes_run_under_vmap(metric):
         assert value == metric(
             learner.predict(learner.adapt(learner.init(), support), query.x), query.y
         )
+
+
+def test_ndcg_is_scikit_learns_also_with_equal_scores():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        n = int(rng.integers(2, 30))
+        said, gain = rng.integers(0, 6, n).astype(float), rng.integers(0, 11, n).astype(float)
+        gain[0] = 1.0
+        found = ndcg(torch.from_numpy(said), torch.from_numpy(gain)).item()
+        assert found == pytest.approx(metrics.ndcg_score([gain], [said]), abs=1e-12)
+    assert ndcg(torch.tensor([[3.0], [1.0]]), torch.tensor([[2.0], [1.0]])) == 1
+
+
+def test_equal_scores_have_what_a_random_order_has_on_average():
+    gain = torch.tensor([5.0, 0, 3, 1], dtype=torch.float64)
+    orders = [torch.tensor(p, dtype=torch.float64) for p in permutations(range(4))]
+    mean = sum(ndcg(p, gain) for p in orders) / len(orders)
+    assert ndcg(torch.zeros(4), gain).item() == pytest.approx(mean.item())
+    wanted = (gain > 2).double()
+    for n in (1, 2, 3, 9):
+        mean = sum(recall_at(p, wanted, n) for p in orders) / len(orders)
+        assert recall_at(torch.zeros(4), wanted, n).item() == pytest.approx(mean.item())
+
+
+def test_recall_counts_the_wanted_among_the_first():
+    said, y = torch.tensor([0.9, 0.1, 0.8, 0.5, 0.7]), torch.tensor([1.0, 1, 0, 1, 0])
+    assert [recall_at(said, y, n).item() for n in (1, 2, 4, 5, 8)] == pytest.approx(
+        [1 / 3, 1 / 3, 2 / 3, 1, 1]
+    )
+    tied = torch.tensor([0.9, 0.5, 0.5, 0.5, 0.1])  # two places for three
+    assert recall_at(tied, y, 3).item() == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    assert recall_at(said, torch.zeros(5), 2).isnan() and ndcg(said, torch.zeros(5)).isnan()
+    bad = torch.tensor([0.9, float("nan"), 0.8, 0.5, 0.7])
+    assert recall_at(bad, y, 2).isnan() and ndcg(bad, y).isnan()
+
+
+def test_measures_of_an_order_run_under_vmap():
+    said, gain = torch.rand(3, 8, 1), torch.randint(2, (3, 8, 1)).float()
+    gain[:, 0] = 1
+    for measure in (ndcg, partial(recall_at, n=3)):
+        one = torch.stack([measure(*pair) for pair in zip(said, gain, strict=True)])
+        torch.testing.assert_close(torch.vmap(measure)(said, gain), one)
 
 
 def test_auroc_without_query_items_of_a_class_is_no_score():

@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -305,6 +305,39 @@ def contest(
     new = {"groups": "alphabets" if of else "tasks", "sizes": sizes, "ways": held}
     words = "accuracy" if metric is accuracy else "score" if higher else "error"
     return Contest(name, ways, old or new, bool(old), here, words, higher, data)
+
+
+def folds(parts: Sequence[Contest], unit: str) -> Contest:
+    """Contests of the same ways on folds of one data set as one contest: their tasks, `unit`, stand in a row.
+
+    Each fold tunes by itself, so a way has no setting here; `Contest.chosen` asks a fold. A seed's number is the mean over
+    all tasks. Only the first test is kept. Raises ValueError for contests over groups, or of other ways or seeds.
+    """
+    if not parts or not all(isinstance(p, Contest) for p in parts):
+        raise TypeError(f"expected at least one contest, as `contest` gives it, got {parts!r}")
+    first, column = parts[0], parts[0].columns()[0]
+    size = [len(p.found["sizes"][column]) for p in parts]
+    ways: dict[str, Any] = {}
+    for p in parts:
+        if p.found["groups"] != "tasks" or list(p.found["ways"]) != list(first.found["ways"]):
+            raise ValueError("expected contests of the same ways, over tasks")
+    for name in first.found["ways"]:
+        at = [p.found["ways"][name]["columns"][column] for p in parts]
+        if len({len(a["runs"]) for a in at}) > 1:
+            raise ValueError(f"expected the same seeds in each fold, got others of {name!r}")
+        each = [value for a in at for value in a["groups"]]
+        pairs = zip(*(a["runs"] for a in at), strict=True)
+        runs = [
+            math.fsum(n * v for n, v in zip(size, row, strict=True)) / sum(size) for row in pairs
+        ]
+        held = {"runs": runs, "groups": each, "cases": _score(each, "").interval}
+        ways[name] = {"setting": None, "edge": False, "tuning": {}, "columns": {column: held}}
+    here = {
+        k: {column: _score([v for p in parts for v in p.here[k][column].values.tolist()], "")}
+        for k in first.here
+    }
+    found = {"groups": unit, "sizes": {column: [1.0] * sum(size)}, "ways": ways}
+    return replace(first, name=unit, found=found, here=here)
 
 
 def alphabets(data: ClassSet) -> ClassSet:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.data.parsing import content, parsing, whole
@@ -166,11 +167,7 @@ def known(r: Ratings, training: np.ndarray, shrink: float, rounds: int = 10) -> 
     """
     above_zero(shrink=shrink)
     positive(rounds=rounds)
-    if training.dtype != bool or training.shape != r.user.shape or not training.any():
-        raise ValueError(
-            f"expected training to be a mask of the {len(r.user)} ratings that marks at least one, got "
-            f"{training.shape} of {training.dtype}"
-        )
+    _check_training(r, training)
     users, films = r.user.max() + 1, r.film.max() + 1
     u, f, y = r.user[training], r.film[training], r.rating[training]
     mean = float(y.mean())
@@ -189,3 +186,148 @@ def known(r: Ratings, training: np.ndarray, shrink: float, rounds: int = 10) -> 
     bias = (sums[r.film] - own) / (seen + shrink)
     spread = np.sqrt((squares[r.film] - own**2 + 5) / (seen + 2))
     return Known(mean, seen, bias, spread)
+
+
+def _check_training(r: Ratings, training: np.ndarray) -> None:
+    if training.dtype != bool or training.shape != r.user.shape or not training.any():
+        raise ValueError(
+            f"expected training to be a mask of the {len(r.user)} ratings that marks at least one, got "
+            f"{training.shape} of {training.dtype}"
+        )
+
+
+class Past(NamedTuple):
+    """What the training users' ratings had said about films when each question was asked; one number a question."""
+
+    mean: (
+        np.ndarray
+    )  # (m,) of the training ratings so far; 5, the middle of the scale, before the first
+    seen: np.ndarray  # (m,) training users who had rated the film
+    bias: np.ndarray  # (m,) the film's shrunk bias
+    spread: np.ndarray  # (m,) the spread of the film's ratings around its users' biases
+
+
+def past(
+    r: Ratings,
+    training: np.ndarray,
+    shrink: float,
+    film: np.ndarray | None = None,
+    time: np.ndarray | None = None,
+    every: int = 86_400,
+    rounds: int = 3,
+) -> Past:
+    """`known` without looking ahead: what is said of a `film` at a `time` is fitted on earlier ratings alone.
+
+    A question is a film and a time, one for each rating unless given. Time is cut into periods of `every` seconds, a day,
+    from the first rating on. At the beginning of each, r ≈ μ + b_user + b_film is fitted on the `training` rows of the
+    periods before, by `rounds` turns that go on from the last period's biases, and it answers all questions of the period.
+    So no answer contains its own rating, or one that came later. Raises ValueError for questions before the first rating.
+    """
+    above_zero(shrink=shrink)
+    positive(rounds=rounds, every=every)
+    _check_training(r, training)
+    film, time = (r.film, r.time) if film is None or time is None else (film, time)
+    begin = int(r.time.min())
+    if len(film) != len(time) or not len(film) or time.min() < begin or film.max() > r.film.max():
+        raise ValueError(
+            f"expected as many films as times, of films that were rated, none before the first rating, at {begin}"
+        )
+    order = np.argsort(r.time[training], kind="stable")
+    u, f, y = (column[training][order] for column in (r.user, r.film, r.rating))
+    until = (r.time[training][order] - begin) // every
+    period = (time - begin) // every
+    asked = np.argsort(period, kind="stable")
+    users, films = r.user.max() + 1, r.film.max() + 1
+    of_user, of_film = np.zeros(users), np.zeros(films)
+    found = np.empty((4, len(film)))
+    for one in np.unique(period):
+        n = np.searchsorted(until, one)
+        uu, ff, yy = u[:n], f[:n], y[:n]
+        mean = yy.mean() if n else 5.0
+        total, counted = np.bincount(ff, minlength=films), np.bincount(uu, minlength=users)
+        for _ in range(rounds):
+            of_film = np.bincount(ff, yy - mean - of_user[uu], films) / (total + shrink)
+            of_user = np.bincount(uu, yy - mean - of_film[ff], users) / (counted + shrink)
+        left = yy - mean - of_user[uu]
+        bias = np.bincount(ff, left, films) / (total + shrink)
+        spread = np.sqrt((np.bincount(ff, left**2, films) + 5) / (total + 2))
+        rows = asked[slice(*np.searchsorted(period[asked], (one, one + 1)))]
+        some = film[rows]
+        found[:, rows] = np.full(len(rows), mean), total[some], bias[some], spread[some]
+    return Past(*found)
+
+
+def factors(
+    user: np.ndarray,
+    film: np.ndarray,
+    left: np.ndarray,
+    start: np.ndarray,
+    strength: float,
+    rounds: int = 5,
+) -> np.ndarray:
+    """Where each film stands, (F, K): matrix factorisation by alternating least squares, on what was rated alone.
+
+    min Σ_{(u, f) rated} (left − p_uᵀq_f)² + λ (Σ_u ‖p_u‖² + Σ_f ‖q_f‖²), `left` what biases leave of each rating, λ =
+    `strength`. From `start` (F, K) each round solves for all p_u = (Σ_f q_f q_fᵀ + λI)⁻¹ Σ_f left q_f, sums over the films
+    that u rated, and then likewise for all q_f. A new user's p is that equation on the own ratings. A film that nobody
+    rated is at 0. {cite}`koren2009matrix`
+    """
+    above_zero(strength=strength)
+    positive(rounds=rounds)
+    if not len(user) == len(film) == len(left) or start.ndim != 2 or not np.isfinite(left).all():
+        raise ValueError(
+            "expected a user, a film and a finite number for each rating, and start (F, K), got "
+            f"{len(user)}, {len(film)}, {len(left)} and {start.shape}"
+        )
+    if len(film) and not 0 <= film.min() <= film.max() < len(start):
+        raise ValueError(f"expected films from 0 to {len(start) - 1}, got up to {film.max()}")
+    whose, user = np.unique(user, return_inverse=True)
+    which, film = np.unique(film, return_inverse=True)
+    q, values = start[which], csr_matrix((left, (user, film)), (len(whose), len(which)))
+    rated = csr_matrix((np.ones(len(left)), (user, film)), values.shape)
+    for _ in range(rounds):
+        p = _half(values, rated, q, strength)
+        q = _half(values.T, rated.T, p, strength)
+    found = np.zeros_like(start)
+    found[which] = q
+    return found
+
+
+def factors_in_time(
+    r: Ratings,
+    training: np.ndarray,
+    left: np.ndarray,
+    rank: int,
+    strength: float,
+    every: int = 28 * 86_400,
+) -> np.ndarray:
+    """Where each rating's film stands (n, rank), by `factors` fitted at the beginning of each period on earlier ratings alone.
+
+    Time is cut into periods of `every` seconds, four weeks. A period's factors are those of what users' shrunk means leave of
+    `left` (n,), on the `training` rows of the periods before, and go on from the last period's. In the first, and for films
+    that nobody had rated, they are 0.
+    """
+    positive(rank=rank, every=every)
+    _check_training(r, training)
+    if left.shape != r.rating.shape:
+        raise ValueError(f"expected a number for each of {len(r.rating)} ratings, got {left.shape}")
+    period = (r.time - r.time.min()) // every
+    q = 0.1 * np.random.default_rng(0).normal(size=(len(r.year), rank))
+    z = np.zeros((len(r.film), rank))
+    for one in range(1, int(period.max()) + 1):
+        old = np.flatnonzero(training & (period < one))
+        if len(old):
+            user, now = r.user[old], period == one
+            mood = np.bincount(user, left[old]) / (np.bincount(user) + 2)
+            q = factors(user, r.film[old], left[old] - mood[user], q, strength)
+            z[now] = q[r.film[now]]
+    return z
+
+
+def _half(values: csr_matrix, rated: csr_matrix, q: np.ndarray, strength: float) -> np.ndarray:
+    """Each row's ridge regression of its values on the q of what it rated."""
+    k = q.shape[1]
+    squares = (q[:, :, None] * q[:, None]).reshape(len(q), k * k)
+    grams = (rated @ squares).reshape(-1, k, k) + strength * np.eye(k)
+    solved: np.ndarray = np.linalg.solve(grams, (values @ q)[..., None])[..., 0]
+    return solved
