@@ -17,11 +17,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits as log_loss
 from mtlib.core import Batch, Learner, Params
 from mtlib.tasks import above_zero, positive
 
-STEPS = 12
-
 
 def revised(
-    x: Tensor, offset: Tensor, y: Tensor, precision: Tensor, weight: Tensor | None = None
+    x: Tensor,
+    offset: Tensor,
+    y: Tensor,
+    precision: Tensor,
+    weight: Tensor | None = None,
+    steps: int = 12,
 ) -> Tensor:
     """Model revision with shrinkage: δ* = argmin_δ Σ_i w_i ℓ(o_i + δᵀx_i; y_i) + ½ Σ_j p_j δ_j², ℓ the log-loss.
 
@@ -31,7 +34,7 @@ def revised(
     A prior is worth a number of patients, however many come, as the loss is a sum. With x of ones this is
     recalibration-in-the-large; with o = 0 it is a model of the new place alone; w is 0 for whom it may not see.
 
-    Twelve steps, each by Newton's method, or where that would raise the objective by the bound
+    Each of the `steps` is Newton's, or where that would end higher one by the bound
     tanh(z/2)/(2z) ≥ σ(z)(1 − σ(z)) on its curvature, which cannot; a last one of Newton's carries the exact (implicit)
     gradient with respect to all arguments. Works under `torch.vmap` and inside a learner's `adapt`. δ* is NaN where there is
     no minimum, as outcomes of one kind with p = 0, or where the steps have not reached it. Raises ValueError for shapes
@@ -50,7 +53,7 @@ def revised(
         held = tuple(t.detach() for t in (x, offset, y, precision, w))
         first = torch.broadcast_shapes(offset.shape[:-1], y.shape[:-1], w.shape[:-1], x.shape[:-2])
         delta = x.new_zeros(*first, x.shape[-1]) + 0 * held[3]
-        for _ in range(STEPS):
+        for _ in range(steps):
             delta = _better(delta, *held)
     slope, curvature = _derivatives(delta, x, offset, y, precision, w)
     last = delta - _solved(curvature.detach(), slope)
@@ -187,7 +190,7 @@ def _told(x: Tensor, offset: Tensor, y: Tensor, precision: Sequence[float]) -> T
     numbers = [float(p) for p in precision]
     if not all(math.isfinite(p) and p >= 0 for p in numbers):
         raise ValueError(f"expected precisions of at least 0, got {precision!r}")
-    found = revised(x, offset, y, x.new_tensor(numbers))
+    found = revised(x, offset, y, x.new_tensor(numbers), steps=60)
     if not bool(torch.isfinite(found).all()):
         raise ValueError(
             f"expected outcomes of both kinds that the logits do not separate, or precisions above 0: no correction is best for "
