@@ -197,7 +197,10 @@ def raw(name: str) -> tuple[np.ndarray, np.ndarray]:
 def test_the_carried_model_is_that_of_plain_scikit_learn(target):
     """The headline's log-loss and AUROC from the files, without a line of the package."""
     hospitals = {name: raw(name) for name in FILES}
-    x, y = (np.concatenate(v) for v in zip(*(h for k, h in hospitals.items() if k != target)))
+    x, y = (
+        np.concatenate(v)
+        for v in zip(*(h for k, h in hospitals.items() if k != target), strict=True)
+    )
     whose = np.repeat([0, 1, 2], [len(h[1]) for k, h in hospitals.items() if k != target])
     ready = make_pipeline(SimpleImputer(), StandardScaler())
     x, (there, truth) = ready.fit_transform(x), hospitals[target]
