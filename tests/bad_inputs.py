@@ -3111,6 +3111,12 @@ BAD |= {
         lambda: heart.pooled({}, heart.drawn()["Cleveland"]),
         "at least one source",
     ),
+    "pooled: a limit of 0": (
+        lambda: heart.pooled(
+            {"A": heart.drawn()["Cleveland"]}, heart.drawn()["Hungarian"], limit=0.0
+        ),
+        "a limit above 0",
+    ),
     "pooled: measurements of another width": (
         lambda: heart.pooled(
             {"A": heart.drawn()["Cleveland"]}, heart.drawn()["Hungarian"], lambda h: h.x[:, 0]

@@ -224,21 +224,25 @@ def pooled(
     target: Hospital,
     read: Callable[[Hospital], np.ndarray] | None = None,
     own_scale: bool = False,
+    limit: float = np.inf,
 ) -> Pool:
     """The sources' patients together, and the target's filled and scaled by what the sources have.
 
     `read(hospital)` -> (n, D) says what a model sees of the patients, by default `encode` of the measurements. With
-    `own_scale` each hospital is filled and scaled by itself instead, which takes away what sets its patients apart.
-    Raises ValueError without a source.
+    `own_scale` each hospital is filled and scaled by itself instead, which takes away what sets its patients apart. What
+    lies more than `limit` deviations off is brought to there: a measurement that the sources hardly made has a small
+    deviation among them, and large values elsewhere. Raises ValueError without a source, or unless limit > 0.
     """
-    if not sources:
-        raise ValueError("expected at least one source hospital, got none")
+    if not sources or not limit > 0:
+        raise ValueError(
+            f"expected at least one source hospital and a limit above 0, got {len(sources)} and {limit!r}"
+        )
     seen = {name: (read or _encoded)(h) for name, h in sources.items()}
     common, there = prepare(np.concatenate([*seen.values()])), (read or _encoded)(target)
     z = {name: (prepare(x) if own_scale else common)(x) for name, x in seen.items()}
     return Pool(
-        (prepare(there) if own_scale else common)(there),
-        np.concatenate([*z.values()]),
+        (prepare(there) if own_scale else common)(there).clip(-limit, limit),
+        np.concatenate([*z.values()]).clip(-limit, limit),
         np.concatenate([h.y for h in sources.values()]),
         np.repeat([*sources], [len(h.y) for h in sources.values()]),
     )
