@@ -245,6 +245,17 @@ def test_a_model_of_nine_tenths_is_that_of_plain_scikit_learn():
     assert roc_auc_score(y, said) == pytest.approx(runs(row, "AUROC")[0, 0], abs=1e-5)
 
 
+@there
+def test_what_the_text_says_of_switzerland_and_of_ca():
+    """Telling everyone the share is as good as the own model; Cleveland's ca lies twenty of the sources' deviations off."""
+    share = raw("Switzerland")[1].mean()
+    everyone = -share * np.log(share) - (1 - share) * np.log(1 - share)
+    assert abs(everyone - runs("target only, nine tenths", "log-loss")[2].mean()) < 0.02
+    held = hospitals()
+    pool = pooled({k: h for k, h in held.items() if k != "Cleveland"}, held["Cleveland"])
+    assert round(abs(pool.x).max()) == 20
+
+
 def test_versus_is_the_paired_difference_over_hospitals():
     ours, rival = RECORD.versus.ours, RECORD.versus.baseline
     saved = runs(rival, "log-loss") - runs(ours, "log-loss")  # an error saved is positive
