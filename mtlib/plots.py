@@ -74,6 +74,10 @@ METHODS = {
     **dict.fromkeys(("which sources", "pulled"), (ORANGES, 0)),
     **dict.fromkeys(("one weight", "one source"), (ORANGES, 1)),
     "a weight each": (ORANGES, 2),
+    "in the large": (ORANGES, 0),
+    "logistic recalibration": (ORANGES, 1),
+    "share known": (ORANGES, 2),
+    "learned prior": (BLUES, 2),
 }
 """The beginning of a method's name -> its family's shades, and which. The longest beginning that fits decides."""
 
@@ -303,6 +307,61 @@ def confusion(axes: Axes, y: Any, predicted: Any, classes: Sequence[str]) -> Non
     axes.set_yticks(range(n), classes)
     axes.set(xlabel="answer", ylabel="class")
     axes.grid(False)
+
+
+def calibration(axes: Axes, risks: Mapping[str, Any], y: Any, groups: int = 5) -> None:
+    """A calibration curve for each model: in `groups` of equal size by the risk, the mean risk and the share with y = 1.
+
+    `risks` are name -> (n,) from 0 to 1, y (n,) is 0 or 1. A dashed line is where risks are true.
+    """
+    y = _outcomes(risks, y)
+    positive(groups=groups)
+    for name, look in styles(risks).items():
+        risk = np.asarray(risks[name], float)
+        parts = np.array_split(np.argsort(risk, kind="stable"), groups)
+        mean, share = ([v[p].mean() for p in parts if len(p)] for v in (risk, y))
+        axes.plot(mean, share, label=name, markersize=4, **look)  # type: ignore[arg-type]
+    axes.plot([0, 1], [0, 1], color=REFERENCE, linestyle="--", linewidth=1)
+    axes.set(xlabel="risk as told", ylabel="share with the outcome")
+    axes.legend()
+
+
+def decision(
+    axes: Axes, risks: Mapping[str, Any], y: Any, thresholds: Sequence[float] | None = None
+) -> None:
+    """A decision curve for each model: the net benefit of acting on all whose risk is at least t, against t.
+
+    NB(t) = TP/n − FP/n · t / (1 − t), with true and false positives TP and FP {cite}`vickers2006decision`. Beside the models
+    stand acting on everyone and on nobody. `risks` are name -> (n,) from 0 to 1, y (n,) is 0 or 1; thresholds lie between
+    0 and 1, without the ends; by default 0.05 to 0.9.
+    """
+    y = _outcomes(risks, y)
+    t = np.linspace(0.05, 0.9, 18) if thresholds is None else np.asarray(thresholds, float)
+    if t.ndim != 1 or not len(t) or not ((t > 0) & (t < 1)).all():
+        raise ValueError(f"expected thresholds between 0 and 1, without the ends, got {thresholds}")
+    worth = y - (1 - y) * (t / (1 - t))[:, None]  # (T, n), of acting on a person
+    for name, look in styles(risks).items():
+        acted = np.asarray(risks[name], float) >= t[:, None]
+        axes.plot(t, (acted * worth).mean(1), label=name, **{**look, "marker": ""})  # type: ignore[arg-type]
+    axes.plot(t, worth.mean(1), color=BASELINE, linestyle=":", label="everyone")
+    reference(axes, 0, "nobody")
+    axes.set(xlabel="threshold", ylabel="net benefit")
+    axes.legend()
+
+
+def _outcomes(risks: Any, y: Any) -> Any:
+    """y as an array of 0 and 1; ValueError unless each model has a risk for each person."""
+    _named(risks, object)
+    y = np.asarray(y, float)
+    if y.ndim != 1 or not len(y) or not np.isin(y, (0, 1)).all():
+        raise ValueError(f"expected outcomes y (n,) of 0 and 1, got {y.shape}")
+    for name, risk in risks.items():
+        v = np.asarray(risk, float)
+        if v.shape != y.shape or not ((v >= 0) & (v <= 1)).all():
+            raise ValueError(
+                f"expected risks from 0 to 1 of {name!r}, one for each of {len(y)} outcomes, got {v.shape}"
+            )
+    return y
 
 
 def _named(found: Any, kind: type) -> None:

@@ -229,7 +229,9 @@ from mtlib.plots import (
     against,
     band,
     bars,
+    calibration,
     confusion,
+    decision,
     dots,
     figure,
     lines,
@@ -267,7 +269,15 @@ from mtlib.tasks import (
     within,
 )
 from mtlib.train import Diverged, Run, cosine_adam, fit, groups
-from mtlib.transfer import align, critics, selection, transferability, unseen, weights
+from mtlib.transfer import (
+    align,
+    critics,
+    recalibration,
+    selection,
+    transferability,
+    unseen,
+    weights,
+)
 from mtlib.transfer.unseen import scale_slope
 
 NAN, INF = float("nan"), float("inf")
@@ -1861,6 +1871,60 @@ BAD |= {
         "probabilities",
     ),
     "snd: one row": (lambda: selection.snd(Z[:1]), "n ≥ 2 rows"),
+    "revised: a precision for one of four inputs": (
+        lambda: recalibration.revised(Z, Z[:, 0], Z[:, 0] > 0, torch.ones(3)),
+        r"precision \(…, D\)",
+    ),
+    "revised: an outcome too few": (
+        lambda: recalibration.revised(Z, Z[:, 0], Z[1:, 0], torch.ones(4)),
+        r"y and weight \(…, n\)",
+    ),
+    "revision: a precision of 0": (
+        lambda: recalibration.revision(4, 0.0),
+        "expected precision > 0",
+    ),
+    "revision: x without the logit": (
+        lambda: recalibration.revision(4).adapt(
+            recalibration.revision(4).init(), Batch(Z, (Z[:, :1] > 0).float())
+        ),
+        r"x \(B, 5\), 4 inputs and the model's logit",
+    ),
+    "in_the_large: all are ill": (
+        lambda: recalibration.in_the_large(Z[:, 0], torch.ones(12)),
+        "outcomes of both kinds.*12 ill of 12",
+    ),
+    "in_the_large: an outcome too few": (
+        lambda: recalibration.in_the_large(Z[:, 0], LABELS[1:] > 0),
+        "a logit and an outcome of each",
+    ),
+    "in_the_large: outcomes of three kinds": (
+        lambda: recalibration.in_the_large(Z[:, 0], LABELS),
+        "outcomes of 0 and 1",
+    ),
+    "in_the_large: a list": (
+        lambda: recalibration.in_the_large([0.1, 0.2], torch.ones(2)),
+        "expected logits, a tensor",
+    ),
+    "in_the_large: a negative precision": (
+        lambda: recalibration.in_the_large(Z[:, 0], LABELS % 2, -1.0),
+        "precisions of at least 0",
+    ),
+    "logistic_recalibration: one precision": (
+        lambda: recalibration.logistic_recalibration(Z[:, 0], LABELS % 2, (1.0,)),
+        "two precisions",
+    ),
+    "logistic_recalibration: separated by the logits": (
+        lambda: recalibration.logistic_recalibration(Z[:, 0], Z[:, 0] > 0),
+        "do not separate",
+    ),
+    "prior_shift: a share in percent": (
+        lambda: recalibration.prior_shift(0.5, 70),
+        "the target's share of the ill, between 0 and 1, got 70",
+    ),
+    "prior_shift: nobody is ill": (
+        lambda: recalibration.prior_shift(0.0, 0.5),
+        "the source's share",
+    ),
     "density_ratio: other widths": (
         lambda: selection.density_ratio(Z, Z[:, :2], Z),
         "the same width",
@@ -2294,6 +2358,26 @@ BAD |= {
     "confusion: a class that is not there": (
         lambda: on_axes(lambda axes: confusion(axes, [0, 2], [0, 1], "ab")),
         "from 0 to 1",
+    ),
+    "calibration: logits": (
+        lambda: on_axes(lambda axes: calibration(axes, {"a": [-1.0, 2.0]}, [0, 1])),
+        "risks from 0 to 1 of 'a'",
+    ),
+    "calibration: outcomes of three kinds": (
+        lambda: on_axes(lambda axes: calibration(axes, {"a": [0.1, 0.2, 0.3]}, [0, 1, 2])),
+        r"outcomes y \(n,\) of 0 and 1",
+    ),
+    "calibration: no groups": (
+        lambda: on_axes(lambda axes: calibration(axes, {"a": [0.1, 0.2]}, [0, 1], 0)),
+        "groups",
+    ),
+    "decision: a risk too few": (
+        lambda: on_axes(lambda axes: decision(axes, {"a": [0.1]}, [0, 1])),
+        "one for each of 2 outcomes",
+    ),
+    "decision: a threshold of 1": (
+        lambda: on_axes(lambda axes: decision(axes, {"a": [0.1, 0.2]}, [0, 1], [0.5, 1.0])),
+        "thresholds between 0 and 1",
     ),
     "peak_memory: a result, not a function": (lambda: peak_memory(torch.zeros(3)), "function"),
     "peak_memory: a name": (lambda: peak_memory("f"), "function"),
@@ -3111,6 +3195,22 @@ BAD |= {
     "prepared: an empty image": (
         lambda: digits.prepared(np.zeros((8, 8)), 8, True),
         "an image with ink",
+    ),
+    "pooled: no source": (
+        lambda: heart.pooled({}, heart.drawn()["Cleveland"]),
+        "at least one source",
+    ),
+    "pooled: a limit of 0": (
+        lambda: heart.pooled(
+            {"A": heart.drawn()["Cleveland"]}, heart.drawn()["Hungarian"], limit=0.0
+        ),
+        "a limit above 0",
+    ),
+    "pooled: measurements of another width": (
+        lambda: heart.pooled(
+            {"A": heart.drawn()["Cleveland"]}, heart.drawn()["Hungarian"], lambda h: h.x[:, 0]
+        ),
+        r"patients \(n, D\)",
     ),
     "encode: columns missing": (lambda: heart.encode(np.zeros((3, 5))), r"\(n, 13\)"),
     "encode: one patient without an axis": (lambda: heart.encode(np.zeros(13)), r"\(n, 13\)"),

@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import confusion_matrix
 
 from mtlib.book.drawings import alone_or_together, bowls, episode_and_trainings, two_losses
 from mtlib.book.page import equal, recorded_claim
@@ -21,7 +23,9 @@ from mtlib.plots import (
     ORANGES,
     TRANSFER,
     against,
+    calibration,
     confusion,
+    decision,
     dots,
     figure,
     lines,
@@ -160,6 +164,33 @@ def test_a_confusion_matrix_counts_answers_by_class(shown):
     found = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axes.texts}
     assert found == {(0, 0): "1", (0, 2): "2", (1, 1): "1", (2, 2): "1"}
     np.testing.assert_allclose(axes.images[0].get_array()[0], [1 / 3, 0, 2 / 3])
+
+
+def test_calibration_curves_are_those_of_scikit_learn(shown):
+    rng = np.random.default_rng(0)
+    risk = rng.random(50)
+    y = (rng.random(50) < risk).astype(int)
+    with figure() as (_, axes):
+        calibration(axes, {"source only": risk, "in the large": risk**2}, y)
+    one, other, true = axes.get_lines()
+    share, mean = calibration_curve(y, risk, n_bins=5, strategy="quantile")
+    np.testing.assert_allclose(one.get_data(), [mean, share])
+    assert [one.get_color(), other.get_color()] == [GREYS[1], ORANGES[0]]
+    assert true.get_linestyle() == "--"
+
+
+def test_decision_curves_count_true_and_false_positives(shown):
+    rng = np.random.default_rng(1)
+    risk = rng.random(60).round(2)
+    y, at = (rng.random(60) < 0.4).astype(int), (0.1, 0.35, 0.8)
+    with figure() as (_, axes):
+        decision(axes, {"source only": risk}, y, at)
+    model, everyone, nobody = axes.get_lines()
+    for t, told, all_of_them in zip(at, model.get_ydata(), everyone.get_ydata(), strict=True):
+        (_, fp), (_, tp) = confusion_matrix(y, risk >= t)
+        assert told == pytest.approx(tp / 60 - fp / 60 * t / (1 - t))
+        assert all_of_them == pytest.approx(y.mean() - (1 - y.mean()) * t / (1 - t))
+    assert set(nobody.get_ydata()) == {0}
 
 
 def test_one_name_with_two_looks_keeps_its_legends(shown):

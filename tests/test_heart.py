@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from machine import FOLDER, real
 from pages import run_until
+from scipy import stats
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from mtlib.core import Batch
+from mtlib.book.results import recorded
 from mtlib.data import heart as module
 from mtlib.data.download import Altered
 from mtlib.data.heart import (
@@ -23,8 +28,10 @@ from mtlib.data.heart import (
     encode,
     hospitals,
     labelled,
+    pooled,
     prepare,
 )
+from mtlib.transfer.recalibration import in_the_large, prior_shift
 
 there = real("heart")
 
@@ -122,6 +129,23 @@ def test_draws_leave_both_kinds_on_both_sides():
         labelled(np.ones(20, dtype=int), 5, 1, 0)
 
 
+def test_sources_and_target_are_pooled_on_the_sources_scale():
+    a, b, c = (h for h, _ in zip(drawn().values(), range(3), strict=False))
+    pool = pooled({"A": a, "B": b}, c)
+    done = prepare(np.concatenate([encode(a.x), encode(b.x)]))
+    np.testing.assert_array_equal(pool.x, done(encode(c.x)))
+    np.testing.assert_array_equal(pool.xs, done(np.concatenate([encode(a.x), encode(b.x)])))
+    np.testing.assert_array_equal(pool.ys, np.r_[a.y, b.y])
+    assert pool.whose.tolist() == ["A"] * len(a.y) + ["B"] * len(b.y)
+    cut = pooled({"A": a, "B": b}, c, limit=1.5)
+    np.testing.assert_array_equal(cut.x, pool.x.clip(-1.5, 1.5))
+    assert abs(cut.xs).max() == 1.5 < abs(pool.xs).max()
+    alone = pooled({"A": a, "B": b}, c, lambda h: h.x[:, :1], own_scale=True)
+    assert alone.x.shape == (len(c.y), 1)
+    for part in (alone.x, alone.xs[: len(a.y)], alone.xs[len(a.y) :]):
+        assert abs(part.mean()) < 1e-9
+
+
 @pytest.fixture
 def patients(small):
     """Drawn patients, whom the page takes for the hospitals'."""
@@ -130,66 +154,131 @@ def patients(small):
     return plain
 
 
-def test_nothing_is_chosen_with_labels_of_the_target(patients, small):
-    """Baselines' settings, precisions, MAML's rate and the method itself: the target's outcomes shuffled, all stay."""
+def test_nothing_is_chosen_with_outcomes_of_the_target(patients, small):
+    """Each setting, and the way itself: the target's outcomes shuffled, all stay; those of a source shuffled, some move."""
 
-    def run(shuffled: str | None):
+    def run(shuffled: str | None, target: str):
         found = dict(patients)
         if shuffled:
             y = np.random.default_rng(0).permutation(patients[shuffled].y)
             found[shuffled] = patients[shuffled]._replace(y=y)
         small.setattr(module, "hospitals", lambda: found)
-        space = run_until("heart", "by_name")
-        return space["CHOSEN"]
+        page = run_until("heart", "scores")
+        return {way: page["chosen"](way, target, 10) for way in page["WAYS"]}
 
-    before = run(None)
-    kinds = {"C", "alone", "weight", "intercept", "L2-SP", "MAML", "ours"}
-    for target in ("Switzerland", "Cleveland"):
-        after = run(target)
-        mine = {k: v for k, v in before.items() if k[0] == target}
-        assert {k[1] for k in mine} == kinds
-        assert mine == {k: after[k] for k in mine}
+    before = run(None, "Switzerland")
+    assert {"L2-SP", "learned prior", "MAML", "transfer as chosen"} < {*before}
+    assert sum(np.isfinite(quality) and quality < 0 for _, quality in before.values()) == 9
+    assert before == run("Switzerland", "Switzerland")
+    assert before != run("Cleveland", "Switzerland")
 
 
-def test_the_correction(patients):
-    """What the page's learner claims, in one run of the page up to it."""
-    space = run_until("heart", "corrected")
-    penalised_maximum(space["corrected"])
-    intercept_alone_and_descent(space["corrected"], space["FIXED"])
+RECORD = recorded("heart")
 
 
-def penalised_maximum(corrected):
-    """(δ*, b*) against scikit-learn's solver, with one precision for all and no source (o = 0)."""
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(40, 18)), (rng.random(40) < 0.8).astype(float)
-    shown = Batch(torch.tensor(np.c_[x, np.zeros(40)]), torch.tensor(y)[:, None])
-    learner = corrected(pb=4.0, pw=4.0, steps=300)
-    phi = {k: v.double() for k, v in learner.init().items()}
-    delta = learner.adapt(phi, shown)["delta"].numpy()
-    model = LogisticRegression(C=1 / 4.0, fit_intercept=False, tol=1e-10, max_iter=5000)
-    np.testing.assert_allclose(delta, model.fit(np.c_[x, np.ones(40)], y).coef_[0], atol=1e-5)
+def runs(row: str, column: str) -> np.ndarray:
+    """(hospitals, seeds)."""
+    return np.array(RECORD.details["hospitals"]["ways"][row]["columns"][column]["each"])
 
 
-def intercept_alone_and_descent(corrected, held):
-    """Precisions of infinity keep the ranking; no step raises the objective."""
-    rng = np.random.default_rng(2)
-    x = torch.tensor(np.c_[rng.normal(size=(30, 18)), 3 * rng.normal(size=30)])
-    y = torch.tensor(rng.random(30) < 0.9).double()[:, None]
+def raw(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A hospital's file, read, coded and cleaned anew: (n, 18) with NaN, (n,)."""
+    table = np.genfromtxt(FOLDER / FILES[name].name, delimiter=",", missing_values="?")
+    x, ill = table[:, :13], table[:, 13] > 0
+    x[:, [3, 4]] = np.where(x[:, [3, 4]] == 0, np.nan, x[:, [3, 4]])
+    codes = {2: (1, 2, 3), 6: (1, 2), 10: (2, 3), 12: (6, 7)}
+    columns = [
+        np.where(np.isnan(x[:, j]), np.nan, x[:, j] == c) if c is not None else x[:, j]
+        for j in range(13)
+        for c in codes.get(j, (None,))
+    ]
+    return np.stack(columns, 1), ill.astype(int)
 
-    def theta(pw, steps):
-        learner = corrected(pb=0.3, pw=pw, steps=steps)
-        phi = {k: v.double() for k, v in learner.init().items()}
-        return learner, learner.adapt(phi, Batch(x, y))
 
-    learner, fixed = theta(held, 30)
-    moved = learner.predict(fixed, x) - x[:, -1:]
-    assert abs(moved.mean()) > 0.1 and moved.std() < 1e-3
+@there
+@pytest.mark.parametrize("target", list(FILES))
+def test_the_carried_model_is_that_of_plain_scikit_learn(target):
+    """The headline's log-loss and AUROC from the files, without a line of the package."""
+    hospitals = {name: raw(name) for name in FILES}
+    x, y = (
+        np.concatenate(v)
+        for v in zip(*(h for k, h in hospitals.items() if k != target), strict=True)
+    )
+    whose = np.repeat([0, 1, 2], [len(h[1]) for k, h in hospitals.items() if k != target])
+    ready = make_pipeline(SimpleImputer(), StandardScaler())
+    x, (there, truth) = ready.fit_transform(x).clip(-5, 5), hospitals[target]
 
-    def objective(steps):
-        learner, at = theta(3.0, steps)
-        p = torch.tensor([3.0] * 18 + [0.3])
-        loss = torch.nn.functional.binary_cross_entropy_with_logits
-        return loss(learner.predict(at, x), y, reduction="sum") + 0.5 * (p * at["delta"] ** 2).sum()
+    def left_out(c):
+        parts = []
+        for k in range(3):
+            model = LogisticRegression(C=c, max_iter=1000).fit(x[whose != k], y[whose != k])
+            parts.append(log_loss(y[whose == k], model.predict_proba(x[whose == k])[:, 1]))
+        return np.mean(parts)
 
-    values = [objective(k).item() for k in range(12)]
-    assert all(b <= a for a, b in pairwise(values)) and values[-1] < values[0]
+    c = min((0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), key=left_out)
+    risk = LogisticRegression(C=c, max_iter=1000).fit(x, y)
+    risk = risk.predict_proba(ready.transform(there).clip(-5, 5))[:, 1]
+    i, row = list(FILES).index(target), "source only, no patients"
+    assert log_loss(truth, risk) == pytest.approx(runs(row, "log-loss")[i, 0], abs=1e-4)
+    assert roc_auc_score(truth, risk) == pytest.approx(runs(row, "AUROC")[i, 0], abs=1e-3)
+
+
+@there
+def test_a_model_of_nine_tenths_is_that_of_plain_scikit_learn():
+    """Cleveland's own model by ten folds, at the strength that the record chose."""
+    hospitals = {name: raw(name) for name in FILES}
+    others = np.concatenate([hospitals[k][0] for k in FILES if k != "Cleveland"])
+    ready = make_pipeline(SimpleImputer(), StandardScaler()).fit(others)
+    x, y = hospitals["Cleveland"]
+    x = ready.transform(x).clip(-5, 5)
+    tried = np.array(RECORD.details["tuning"]["target only, Cleveland"])  # (settings, labels)
+    pull = (1.0, 3.0, 10.0, 30.0, 100.0)[tried[:, -1].argmax()]
+    said = cross_val_predict(
+        LogisticRegression(C=1 / pull, tol=1e-10, max_iter=5000),
+        x,
+        y,
+        cv=KFold(10, shuffle=True, random_state=0),
+        method="predict_proba",
+    )[:, 1]
+    row = "target only, nine tenths"
+    assert log_loss(y, said) == pytest.approx(runs(row, "log-loss")[0, 0], abs=1e-5)
+    assert roc_auc_score(y, said) == pytest.approx(runs(row, "AUROC")[0, 0], abs=1e-5)
+
+
+@there
+def test_what_the_text_says_of_switzerland_and_of_ca():
+    """Telling everyone the share is as good as the own model; Cleveland's ca lies twenty of the sources' deviations off."""
+    share = raw("Switzerland")[1].mean()
+    everyone = -share * np.log(share) - (1 - share) * np.log(1 - share)
+    assert abs(everyone - runs("target only, nine tenths", "log-loss")[2].mean()) < 0.02
+    held = hospitals()
+    pool = pooled({k: h for k, h in held.items() if k != "Cleveland"}, held["Cleveland"])
+    assert round(abs(pool.x).max()) == 20
+
+
+def test_versus_is_the_paired_difference_over_hospitals():
+    ours, rival = RECORD.versus.ours, RECORD.versus.baseline
+    saved = runs(rival, "log-loss") - runs(ours, "log-loss")  # an error saved is positive
+    by = {"hospitals": saved.mean(1), "seeds": saved.mean(0)}
+    half = {k: stats.t.ppf(0.975, len(v) - 1) * stats.sem(v) for k, v in by.items()}
+    unit = max(half, key=half.get)
+    assert (RECORD.versus.unit, RECORD.versus.n) == (unit, len(by[unit]))
+    assert RECORD.versus.mean == pytest.approx(saved.mean())
+    assert RECORD.versus.high - RECORD.versus.mean == pytest.approx(half[unit])
+
+
+def test_a_share_that_nobody_told_is_found_without_outcomes():
+    """The solution's iteration: where only the share changes it finds it, and so the log-loss of the known one."""
+    rng = np.random.default_rng(0)
+    y = rng.random(4000) < 0.8
+    x = rng.normal(size=4000) + np.where(y, 1, -1)
+    logits = torch.tensor(2 * x)  # Bayes' rule where half are ill
+    share = 0.5
+    for _ in range(200):
+        share = torch.sigmoid(logits + prior_shift(0.5, share)).mean().item()
+    assert share == pytest.approx(0.8, abs=0.02)
+
+
+def test_ten_ill_of_ten_and_a_prior_worth_one_patient():
+    b = in_the_large(torch.zeros(10), torch.ones(10), precision=1.0)
+    assert round(100 / (1 + np.exp(-b))) == 84

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -207,6 +208,48 @@ def prepare(x: np.ndarray) -> Preparation:
     whole = np.where(present, x, fill)
     scale = whole.std(0)
     return Preparation(fill, whole.mean(0), np.where(scale > 0, scale, 1.0))
+
+
+class Pool(NamedTuple):
+    """Patients of several hospitals as one table, and those of another hospital on the same scale."""
+
+    x: np.ndarray  # (n, D) of the other hospital, the target
+    xs: np.ndarray  # (N, D) of the sources, one after another
+    ys: np.ndarray  # (N,) their outcomes
+    whose: np.ndarray  # (N,) the name of each one's hospital
+
+
+def pooled(
+    sources: Mapping[str, Hospital],
+    target: Hospital,
+    read: Callable[[Hospital], np.ndarray] | None = None,
+    own_scale: bool = False,
+    limit: float = np.inf,
+) -> Pool:
+    """The sources' patients together, and the target's filled and scaled by what the sources have.
+
+    `read(hospital)` -> (n, D) says what a model sees of the patients, by default `encode` of the measurements. With
+    `own_scale` each hospital is filled and scaled by itself instead, which takes away what sets its patients apart. What
+    lies more than `limit` deviations off is brought to there: a measurement that the sources hardly made has a small
+    deviation among them, and large values elsewhere. Raises ValueError without a source, or unless limit > 0.
+    """
+    if not sources or not limit > 0:
+        raise ValueError(
+            f"expected at least one source hospital and a limit above 0, got {len(sources)} and {limit!r}"
+        )
+    seen = {name: (read or _encoded)(h) for name, h in sources.items()}
+    common, there = prepare(np.concatenate([*seen.values()])), (read or _encoded)(target)
+    z = {name: (prepare(x) if own_scale else common)(x) for name, x in seen.items()}
+    return Pool(
+        (prepare(there) if own_scale else common)(there).clip(-limit, limit),
+        np.concatenate([*z.values()]).clip(-limit, limit),
+        np.concatenate([h.y for h in sources.values()]),
+        np.repeat([*sources], [len(h.y) for h in sources.values()]),
+    )
+
+
+def _encoded(hospital: Hospital) -> np.ndarray:
+    return encode(hospital.x)
 
 
 def labelled(y: np.ndarray, labels: int, draws: int, seed: int) -> list[tuple[np.ndarray, ...]]:

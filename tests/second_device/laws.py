@@ -42,7 +42,15 @@ from mtlib.run.copies import evaluating
 from mtlib.run.replay import replay
 from mtlib.tasks import ClassSet, episodes, mixture
 from mtlib.train import early_stopping, fit
-from mtlib.transfer import align, critics, selection, transferability, unseen, weights
+from mtlib.transfer import (
+    align,
+    critics,
+    recalibration,
+    selection,
+    transferability,
+    unseen,
+    weights,
+)
 
 try:
     DEVICE = torch.device(name(), 0)
@@ -330,6 +338,10 @@ JUDGED = {
     "dev": lambda f, y: selection.dev(f[:, 0].abs(), f[:, 1].abs()),
     "dev, one of the CPU": lambda f, y: selection.dev(f[:, 0].abs(), f[:, 1].abs().cpu()),
     "interval": lambda f, y: interval(f[:, 0])[:2],
+    "in_the_large": lambda f, y: recalibration.in_the_large(f[:, 0], (y > 0).float(), 0.5),
+    "revised": lambda f, y: recalibration.revised(
+        f, f[:, 0], (y > 0).float(), f.new_ones(4)
+    ).tolist(),
 }
 
 
