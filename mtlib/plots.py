@@ -318,8 +318,8 @@ def roc(axes: Axes, inside: Any, values: Any) -> None:
     grid, curves = np.linspace(0, 1, 201), []
     for row in values:
         levels = np.sort(row)[::-1]
-        shares = [1 - np.searchsorted(np.sort(row[k]), levels) / k.sum() for k in (~inside, inside)]
-        curves.append(np.interp(grid, *(np.r_[0, share] for share in shares)))
+        above = [(row[k] >= levels[:, None]).sum(1) / k.sum() for k in (~inside, inside)]
+        curves.append(np.interp(grid, *(np.r_[0, share] for share in above)))
         axes.plot(100 * grid, 100 * curves[-1], color=GREYS[1], linewidth=0.8)
     axes.plot(100 * grid, 100 * np.mean(curves, 0), color=REFERENCE)
     axes.set(xlabel="outside: answered, %", ylabel="inside: answered, %")

@@ -232,8 +232,8 @@ def limit(seen: Sequence[Said]) -> float:
     Out of 99 quantiles of the nearness it is the one with the greatest sum of two shares: the asked sentences that are
     answered rightly, and those outside that are refused; the first of equal ones. Raises ValueError without sentences outside.
     """
-    if not seen or any(len(s.near) <= len(s.fine) for s in seen):
-        raise ValueError("expected answers in at least one episode, with sentences outside")
+    if not seen:
+        raise ValueError("expected answers in at least one episode, got none")
     near = torch.cat([s.near for s in seen]).double()
     levels = torch.quantile(near, torch.linspace(0.01, 0.99, 99).double())
 
@@ -245,12 +245,17 @@ def limit(seen: Sequence[Said]) -> float:
     return found
 
 
+def _inside(said: Said) -> int:
+    """How many sentences are of the domain. Raises ValueError without sentences outside."""
+    n = len(said.fine)
+    if len(said.near) <= n:
+        raise ValueError(f"expected sentences outside beside the {n} asked ones, got none")
+    return n
+
+
 def refusal(said: Said, level: float) -> dict[str, float]:
     """The two shares of `limit` at a level of nearness. Raises ValueError without sentences outside."""
-    n = len(said.fine)
-    if len(said.near) <= n:  # empty, or of none outside
-        raise ValueError(f"expected sentences outside beside the {n} asked ones, got none")
-    kept = said.near >= level
+    n, kept = _inside(said), said.near >= level
     return {
         "inside, right": (said.fine & kept[:n]).double().mean().item(),
         "outside, refused": 1 - kept[n:].double().mean().item(),
@@ -258,8 +263,11 @@ def refusal(said: Said, level: float) -> dict[str, float]:
 
 
 def areas(said: Said) -> dict[str, float]:
-    """The area under the ROC curve of sentences inside against those outside, by each of the two numbers."""
-    kinds = np.arange(len(said.near)) < len(said.fine)
+    """The area under the ROC curve of sentences inside against those outside, by each of the two numbers.
+
+    Raises ValueError without sentences outside.
+    """
+    kinds = np.arange(len(said.near)) < _inside(said)
     found = {"area, probability": said.sure, "area, nearness": said.near}
     return {k: float(roc_auc_score(kinds, v)) for k, v in found.items()}
 
