@@ -64,6 +64,7 @@ METHODS = {
     "ERM": (GREYS, 1),
     **dict.fromkeys(("from scratch", "fine-tuning from scratch", "untrained"), (GREYS, 0)),
     "random search": (GREYS, 0),
+    "logistic regression": (GREYS, 0),
     **dict.fromkeys(("source only", "no norm", "no norm, source only"), (GREYS, 1)),
     **dict.fromkeys(("pooled", "ridge on profiles"), (GREYS, 1)),
     **dict.fromkeys(("target only", "target alone", "targets alone", "raw inputs"), (GREYS, 2)),
@@ -362,6 +363,28 @@ def _outcomes(risks: Any, y: Any) -> Any:
                 f"expected risks from 0 to 1 of {name!r}, one for each of {len(y)} outcomes, got {v.shape}"
             )
     return y
+
+
+def roc(axes: Axes, inside: Any, values: Any) -> None:
+    """ROC curves: how much of the `inside` (N,), a bool each, is above a level that lets in so much of the rest; in percent.
+
+    `values` (K, N) are K rankings of the same items: a grey curve each, and a black one, their mean at each share of the rest.
+    """
+    inside, values = np.asarray(inside), np.asarray(values, float)
+    if inside.dtype != bool or values.ndim != 2 or values.shape[1:] != inside.shape:
+        raise ValueError(
+            f"expected rows of numbers for items that are inside or not, got {values.shape} and {inside.shape}"
+        )
+    if not 0 < inside.sum() < len(inside):
+        raise ValueError(f"expected items of both kinds, got {inside.sum()} of {len(inside)}")
+    grid, curves = np.linspace(0, 1, 201), []
+    for row in values:
+        levels = np.sort(row)[::-1]
+        above = [(row[k] >= levels[:, None]).sum(1) / k.sum() for k in (~inside, inside)]
+        curves.append(np.interp(grid, *(np.r_[0, share] for share in above)))
+        axes.plot(100 * grid, 100 * curves[-1], color=GREYS[1], linewidth=0.8)
+    axes.plot(100 * grid, 100 * np.mean(curves, 0), color=REFERENCE)
+    axes.set(xlabel="outside: answered, %", ylabel="inside: answered, %")
 
 
 def _named(found: Any, kind: type) -> None:

@@ -35,7 +35,7 @@ from mtlib.bilevel import (
     sharpness,
     unrolled,
 )
-from mtlib.book import cold_start, generalising
+from mtlib.book import cold_start, generalising, sentences
 from mtlib.book import directions as adaptation
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.contest import Way, alphabets, conclude, contest
@@ -237,6 +237,7 @@ from mtlib.plots import (
     lines,
     losses,
     player,
+    roc,
     scores,
     style,
     styles,
@@ -299,6 +300,9 @@ ROWS = Batch(torch.rand(8, 30), torch.arange(8) % 5)
 Z = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.arange(12) % 3
 USERS = cold_start.Users(torch.ones(8, 1), torch.ones(8, 1), np.array([0]), np.array([8]))
+LABELLED = (torch.eye(3).repeat(4, 1), np.arange(12) % 3)
+SAID = sentences.Said(LABELS, LABELS == 0, torch.rand(12), torch.rand(12))
+SENTENCES = sentences.Sentences(torch.rand(62, 4), torch.rand(62, 4), 5, 2, 6, {"val": 2}, 1, 4)
 SCORE = interval(torch.tensor([0.5, 0.6, 0.7]), draw=1.0)
 
 
@@ -2086,6 +2090,46 @@ BAD |= {
         lambda: generalising.train("ERM", (0.1, 0.0), NET, BATCHES, 1, 0, 0),
         "three numbers",
     ),
+    "sentences.answers: an unknown head": (
+        lambda: sentences.answers("tree", *LABELLED, LABELLED[0]),
+        "head",
+    ),
+    "sentences.answers: no strength of ridge": (
+        lambda: sentences.answers("ridge", *LABELLED, LABELLED[0], 0.0),
+        "strength",
+    ),
+    "cross_validated: one row of a class": (
+        lambda: sentences.cross_validated("ridge", LABELLED[0][:3], np.arange(3), (1.0,)),
+        "two labelled rows",
+    ),
+    "cross_validated: an unknown head": (
+        lambda: sentences.cross_validated("tree", *LABELLED, (1.0,)),
+        "head",
+    ),
+    "limit: no episode": (lambda: sentences.limit([]), "at least one episode"),
+    "limit: nothing outside": (lambda: sentences.limit([SAID]), "outside"),
+    "refusal: nothing outside": (lambda: sentences.refusal(SAID, 0.0), "outside"),
+    "areas: nothing outside": (lambda: sentences.areas(SAID), "outside"),
+    "Sentences: more labels than there are": (
+        lambda: SENTENCES.drawn((0,), 3, 0, names=False),
+        "at most 2 labels",
+    ),
+    "Sentences: no label": (lambda: SENTENCES.drawn((0,), 0, 0, names=False), "labels"),
+    "Sentences: a part that is not there": (lambda: SENTENCES.place("train"), "part"),
+    "Sentences: an unknown head": (
+        lambda: SENTENCES.offered("tree", 1.0, (0,), 2, 0),
+        "head",
+    ),
+    "sentences.trained: an unknown way": (
+        lambda: sentences.trained(SENTENCES, "pooled", 0, 0, 0.1, 1.0),
+        "by",
+    ),
+    "sentences.trained: no rate": (
+        lambda: sentences.trained(SENTENCES, "joint", 0, 0, -0.1, 1.0),
+        "rate|lr",
+    ),
+    "widest: one number": (lambda: adaptation.widest(torch.rand(1, 1)), "two directions"),
+    "widest: a row": (lambda: adaptation.widest(torch.rand(5)), "directions, seeds"),
     "domain_mixup: a negative strength": (
         lambda: unseen.domain_mixup(BATCHES, -1.0, 0),
         "strength",
@@ -2350,6 +2394,14 @@ BAD |= {
     "dots: more groups than names": (
         lambda: on_axes(lambda axes: dots(axes, {"a": [[0.5], [0.6]]}, ["x"], "%")),
         "at most 1 groups",
+    ),
+    "roc: numbers for other items": (
+        lambda: on_axes(lambda axes: roc(axes, [True, False], [[0.5]])),
+        "inside or not",
+    ),
+    "roc: one kind": (
+        lambda: on_axes(lambda axes: roc(axes, [True, True], [[0.5, 0.6]])),
+        "both kinds",
     ),
     "confusion: other lengths": (
         lambda: on_axes(lambda axes: confusion(axes, [0, 1], [0], "ab")),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, roc_curve
 
 from mtlib.book.drawings import alone_or_together, bowls, episode_and_trainings, two_losses
 from mtlib.book.page import equal, recorded_claim
@@ -31,6 +31,7 @@ from mtlib.plots import (
     lines,
     losses,
     reference,
+    roc,
     scores,
     style,
     styles,
@@ -155,6 +156,21 @@ def test_dots_show_every_run_and_the_mean(shown):
     }
     assert bars == {height["above"]: 3.0, height["below"]: 0.0}
     assert len(fig.legends) == 1
+
+
+def test_roc_curves_are_scikit_learns_with_their_mean(shown):
+    rng = np.random.default_rng(0)
+    inside = np.arange(90) < 40
+    values = rng.normal(size=(3, 90)) + inside
+    values[1] = np.round(values[1])  # ties
+    with figure() as (_, axes):
+        roc(axes, inside, values)
+    found = [line.get_ydata() / 100 for line in axes.get_lines()]
+    grid = np.linspace(0, 1, 201)
+    for row, curve in zip(values, found[:3], strict=True):
+        wrong, fine, _ = roc_curve(inside, row, drop_intermediate=False)
+        assert np.allclose(curve, np.interp(grid, wrong, fine))
+    assert np.allclose(found[3], np.mean(found[:3], 0))
 
 
 def test_a_confusion_matrix_counts_answers_by_class(shown):

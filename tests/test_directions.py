@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtlib.book.contest import conclude
-from mtlib.book.directions import Method, directions
+from mtlib.book.directions import Method, directions, widest
 from mtlib.evaluate import interval
 
 BETWEEN = [("a", "b"), ("b", "a"), ("a", "c")]
@@ -50,6 +50,14 @@ def recorded(monkeypatch):
     assert conclude("trees", contests=[found], **TOLD) == "recorded as trees.json"
     monkeypatch.delenv("MTLIB_RECORD")
     return found
+
+
+def test_the_widest_interval_is_students_over_directions_or_seeds():
+    each = torch.tensor([[0.7, 0.72, 0.71], [0.9, 0.91, 0.93]], dtype=torch.float64)
+    assert widest(each).interval == interval(each.mean(1)).interval
+    assert widest(each.T).interval == interval(each.mean(1)).interval
+    assert widest(each[:, :1]).mean == pytest.approx(0.8)
+    assert widest(each - each).interval == 0.0
 
 
 def test_without_a_record_live_methods_go_the_first_directions_once(full):
