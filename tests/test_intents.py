@@ -334,7 +334,7 @@ def test_the_headline_by_scikit_learn_alone():
         model = LogisticRegression(C=strength, tol=1e-8, max_iter=9999).fit(z[s], y)
         found.append((model.predict(z[q]) == np.repeat(np.arange(15), 10)).mean())
     row = held["domains"]["between"].index(f"the others to {own}")
-    kept = held["domains"]["ways"][name]["columns"]["5 labels"]["each"][row][0][0]
+    kept = held["domains"]["ways"][name]["columns"]["5 labels"]["each"][row][0]
     assert np.mean(found) == pytest.approx(kept, abs=0.002)
 
 
