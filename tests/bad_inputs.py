@@ -1749,6 +1749,14 @@ for _name, _make in _PENALTIES.items():
 _ZS, _LOGITS = torch.randn(1, 4, 3), torch.randn(1, 4, 5)
 BAD |= {
     "coral: one domain": (lambda: align.coral()(PHI, _ZS, _LOGITS), "T ≥ 2 domains"),
+    "recoloured: one row": (
+        lambda: align.recoloured(torch.zeros(1, 3), torch.zeros(4, 3)),
+        "B ≥ 2 rows",
+    ),
+    "recoloured: a strength of 0": (
+        lambda: align.recoloured(torch.zeros(4, 3), torch.zeros(4, 3), 0.0),
+        "strength > 0|above 0|strength",
+    ),
     "mmd: one domain": (lambda: align.mmd()(PHI, _ZS, _LOGITS), "T ≥ 2 domains"),
     "jan: one domain": (lambda: align.jan()(PHI, _ZS, _LOGITS), "T ≥ 2 domains"),
     "coral: one item": (lambda: align.coral()(PHI, torch.zeros(2, 1, 3), None), "B ≥ 2 items"),

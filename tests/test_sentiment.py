@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from pages import run_until
 
 from mtlib.data import sentiment as module
 from mtlib.data.sentiment import FILES, drawn, draws, sites
+from mtlib.data.sentiment import tested as order
 
 there = real("sentiment")
 
@@ -17,11 +20,12 @@ there = real("sentiment")
 @there
 def test_counts_and_copies():
     found = sites()
-    assert {k: len(s.texts) for k, s in found.items()} == {"Amazon": 987, "IMDb": 997, "Yelp": 996}
-    assert {k: s.repeated for k, s in found.items()} == {"Amazon": 13, "IMDb": 3, "Yelp": 4}
+    assert {k: len(s.texts) for k, s in found.items()} == {"Amazon": 981, "IMDb": 996, "Yelp": 995}
+    assert {k: s.repeated for k, s in found.items()} == {"Amazon": 19, "IMDb": 4, "Yelp": 5}
     for s in found.values():
         assert s.source.endswith("(real)") and set(s.y.tolist()) == {0, 1}
-        assert len({t.lower() for t in s.texts}) == len(s.texts) == len(s.y)
+        keys = {re.sub(r"[\W_]", "", t.lower()) for t in s.texts}
+        assert len(keys) == len(s.texts) == len(s.y)
         assert abs(s.y.double().mean() - 0.5) < 0.01
 
 
@@ -56,6 +60,8 @@ def test_draws_never_meet_their_test_rows():
             assert torch.equal(labels.argmax(1), rows.long() % 2)
     other = draws(z, y, labels=10, tasks=1, seed=4, fold=1)(0)
     assert set(other.query.x.flatten().tolist()) == set(range(100)) - tested
+    both = torch.cat([draws(z, y, 10, 1, 4, fold)(0).query.x[0, :, 0] for fold in (0, 1)])
+    assert torch.equal(both.long(), order(100, seed=4))
     for labels in (0, 3, 80):
         with pytest.raises(ValueError, match="even number of labels"):
             draws(z, y, labels=labels, tasks=1, seed=0)
