@@ -210,7 +210,8 @@ class Across:
         entries = []
         for way, kind in kinds.items():
             found = self.level(way)
-            runs = torch.stack([self._runs(self.right(way, t)) for t in self.domains]).mean(0)
+            each = [self.right(way, t).mean(1) for t in self.domains]
+            runs = torch.stack(each).mean(0)
             entries.append(row(way, kind, runs, found[self.items], found["targets"].mean))
         result = Result(
             page=self.page,

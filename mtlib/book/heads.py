@@ -181,7 +181,7 @@ class Heads:
 
         "MAML" practises the start of five steps of rate `inner`, and sets out from the sources' classifier. "ridge head"
         practises what a ridge regression is drawn to, and how strongly, at first λ = `inner`; it sets out from the sources'
-        own ridge regression. A run's number is the seed.
+        own ridge regression with λ = 4/C, as strict as their classifier. A run's number is the seed.
         """
         one_of(name=(name, ("MAML", "ridge head")))
 
@@ -219,7 +219,8 @@ class Heads:
             phi = self.start(kind, sources, c)
         else:
             learner = ridge(net, inner)
-            solved = ridge(net).adapt(ridge(net).init(), Batch(z, one_hot(y, 2, z.dtype)))
+            first = ridge(net, 4 / c)  # as the logistic loss bends by C/4 where it is undecided
+            solved = first.adapt(first.init(), Batch(z, one_hot(y, 2, z.dtype)))
             phi = learner.init() | {k: solved[k] for k in parameters(net)}
         parts = []
         for s in sources:
