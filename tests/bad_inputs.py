@@ -37,10 +37,12 @@ from mtlib.bilevel import (
 )
 from mtlib.book import cold_start, generalising, sentences
 from mtlib.book import directions as adaptation
+from mtlib.book.across import Across, Rival
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.contest import Way, alphabets, conclude, contest
 from mtlib.book.contest import folds as in_a_row
 from mtlib.book.drawings import bowls
+from mtlib.book.heads import Heads, linear_net
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
     Entry,
@@ -105,8 +107,9 @@ from mtlib.data.navigation import best_return, every_draw, line_return, line_wal
 from mtlib.data.planted import planted, turned
 from mtlib.data.scenes import scenes
 from mtlib.data.sentiment import drawn as drawn_site
-from mtlib.data.sentiment import draws
+from mtlib.data.sentiment import draws, with_share
 from mtlib.data.sentiment import read as read_site
+from mtlib.data.sentiment import tested as tested_rows
 from mtlib.data.sinusoids import (
     best_linear,
     best_possible,
@@ -159,6 +162,7 @@ from mtlib.learners.finetune import (
     l2_sp,
     layers,
     linear_probe,
+    logistic_head,
     lowest,
     lp_ft,
     spectral_sum,
@@ -1592,6 +1596,18 @@ BAD |= {
         lambda: protomaml(NO_BIAS, cross_entropy, 0.1, 1),
         "with a bias",
     ),
+    "logistic_head: a class that is absent": (
+        lambda: logistic_head(torch.randn(4, 3), torch.tensor([0, 0, 2, 2])),
+        "each with a row",
+    ),
+    "logistic_head: C of 0": (
+        lambda: logistic_head(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]), 0.0),
+        "c > 0|above 0|c",
+    ),
+    "logistic_head: a label too few": (
+        lambda: logistic_head(torch.randn(4, 3), torch.tensor([0, 0, 1])),
+        "as many labels",
+    ),
     "linear_probe: no regularisation": (
         lambda: linear_probe(NET, cross_entropy, 0.0),
         "strength > 0",
@@ -1772,6 +1788,14 @@ for _name, _make in _PENALTIES.items():
 _ZS, _LOGITS = torch.randn(1, 4, 3), torch.randn(1, 4, 5)
 BAD |= {
     "coral: one domain": (lambda: align.coral()(PHI, _ZS, _LOGITS), "T ≥ 2 domains"),
+    "recoloured: one row": (
+        lambda: align.recoloured(torch.zeros(1, 3), torch.zeros(4, 3)),
+        "B ≥ 2 rows",
+    ),
+    "recoloured: a strength of 0": (
+        lambda: align.recoloured(torch.zeros(4, 3), torch.zeros(4, 3), 0.0),
+        "strength > 0|above 0|strength",
+    ),
     "mmd: one domain": (lambda: align.mmd()(PHI, _ZS, _LOGITS), "T ≥ 2 domains"),
     "jan: one domain": (lambda: align.jan()(PHI, _ZS, _LOGITS), "T ≥ 2 domains"),
     "coral: one item": (lambda: align.coral()(PHI, torch.zeros(2, 1, 3), None), "B ≥ 2 items"),
@@ -1853,6 +1877,14 @@ BAD |= {
     "selection.entropy: NaN": (lambda: selection.entropy(torch.full((4, 2), NAN)), "finite"),
     "information: class numbers": (lambda: selection.information(LABELS), r"\(n, "),
     "information: a list": (lambda: selection.information([[0.1, 0.9]]), "tensor"),
+    "class_shares: probabilities": (
+        lambda: selection.class_shares(torch.full((4, 2), 0.5)),
+        "got probabilities",
+    ),
+    "class_shares: shares of other classes": (
+        lambda: selection.class_shares(torch.randn(4, 2), torch.full((3,), 1 / 3)),
+        "2 shares",
+    ),
     "snd: a temperature of 0": (lambda: selection.snd(Z, 0.0), "temperature > 0"),
     "temperature: one-hot rows": (
         lambda: selection.temperature(torch.randn(4, 3), torch.eye(4, 3)),
@@ -2749,6 +2781,44 @@ BAD |= {
         ),
         "live",
     ),
+    "across: no way": (lambda: Across("a", {}, "abc", "d"), "at least one"),
+    "across: a function for a Rival": (
+        lambda: Across("a", {"x": lambda: 0}, "abc", "d"),
+        "Rival",
+    ),
+    "across: an unknown kind": (
+        lambda: Across("a", {"x": Rival("ours", max, [1])}, "abc", "d"),
+        "kind",
+    ),
+    "across: nothing to choose from": (
+        lambda: Across("a", {"x": Rival("meta", max, [])}, "abc", "d"),
+        "settings",
+    ),
+    "across: two domains": (
+        lambda: Across("a", {"x": Rival("meta", max, [1])}, "ab", "d"),
+        "three domains",
+    ),
+    "across: answers without draws": (
+        lambda: Across("a", {"x": Rival("meta", lambda *a: torch.zeros(4), [1])}, "abc", "d").asked(
+            "x", "a"
+        ),
+        "draws",
+    ),
+    "across: answers that are shares": (
+        lambda: Across(
+            "a", {"x": Rival("meta", lambda *a: torch.full((2, 4), 0.5), [1])}, "abc", "d"
+        ).asked("x", "a"),
+        "0 or 1",
+    ),
+    "heads: a strength that is none": (
+        lambda: Heads({}, {}, 1.0),
+        "strength",
+    ),
+    "heads: an unknown meta-learner": (
+        lambda: Heads({}, {}, max).practising(10, "Reptile"),
+        "MAML",
+    ),
+    "linear_net: no features": (lambda: linear_net(0), "width"),
     "conclude: no contest": (
         lambda: conclude("a", "b", "c", [], ("x", "y"), "5 labels"),
         "contest",
@@ -3290,6 +3360,9 @@ BAD |= {
         lambda: draws(Z, LABELS, 2, 1, 0),
         "class numbers from 0 to 1",
     ),
+    "tested: a negative seed": (lambda: tested_rows(4, -1), "seed"),
+    "with_share: more than all": (lambda: with_share(torch.arange(8) % 2, 1.5, 0), "share"),
+    "with_share: a class too few": (lambda: with_share(torch.zeros(8).long(), 0.5, 0), "items"),
     "sentiment.drawn: an unknown site": (lambda: drawn_site("Google"), "Amazon"),
     "bccd: an unknown part": (lambda: bccd.bccd("valid"), "expected a part"),
     "blood_cells: a size of one number": (lambda: bccd.blood_cells(size=320), "size"),

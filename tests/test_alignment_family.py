@@ -20,7 +20,19 @@ from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import whole
 from mtlib.train import cosine_adam, fit
 from mtlib.transfer import selection
-from mtlib.transfer.align import WIDTHS, afn, bsp, coral, discrepancy, information, jan, kernel, mmd
+from mtlib.transfer.align import (
+    WIDTHS,
+    afn,
+    bsp,
+    coral,
+    covariance,
+    discrepancy,
+    information,
+    jan,
+    kernel,
+    mmd,
+    recoloured,
+)
 from mtlib.transfer.critics import (
     CRITIC,
     adda,
@@ -55,6 +67,20 @@ def critic(inputs, outputs):
 
 def log_softmax(a):
     return a - np.log(np.exp(a).sum(-1, keepdims=True))
+
+
+def test_recoloured_features_have_the_other_covariance():
+    """With NumPy: CORAL's map is A = (C_s + λI)^(−1/2) (C_t + λI)^(1/2), and Aᵀ (C_s + λI) A = C_t + λI."""
+    z, like = normal(40, D) @ normal(D, D, seed=2), 3 + normal(30, D, seed=3)
+    for strength in (1e-3, 1.0):
+        a = np.linalg.lstsq(z.numpy(), recoloured(z, like, strength).numpy(), rcond=None)[0]
+        c, other = (np.cov(v.numpy().T) + strength * np.eye(D) for v in (z, like))
+        np.testing.assert_allclose(a.T @ c @ a, other, atol=1e-9)
+        assert (np.linalg.eigvals(np.linalg.inv(c) @ other).real > 0).all()
+    assert torch.allclose(recoloured(z, like, 1e9), z, atol=1e-6)  # a large λ does nothing
+    torch.testing.assert_close(covariance(recoloured(z, like, 1e-12)), covariance(like))
+    with pytest.raises(ValueError, match="columns"):
+        recoloured(z, like[:, :2])
 
 
 # Distances and spectra -----------------------------------------------------------------------

@@ -6,7 +6,8 @@ import numpy as np
 import problems
 import pytest
 import torch
-from problems import seeded
+from problems import normal, seeded
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -21,6 +22,7 @@ from mtlib.learners.finetune import (
     l2_sp,
     layers,
     linear_probe,
+    logistic_head,
     lp_ft,
 )
 from mtlib.learners.lora import lora, merged
@@ -243,3 +245,22 @@ def test_lora_refuses_what_it_cannot_thin():
         lora(net, mse_loss, 0.1, 1)
     with pytest.raises(ValueError, match="rank of at least 1"):
         lora(mlp(4, (8,), 2), mse_loss, 0.1, 1, rank=0)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_logistic_head_is_scikit_learns(classes):
+    """Its probabilities are those of scikit-learn; weights of two are rows that stand twice."""
+    z, y = normal(60, 4), torch.arange(60) % classes
+    z = z + y[:, None]
+    phi = logistic_head(z, y, 0.5)
+    model = LogisticRegression(C=0.5, max_iter=5000).fit(z.numpy(), y.numpy())
+    p = torch.softmax(z @ phi["head.weight"].mT + phi["head.bias"], 1)
+    np.testing.assert_allclose(p.numpy(), model.predict_proba(z.numpy()), atol=1e-10)
+    twice = logistic_head(torch.cat([z, z[:9]]), torch.cat([y, y[:9]]), 0.5)
+    weight = torch.ones(60, dtype=torch.float64)
+    weight[:9] = 2
+    weighed = logistic_head(z, y, 0.5, weight)
+    torch.testing.assert_close(weighed["head.weight"], twice["head.weight"], atol=1e-3, rtol=1e-3)
+    assert logistic_head(z.float(), y)["head.bias"].dtype == torch.float32
+    with pytest.raises(ValueError, match="each with a row"):
+        logistic_head(z, y + 1)

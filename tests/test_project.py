@@ -84,6 +84,8 @@ NEED_PAGES = {
     "mtlib.book.drawings",
     "mtlib.book.contest",
     "mtlib.book.directions",
+    "mtlib.book.across",
+    "mtlib.book.heads",
     "mtlib.book.ways",
     "mtlib.book.weighing",
 }

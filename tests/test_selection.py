@@ -9,7 +9,15 @@ import pytest
 import torch
 from scipy import stats
 
-from mtlib.transfer.selection import density_ratio, dev, entropy, information, snd, temperature
+from mtlib.transfer.selection import (
+    class_shares,
+    density_ratio,
+    dev,
+    entropy,
+    information,
+    snd,
+    temperature,
+)
 
 
 def test_entropy_and_information_by_hand():
@@ -164,3 +172,23 @@ def test_no_temperature_where_the_labels_do_not_tell_one():
         temperature(sure, torch.arange(4))
     with pytest.raises(ValueError, match="follow their labels"):
         temperature(sure, torch.arange(4).roll(1))
+
+
+def test_class_shares_find_a_change_of_shares_and_nothing_else():
+    """Two normals with exact posteriors: EM finds 80 %. At its end the mean corrected answer is the share itself."""
+    rng = np.random.default_rng(0)
+    y = rng.random(20_000) < 0.8
+    x = torch.from_numpy(rng.normal(size=y.size) + np.where(y, 1.0, -1.0))
+    logits = torch.stack([-x, x], 1)  # log p(y | x) for equal shares
+    found = class_shares(logits, steps=300)
+    assert abs(found[1] - 0.8) < 0.01 and abs(found.sum() - 1) < 1e-12
+    corrected = torch.softmax(logits + found.log(), 1)
+    torch.testing.assert_close(corrected.mean(0), found, atol=1e-6, rtol=0)
+    again = class_shares(logits + torch.tensor([0.3, 0.7]).log(), torch.tensor([0.3, 0.7]), 300)
+    torch.testing.assert_close(again, found, atol=1e-6, rtol=0)
+    moved = class_shares(
+        torch.stack([-(x - 1), x - 1], 1)
+    )  # a shift of x is taken for one of shares
+    assert moved[1] < 0.6
+    with pytest.raises(ValueError, match="sum to 1"):
+        class_shares(logits, torch.tensor([0.5, 0.6]))

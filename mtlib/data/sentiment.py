@@ -14,7 +14,7 @@ from torch import Tensor
 from mtlib.core import Batch, Episode, Stream
 from mtlib.data.download import Remote, Unreachable, fetch
 from mtlib.data.parsing import content, parsing
-from mtlib.tasks import check_rows, check_seed, one_hot, positive
+from mtlib.tasks import check_rows, check_seed, one_hot, positive, within
 
 _AMAZON = (
     "https://raw.githubusercontent.com/wriazati/sentiment-analyzer/"
@@ -60,7 +60,8 @@ class Site(NamedTuple):
 def sites() -> dict[str, Site]:
     """Amazon, IMDb and Yelp, or three drawn sites without file and network; each `source` says which.
 
-    A sentence that occurs twice in a site, capitals aside, is kept once, so that no split can separate two copies.
+    A sentence that occurs twice in a site is kept once, so that no split can separate two copies: "Great phone!." is a
+    copy of "Great Phone.", as letters and digits alone count, and capitals do not. The first label stands.
     Raises `mtlib.data.download.Altered` for a file with the wrong digest.
     """
     try:
@@ -123,8 +124,7 @@ def draws(z: Tensor, y: Tensor, labels: int, tasks: int, seed: int, fold: int = 
     check_seed(seed)
     check_rows(Batch(z, y), "the site")
     one_hot(y, 2)  # no other labels
-    rows = np.random.default_rng(seed).permutation(len(y))
-    halves = np.split(rows, [len(y) // 2])
+    halves = np.split(tested(len(y), seed).numpy(), [len(y) // 2])
     held, rest = halves[fold], halves[1 - fold]
     of_class = [rest[y[rest].numpy() == c] for c in (0, 1)]
     if (
@@ -149,10 +149,41 @@ def draws(z: Tensor, y: Tensor, labels: int, tasks: int, seed: int, fold: int = 
     return stream
 
 
+def tested(n: int, seed: int) -> Tensor:
+    """The order in which the folds 0 and 1 of `draws` test the n rows of a site, one after the other: (n,) row numbers."""
+    positive(n=n)
+    check_seed(seed)
+    return torch.from_numpy(np.random.default_rng(seed).permutation(n))
+
+
+def with_share(y: Tensor, share: float, seed: int) -> Tensor:
+    """Row numbers of n // 2 of n items, a `share` of them of class 1, in random order: a site where that share praises.
+
+    y (n,) of 0 and 1, about as many of each. Raises ValueError where a class has too few items.
+    """
+    check_seed(seed)
+    one_hot(y, 2)  # no other labels
+    within(0, 1, share=share)
+    rng, size = np.random.default_rng(seed), len(y) // 2
+    ones = round(size * share)
+    rows = [rng.permutation(np.flatnonzero(y.numpy() == c)) for c in (0, 1)]
+    if len(rows[0]) < size - ones or len(rows[1]) < ones:
+        raise ValueError(
+            f"expected {size - ones} and {ones} items of the classes, got {[*map(len, rows)]}"
+        )
+    kept = np.concatenate([rows[0][: size - ones], rows[1][:ones]])
+    return torch.from_numpy(rng.permutation(kept))
+
+
+def _key(text: str) -> str:
+    """Lower-case letters and digits alone, by which copies are told; a text without any, such as ":-)", is its own key."""
+    return "".join(filter(str.isalnum, text.lower())) or text
+
+
 def _once(texts: Sequence[str], labels: Sequence[int], name: str, kind: str) -> Site:
     kept: dict[str, tuple[str, int]] = {}
     for text, label in zip(texts, labels, strict=True):
-        kept.setdefault(text.lower(), (text, label))
+        kept.setdefault(_key(text), (text, label))
     y = torch.tensor([label for _, label in kept.values()])
     source = f"sentences from {name}, {len(kept)} of {len(texts)} once copies are dropped ({kind})"
     return Site([text for text, _ in kept.values()], y, len(texts) - len(kept), source)

@@ -16,6 +16,7 @@ from mtlib.joint import Penalty
 from mtlib.learners.finetune import spectral_sum
 from mtlib.learners.gradient import at_least_zero
 from mtlib.learners.metric import squared_distances
+from mtlib.run.devices import double
 from mtlib.tasks import above_zero, positive
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of Gaussian kernels, times the mean squared distance
@@ -24,7 +25,7 @@ WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of Gaussian kernels, times the mean squar
 def coral(strength: float = 1.0) -> Penalty:
     """Deep CORAL: λ · ‖C_s − C_t‖²_F / (4D²), C the covariance of a domain's features (B, D).
 
-    With more than two domains, the mean over their pairs. {cite}`sun2016coral`
+    With more than two domains, the mean over their pairs. `recoloured` needs no training. {cite}`sun2016coral`
     """
     at_least_zero(strength=strength)
 
@@ -35,6 +36,26 @@ def coral(strength: float = 1.0) -> Penalty:
         return strength * gaps.mean() / (4 * z.shape[-1] ** 2)
 
     return penalty
+
+
+def recoloured(z: Tensor, like: Tensor, strength: float = 1.0) -> Tensor:
+    """CORAL in closed form: features z (N, D) with the covariance of another domain's, `like` (M, D).
+
+    z (C + λI)^(−1/2) (C_like + λI)^(1/2), each C a covariance, λ = `strength` > 0; 1 in the paper. It is the linear map of z
+    that brings the two, with λI added, to agree; the larger λ, the less it does. Means are mapped along: take each domain's own
+    off before. Computed in float64. Raises ValueError for features of different widths. {cite}`sun2016return`
+    """
+    above_zero(strength=strength)
+    z, like, kind, place = double(z), double(like), z.dtype, z.device
+    if z.shape[-1:] != like.shape[-1:]:
+        raise ValueError(f"expected as many columns twice, got {z.shape} and {like.shape}")
+
+    def power(features: Tensor, p: float) -> Tensor:
+        values, vectors = torch.linalg.eigh(covariance(features))
+        found: Tensor = (vectors * (values.clamp_min(0) + strength) ** p) @ vectors.mT
+        return found
+
+    return (z @ power(z, -0.5) @ power(like, 0.5)).to(place, kind)
 
 
 def covariance(z: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mtlib.run.devices import double
-from mtlib.tasks import check_tensor
+from mtlib.tasks import check_tensor, positive
 from mtlib.transfer.transferability import rows
 
 
@@ -76,6 +76,27 @@ def temperature(logits: Tensor, y: Tensor) -> float:
             "best. Give more items, or other ones than those trained on."
         )
     return math.exp(-brentq(slope, low, high, xtol=1e-10))
+
+
+def class_shares(logits: Tensor, before: Tensor | None = None, steps: int = 100) -> Tensor:
+    """Shares of the classes among unlabelled items (C,), from a classifier's logits (n, C), by EM.
+
+    π ← mean_i q_i, q_ic ∝ π_c p_ic / `before`_c, p = softmax(logits), from π = `before`, the shares where the classifier was
+    trained, equal ones unless given. `logits + (π / before).log()` are the corrected logits. It assumes calibrated
+    probabilities, and that nothing but the shares has changed: what else moves the answers is taken for a change of shares.
+    Computed in float64. Raises ValueError for another shape, rows that are probabilities, or shares that do not sum to 1.
+    {cite}`saerens2002adjusting`
+    """
+    positive(steps=steps)
+    p = torch.softmax(_logits(logits), 1)
+    first = torch.full_like(p[0], 1 / p.shape[1]) if before is None else double(before).to(p)
+    if first.shape != p[0].shape or bool((first <= 0).any()) or abs(float(first.sum()) - 1) > 1e-6:
+        raise ValueError(f"expected {p.shape[1]} shares above 0 that sum to 1, got {before}")
+    shares = first
+    for _ in range(steps):
+        q = shares / first * p
+        shares = (q / q.sum(1, keepdim=True)).mean(0)
+    return shares
 
 
 def snd(x: Tensor, temperature: float = 0.05) -> float:
