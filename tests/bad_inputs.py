@@ -38,7 +38,7 @@ from mtlib.bilevel import (
 from mtlib.book import directions as adaptation
 from mtlib.book import generalising
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
-from mtlib.book.contest import Way, alphabets, conclude, contest
+from mtlib.book.contest import Trial, Way, alphabets, conclude, contest, measured
 from mtlib.book.drawings import bowls
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
@@ -211,15 +211,21 @@ from mtlib.metrics import auroc, macro_f1
 from mtlib.models.backbones import ReadImages, pretrained, split
 from mtlib.models.detection import (
     Detections,
+    annotated,
     average_precision,
+    by_photograph,
+    caught,
+    centre_head,
     centre_loss,
     decode,
     detector,
+    feature_maps,
     flipped,
     judge,
     resampled,
     targets,
 )
+from mtlib.models.detection import photographs as stream_of_photographs
 from mtlib.models.efficientnet import EfficientNetLite0, pooled
 from mtlib.models.encoders import encoded, hashed, minilm
 from mtlib.nets import conv2, conv4, mlp, normed, policy_net, seeded, two_halves, wrap
@@ -232,6 +238,7 @@ from mtlib.plots import (
     confusion,
     dots,
     figure,
+    framed,
     lines,
     losses,
     player,
@@ -2185,6 +2192,42 @@ BAD |= {
         "one entry per photograph",
     ),
     "judge: an IoU of 0": (lambda: judge(*photographs(), 2, iou=0.0), "iou"),
+    "annotated: a class that there is not": (
+        lambda: annotated([torch.zeros(0, 4)], [torch.zeros(0).long()], 2, 32, 32, (2,)),
+        "from 0 to 1",
+    ),
+    "annotated: labels missing": (
+        lambda: annotated([torch.zeros(1, 4)], [torch.zeros(0).long()], 2, 32, 32),
+        "one label per box",
+    ),
+    "by_photograph: one photograph": (
+        lambda: by_photograph(judge(*photographs(1), 2)[0]),
+        "two photographs",
+    ),
+    "caught: labels missing": (
+        lambda: caught(*photographs()[:2], [torch.tensor([0])], 2),
+        "one entry per photograph",
+    ),
+    "centre_head: a width of 6": (lambda: centre_head(5, 2, 6), "multiple of 4"),
+    "centre_head: no inputs": (lambda: centre_head(0, 2), "inputs"),
+    "photographs: no set": (lambda: stream_of_photographs(classes=2), "at least one"),
+    "photographs: targets of other classes": (
+        lambda: stream_of_photographs(
+            Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, 6, 8, 8)), classes=3
+        ),
+        r"3 \+ 4 channels",
+    ),
+    "photographs: no batch": (
+        lambda: stream_of_photographs(
+            Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, 6, 8, 8)), classes=2, batch=0
+        ),
+        "batch",
+    ),
+    "feature_maps: grey photographs": (
+        lambda: feature_maps(torch.zeros(1, 1, 32, 32)),
+        "whole cells",
+    ),
+    "feature_maps: half a cell": (lambda: feature_maps(torch.zeros(1, 3, 30, 32)), "whole cells"),
     "resampled: counts of other photographs": (
         lambda: resampled(judge(*photographs(), 2)[0], torch.ones(5, 3)),
         "photographs",
@@ -2256,6 +2299,22 @@ BAD |= {
     "bars: a negative half-width": (
         lambda: on_axes(lambda axes: bars(axes, [1], [0.1], [-0.1])),
         "half",
+    ),
+    "framed: a label beyond the classes": (
+        lambda: on_axes(
+            lambda axes: framed(
+                axes, torch.zeros(3, 8, 8), torch.ones(1, 4), torch.tensor([1]), ["x"]
+            )
+        ),
+        "class numbers below 1",
+    ),
+    "framed: channels last": (
+        lambda: on_axes(
+            lambda axes: framed(
+                axes, torch.zeros(8, 8, 3), torch.ones(1, 4), torch.tensor([0]), ["x"]
+            )
+        ),
+        "an image",
     ),
     "dots: runs without groups": (
         lambda: on_axes(lambda axes: dots(axes, {"a": [0.5]}, ["x"], "%")),
@@ -2590,6 +2649,17 @@ BAD |= {
             live=("y",),
         ),
         "live",
+    ),
+    "measured: no trial": (lambda: measured("a", "b", {}, "photographs", "d"), "at least one"),
+    "measured: a Way for a Trial": (
+        lambda: measured("a", "b", {"x": Way("meta", max, (1,))}, "photographs", "d"),
+        "a Trial",
+    ),
+    "measured: a live trial that is none": (
+        lambda: measured(
+            "a", "b", {"x": Trial("meta", max, abs, (1,))}, "photographs", "d", ("MAML",)
+        ),
+        "MAML",
     ),
     "conclude: no contest": (
         lambda: conclude("a", "b", "c", [], ("x", "y"), "5 labels"),

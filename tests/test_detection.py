@@ -291,7 +291,9 @@ def test_what_was_caught_has_the_size_of_its_box_and_the_score_of_what_found_it(
     torch.testing.assert_close(rows[0][:, 0], torch.full((len(rows[0]),), 20.0).double())
     for r, judged in zip(rows, judge(found, boxes, labels, 3), strict=True):
         assert (r[:, 1] > 0).sum() == judged.hits.sum()
-    assert set(rows[0][:, 1].float().tolist()) - {0.0} <= {s for d in found for s in d.scores.tolist()}
+    assert set(rows[0][:, 1].float().tolist()) - {0.0} <= {
+        s for d in found for s in d.scores.tolist()
+    }
     nothing = [Detections(b[:0], k[:0], b[:0, 0]) for b, k in zip(boxes, labels, strict=True)]
     empty = caught(nothing, boxes, labels, 3)
     assert [r[:, 1].sum() for r in empty] == [0, 0, 0]
@@ -311,8 +313,11 @@ def test_the_head_fits_feature_maps_and_is_the_detectors():
     head, net = centre_head(5, 2, 8), detector(2, 8)
     assert head(torch.rand(3, 5, 10, 12)).shape == (3, 6, 10, 12)
     assert {k: v.shape for k, v in net.head.state_dict().items()} == {
-        k: v.shape for k, v in centre_head(8, 2, 8).state_dict().items()
+        k: v.shape for k, v in centre_head(8, 2, 8, rows=True).state_dict().items()
     }
+    x, plain = torch.rand(2, 3, 40, 48), detector(2, 8, seed=4)
+    assert torch.equal(detector(2, 8, seed=4, rows=True)(x), plain(x).flatten(1))
+    assert not torch.equal(plain[0][0][0].weight, detector(2, 8, seed=5)[0][0][0].weight)
 
 
 def some_sets(n=12):

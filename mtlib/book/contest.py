@@ -170,7 +170,8 @@ class Contest:
     def gain(self, one: str, other: str, column: str | None = None) -> Paired:
         """`minus` as a record keeps it: more is better, over seeds or groups, whichever is wider, with its unit and number."""
         gap, sign = self.minus(one, other, column), 1 if self.higher else -1
-        over: dict[str, float] = {"seeds": gap.seeds or 0.0, self.found["groups"]: gap.groups}
+        over: dict[str, float] = {} if gap.seeds is None else {"seeds": gap.seeds}
+        over[self.found["groups"]] = gap.groups
         unit = max(over, key=lambda u: over[u])
         n = len(self.runs(one, column) if unit == "seeds" else self._sizes(column))
         ends = (sign * gap.mean - gap.widest, sign * gap.mean + gap.widest)

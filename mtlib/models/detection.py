@@ -45,11 +45,13 @@ class Judged(NamedTuple):
     truths: Tensor  # (n,) boxes in each photograph
 
 
-def detector(classes: int, width: int = 32, seed: int | None = None) -> nn.Sequential:
+def detector(
+    classes: int, width: int = 32, seed: int | None = None, rows: bool = False
+) -> nn.Sequential:
     """A compact network: (B, 3, H, W) -> (B, C + 4, H/4, W/4). Its `head` is two layers, its `body` the rest.
 
     Group norm sees one photograph at a time, so that no prediction depends on its neighbours in the batch. With a `seed` it
-    is drawn from that alone. Raises ValueError unless `width` is a multiple of 8.
+    is drawn from that alone; with `rows` the maps of a photograph are one row, (B, (C + 4)·h·w), as `fit` takes them. Raises ValueError unless `width` is a multiple of 8.
     """
     positive(classes=classes, width=width)
     if width % 8:
@@ -60,11 +62,13 @@ def detector(classes: int, width: int = 32, seed: int | None = None) -> nn.Seque
         strides = (_block(3, half, 2), _block(half, width, 2))
         context = (_block(width, width, dilation=d) for d in (1, 2, 4))
         body = nn.Sequential(*strides, *context)
-        return nn.Sequential(OrderedDict(body=body, head=centre_head(width, classes, width)))
+        return nn.Sequential(
+            OrderedDict(body=body, head=centre_head(width, classes, width, rows=rows))
+        )
 
 
 def centre_head(
-    inputs: int, classes: int, width: int = 32, seed: int | None = None
+    inputs: int, classes: int, width: int = 32, seed: int | None = None, rows: bool = False
 ) -> nn.Sequential:
     """The last two layers of `detector`, for feature maps made elsewhere: (B, `inputs`, h, w) -> (B, C + 4, h, w).
 
@@ -80,7 +84,7 @@ def centre_head(
     with torch.no_grad():
         assert last.bias is not None
         last.bias.copy_(torch.tensor([-4.0] * classes + [3.0, 3.0, 0.5, 0.5]))
-    return nn.Sequential(block, last)
+    return nn.Sequential(block, last, *[nn.Flatten()] * rows)
 
 
 def _block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -183,7 +187,8 @@ def photographs(
     """Batches of photographs from several annotated sets at once: `stream(step)` -> Batch of x (T, B, 3, H, W).
 
     A set has x (n, 3, H, W) and y (n, C + 4, h, w), as `annotated` makes it; the stream's y are their rows,
-    (T, B, (C + 4)·h·w), which `centre_loss` reads. Two of three photographs are drawn because they show a class, each
+    (T, B, (C + 4)·h·w), as `fit` takes them and a detector with `rows=True` gives them. Two of three photographs are drawn
+    because they show a class, each
     class in turn, so that a rare one is seen often; the others are drawn alike. With `vary` each batch of a set is mirrored
     at random, and each photograph's contrast and brightness change a little; feature maps go without. Raises ValueError for
     no set, or one whose targets do not fit.
@@ -407,7 +412,9 @@ def by_photograph(judged: Judged) -> Tensor:
     n = len(judged.truths)
     if n < 2:
         raise ValueError(f"expected at least two photographs, got {n}")
-    whole, without = resampled(judged, torch.cat([torch.ones(1, n), 1 - torch.eye(n)])).split([1, n])
+    whole, without = resampled(judged, torch.cat([torch.ones(1, n), 1 - torch.eye(n)])).split(
+        [1, n]
+    )
     return n * whole - (n - 1) * without
 
 
