@@ -220,6 +220,7 @@ from mtlib.models.detection import (
     decode,
     detector,
     feature_maps,
+    find,
     flipped,
     judge,
     resampled,
@@ -2210,6 +2211,11 @@ BAD |= {
     ),
     "centre_head: a width of 6": (lambda: centre_head(5, 2, 6), "multiple of 4"),
     "centre_head: no inputs": (lambda: centre_head(0, 2), "inputs"),
+    "find: maps of other classes": (
+        lambda: find(detector(2, 8), torch.zeros(1, 3, 32, 32), 3, (8, 8)),
+        r"3 \+ 4 channels",
+    ),
+    "find: no cells": (lambda: find(detector(2, 8), torch.zeros(1, 3, 32, 32), 2, (0, 8)), "h"),
     "photographs: no set": (lambda: stream_of_photographs(classes=2), "at least one"),
     "photographs: targets of other classes": (
         lambda: stream_of_photographs(

@@ -29,6 +29,7 @@ from mtlib.models.detection import (
     centre_loss,
     decode,
     detector,
+    find,
     flipped,
     judge,
     photographs,
@@ -356,6 +357,16 @@ def test_average_precision_of_resampled_photographs_is_that_of_the_photographs_d
     torch.testing.assert_close(drawn, again, equal_nan=True)
     nothing = [Detections(b[:0], k[:0], b[:0, 0]) for b, k in zip(boxes, labels, strict=True)]
     assert resampled(judge(nothing, boxes, labels, 3)[0], counts).item() == 0
+
+
+def test_find_decodes_maps_or_their_rows():
+    y = targets(BOXES, LABELS, 2, 120, 160)
+    maps = perfect(y, 2).repeat(3, 1, 1, 1)
+    for f in (lambda i: maps[i.long()], lambda i: maps[i.long()].flatten(1)):
+        found = find(f, torch.arange(3.0), 2, (30, 40), batch=2)
+        assert len(found) == 3
+        for d in found:
+            assert torch.equal(d.boxes, decode(maps[:1], 2)[0].boxes)
 
 
 def test_photographs_do_not_depend_on_each_other():

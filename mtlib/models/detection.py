@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -308,6 +308,31 @@ def decode(prediction: Tensor, classes: int, most: int = 100) -> list[Detections
         boxes = STRIDE * torch.cat([centre - size / 2, centre + size / 2]).mT
         keep = score > 0
         found.append(Detections(boxes[keep], label[keep], score[keep]))
+    return found
+
+
+def find(
+    f: Callable[[Tensor], Tensor],
+    x: Tensor,
+    classes: int,
+    cells: tuple[int, int],
+    batch: int = 12,
+) -> list[Detections]:
+    """What a detector finds on each of n photographs, or on their feature maps: `decode` of f(x), without a gradient.
+
+    `f` gives maps (B, C + 4, h, w) or their rows, such as `partial(learner.predict, theta)` or a network; `cells` are (h, w).
+    Raises ValueError where it gives other maps.
+    """
+    positive(batch=batch, h=cells[0], w=cells[1])
+    found: list[Detections] = []
+    with torch.no_grad():
+        for part in x.split(batch):
+            maps = f(part)
+            if maps[0].numel() != (classes + 4) * cells[0] * cells[1]:
+                raise ValueError(
+                    f"expected maps of {classes} + 4 channels and {cells[0]}×{cells[1]} cells, got {tuple(maps.shape)}"
+                )
+            found += decode(maps.reshape(len(part), classes + 4, *cells).cpu(), classes)
     return found
 
 
