@@ -233,6 +233,21 @@ def lines(
     axes.legend()
 
 
+def curves(axes: Axes, rows: Mapping[str, Any], xlabel: str, ylabel: str, **axis: Any) -> None:
+    """Curves that each have their own x, such as precision against recall: name -> (x, y); `axis` is matplotlib's."""
+    _named(rows, object)
+    looks: Any = styles(rows)
+    for name, row in rows.items():
+        if len(row) != 2 or np.ndim(row[0]) != 1 or np.shape(row[0]) != np.shape(row[1]):
+            raise ValueError(
+                f"expected x and y of {name!r}, two rows of one length, got {[np.shape(r) for r in row]}"
+            )
+        look = {**looks[name], "marker": looks[name]["marker"] if len(row[0]) < 10 else ""}
+        axes.plot(*row, label=name, markersize=3, **look)
+    axes.set(xlabel=xlabel, ylabel=ylabel, **axis)
+    axes.legend()
+
+
 def band(
     axes: Axes,
     x: Any,

@@ -223,6 +223,7 @@ from mtlib.models.detection import (
     find,
     flipped,
     judge,
+    missed_by_size,
     resampled,
     targets,
 )
@@ -237,6 +238,7 @@ from mtlib.plots import (
     band,
     bars,
     confusion,
+    curves,
     dots,
     figure,
     framed,
@@ -2216,6 +2218,11 @@ BAD |= {
         r"3 \+ 4 channels",
     ),
     "find: no cells": (lambda: find(detector(2, 8), torch.zeros(1, 3, 32, 32), 2, (0, 8)), "h"),
+    "missed_by_size: fewer boxes than parts": (
+        lambda: missed_by_size(torch.ones(2, 2)),
+        "at least 3 boxes",
+    ),
+    "missed_by_size: a score of 30": (lambda: missed_by_size(torch.ones(5, 2), 30), "least"),
     "photographs: no set": (lambda: stream_of_photographs(classes=2), "at least one"),
     "photographs: targets of other classes": (
         lambda: stream_of_photographs(
@@ -2305,6 +2312,14 @@ BAD |= {
     "bars: a negative half-width": (
         lambda: on_axes(lambda axes: bars(axes, [1], [0.1], [-0.1])),
         "half",
+    ),
+    "curves: x and y of two lengths": (
+        lambda: on_axes(lambda axes: curves(axes, {"a": ([0, 1], [1])}, "x", "y")),
+        "one length",
+    ),
+    "curves: y alone": (
+        lambda: on_axes(lambda axes: curves(axes, {"a": [1.0, 2.0, 3.0]}, "x", "y")),
+        "x and y",
     ),
     "framed: a label beyond the classes": (
         lambda: on_axes(

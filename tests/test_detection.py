@@ -32,6 +32,7 @@ from mtlib.models.detection import (
     find,
     flipped,
     judge,
+    missed_by_size,
     photographs,
     precision_recall,
     resampled,
@@ -299,6 +300,13 @@ def test_what_was_caught_has_the_size_of_its_box_and_the_score_of_what_found_it(
     empty = caught(nothing, boxes, labels, 3)
     assert [r[:, 1].sum() for r in empty] == [0, 0, 0]
     assert [r[:, 0].tolist() for r in empty] == [r[:, 0].tolist() for r in rows]
+
+
+def test_missed_by_size_by_hand():
+    rows = torch.tensor([[30.0, 0.9], [10, 0.2], [20, 0.3], [40, 0.0], [12, 0.8], [22, 0.1]])
+    sizes, missed = missed_by_size(rows)
+    assert sizes.tolist() == [11, 21, 35] and missed.tolist() == [0.5, 0.5, 0.5]
+    assert missed_by_size(rows, 0.85, 2)[1].tolist() == pytest.approx([1, 2 / 3])
 
 
 def test_what_nobody_annotated_has_a_map_of_minus_one():

@@ -480,6 +480,23 @@ def caught(
     return [torch.tensor(r, dtype=torch.float64).reshape(-1, 2) for r in rows]
 
 
+def missed_by_size(caught: Tensor, least: float = 0.3, parts: int = 3) -> tuple[Tensor, Tensor]:
+    """The boxes of one class in `parts` groups from small to large: their mean sizes, and the share that was missed.
+
+    `caught` (n, 2) has each box's size and the score of what found it; a box is missed below the score `least`. Groups are
+    of equal numbers, up to one. Raises ValueError for fewer boxes than parts.
+    """
+    positive(parts=parts)
+    within(0, 1, least=least)
+    if caught.ndim != 2 or caught.shape[1] != 2 or len(caught) < parts:
+        raise ValueError(
+            f"expected sizes and scores (n, 2) of at least {parts} boxes, got {tuple(caught.shape)}"
+        )
+    groups = caught[caught[:, 0].argsort(stable=True)].tensor_split(parts)
+    sizes = torch.stack([g[:, 0].mean() for g in groups])
+    return sizes, torch.stack([(g[:, 1] < least).to(g).mean() for g in groups])
+
+
 def _evaluated(
     found: list[Detections],
     boxes: list[Tensor],
