@@ -179,7 +179,7 @@ def test_versus_is_of_a_meta_learner_and_transfer_and_says_over_what(folder, mon
 
 
 # Applications that are not written anew yet have no `versus`.
-WITHOUT = {"images", "digits", "detection", "intents", "sentiment", "films", "genes", "heart"}
+WITHOUT = {"images", "digits", "intents", "sentiment", "films", "genes", "heart"}
 
 
 def test_every_application_says_what_meta_gains_on_transfer():
