@@ -570,14 +570,14 @@ class Pieces:
         return found
 
 
-def _grid(way: Way) -> dict[str, Any]:
+def _grid(way: Way | Trial) -> dict[str, Any]:
     """Every setting of a way, by its name as text; at the small scale two are enough."""
     named = way.settings if isinstance(way.settings, Mapping) else {s: s for s in way.settings}
     told = {_told(s): setting for s, setting in named.items()}
     return told if is_full() else dict(itertools.islice(told.items(), 2))
 
 
-def _tune(way: Way, quality: Callable[[Any], float]) -> dict[str, Any]:
+def _tune(way: Way | Trial, quality: Callable[[Any], float]) -> dict[str, Any]:
     """What the record keeps of the choice: the best setting, whether it lies at an edge, and all qualities."""
     names = [s for s in way.settings if _told(s) in _grid(way)]
     if len(names) == 1 and not recording():  # a recording judges it beside the other ways

@@ -440,7 +440,8 @@ def by_photograph(judged: Judged) -> Tensor:
     whole, without = resampled(judged, torch.cat([torch.ones(1, n), 1 - torch.eye(n)])).split(
         [1, n]
     )
-    return n * whole - (n - 1) * without
+    each: Tensor = n * whole - (n - 1) * without
+    return each
 
 
 def precision_recall(judged: Judged) -> tuple[Tensor, Tensor]:
@@ -552,7 +553,7 @@ def _check_photographs(
     _check_boxes(boxes, labels, classes)
 
 
-def _check_boxes(boxes: list[Tensor], labels: list[Tensor], classes: int) -> None:
+def _check_boxes(boxes: Sequence[Tensor], labels: Sequence[Tensor], classes: int) -> None:
     """Raise unless each photograph has finite boxes (K, 4) and as many class numbers (K,)."""
     positive(classes=classes)
     for b, k in zip(boxes, labels, strict=True):
