@@ -29,6 +29,9 @@ from mtlib.train import Run
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 """Okabe and Ito's palette, which colour-blind readers can tell apart, for what is no method: classes, seeds, tasks."""
 
+BOXES = ("#000000", "#009e73", "#f0e442", "#56b4e9", "#cc79a7")
+"""Colours of boxes on a photograph, of Okabe and Ito's palette, none of them a method's."""
+
 META, TRANSFER, BASELINE, REFERENCE = "#0072b2", "#d55e00", "#7a7a7a", "#000000"
 """The colour code of the book: meta-learning blue, transfer orange, baselines grey, a reference line dashed black."""
 
@@ -52,7 +55,7 @@ METHODS = {
     **dict.fromkeys(("pre-training, then", "attention over class means"), (BLUES, 4)),
     **dict.fromkeys(("transferred", "transfer", "pre-training", "class means"), (ORANGES, 0)),
     "cosine head": (ORANGES, 1),
-    **dict.fromkeys(("pre-training + linear probe", "linear probe"), (ORANGES, 1)),
+    **dict.fromkeys(("pre-training + linear probe", "linear probe", "last layers"), (ORANGES, 1)),
     **dict.fromkeys(("pre-training + fine-tuning", "fine-tuning"), (ORANGES, 2)),
     **dict.fromkeys(("joint", "summed loss", "the summed loss"), (ORANGES, 3)),
     **dict.fromkeys(("no norm, ", "own statistics"), (ORANGES, 4)),
@@ -238,6 +241,21 @@ def lines(
     axes.legend()
 
 
+def curves(axes: Axes, rows: Mapping[str, Any], xlabel: str, ylabel: str, **axis: Any) -> None:
+    """Curves that each have their own x, such as precision against recall: name -> (x, y); `axis` is matplotlib's."""
+    _named(rows, object)
+    looks: Any = styles(rows)
+    for name, row in rows.items():
+        if len(row) != 2 or np.ndim(row[0]) != 1 or np.shape(row[0]) != np.shape(row[1]):
+            raise ValueError(
+                f"expected x and y of {name!r}, two rows of one length, got {[np.shape(r) for r in row]}"
+            )
+        look = {**looks[name], "marker": looks[name]["marker"] if len(row[0]) < 10 else ""}
+        axes.plot(*row, label=name, markersize=3, **look)
+    axes.set(xlabel=xlabel, ylabel=ylabel, **axis)
+    axes.legend()
+
+
 def band(
     axes: Axes,
     x: Any,
@@ -286,6 +304,28 @@ def dots(axes: Axes, rows: Mapping[str, Any], groups: Sequence[str], xlabel: str
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))
     axes.legend()
+
+
+def framed(
+    axes: Axes, image: Any, boxes: Any, labels: Any, classes: Sequence[str], **look: Any
+) -> None:
+    """An image (3, H, W) with boxes (K, 4), x1, y1, x2, y2 in pixels: a colour for each class number; `look` is matplotlib's."""
+    image, boxes, labels = np.asarray(image), np.asarray(boxes, float), np.asarray(labels)
+    right = image.ndim == 3 and len(image) in (1, 3) and boxes.shape == (len(labels), 4)
+    if not right or not all(0 <= k < len(classes) for k in labels.tolist()):
+        raise ValueError(
+            f"expected an image (3, H, W), boxes (K, 4) and K class numbers below {len(classes)}, got {image.shape}, "
+            f"{boxes.shape} and {labels.tolist()[:5]}"
+        )
+    axes.imshow(np.moveaxis(image, 0, 2).squeeze(), cmap="gray")
+    shown: set[int] = set()
+    for (x1, y1, x2, y2), k in zip(boxes.tolist(), labels.tolist(), strict=True):
+        options: dict[str, Any] = {"color": BOXES[k % len(BOXES)], "linewidth": 1.3, **look}
+        if k not in shown:
+            options["label"] = classes[k]
+        shown.add(k)
+        axes.plot((x1, x2, x2, x1, x1), (y1, y1, y2, y2, y1), **options)
+    axes.set_axis_off()
 
 
 def confusion(axes: Axes, y: Any, predicted: Any, classes: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ from mtlib.book import cold_start, generalising, sentences
 from mtlib.book import directions as adaptation
 from mtlib.book.across import Across, Rival
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
-from mtlib.book.contest import Way, alphabets, conclude, contest
+from mtlib.book.contest import Trial, Way, alphabets, conclude, contest, measured
 from mtlib.book.contest import folds as in_a_row
 from mtlib.book.drawings import bowls
 from mtlib.book.heads import Heads, linear_net
@@ -216,15 +216,24 @@ from mtlib.metrics import auroc, macro_f1, ndcg, recall_at
 from mtlib.models.backbones import ReadImages, pretrained, split
 from mtlib.models.detection import (
     Detections,
+    annotated,
     average_precision,
+    by_photograph,
+    caught,
+    centre_head,
     centre_loss,
     decode,
     detector,
+    feature_maps,
+    find,
     flipped,
     judge,
+    missed_by_size,
     resampled,
     targets,
 )
+from mtlib.models.detection import photographs as stream_of_photographs
+from mtlib.models.efficientnet import EfficientNetLite0, pooled
 from mtlib.models.encoders import encoded, hashed, minilm
 from mtlib.nets import conv2, conv4, mlp, normed, policy_net, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
@@ -235,9 +244,11 @@ from mtlib.plots import (
     bars,
     calibration,
     confusion,
+    curves,
     decision,
     dots,
     figure,
+    framed,
     lines,
     losses,
     player,
@@ -2273,6 +2284,32 @@ BAD |= {
     "split: two means": (lambda: split(backbone(), 5, mean=(0.5, 0.5)), "mean"),
     "ReadImages: a size of 0": (lambda: ReadImages(0), "size"),
     "ReadImages: five channels": (lambda: ReadImages(8)(torch.rand(2, 5, 8, 8)), "1 or 3"),
+    "EfficientNetLite0: no classes": (lambda: EfficientNetLite0(0), "classes"),
+    "EfficientNetLite0: normalised images": (
+        lambda: EfficientNetLite0(2)(2 * torch.rand(2, 3, 32, 32) - 1),
+        r"\[0, 1\]",
+    ),
+    "EfficientNetLite0: channels last": (
+        lambda: EfficientNetLite0(2).features(torch.rand(2, 32, 32, 3)),
+        r"\(B, 1 or 3, h, w\)",
+    ),
+    "EfficientNetLite0: a stride that has no map": (
+        lambda: EfficientNetLite0(2).stages(torch.rand(2, 3, 32, 32), 12),
+        "stride",
+    ),
+    "pooled: no image": (lambda: pooled(torch.rand(0, 1, 8, 8)), "at least one"),
+    "pooled: one image": (lambda: pooled(torch.rand(1, 8, 8)), r"\(B, 1 or 3, h, w\)"),
+    "pooled: numpy images": (lambda: pooled(np.zeros((2, 3, 8, 8), np.float32)), "tensor"),
+    "pooled: images of bytes": (
+        lambda: pooled(torch.full((2, 3, 8, 8), 200).byte()),
+        r"\[0, 1\]",
+    ),
+    "pooled: images from 0 to 255": (lambda: pooled(torch.rand(2, 3, 8, 8) * 255), r"\[0, 1\]"),
+    "pooled: a stride that has no map": (
+        lambda: pooled(torch.rand(2, 3, 8, 8), stride=3),
+        "stride",
+    ),
+    "pooled: a size of 0": (lambda: pooled(torch.rand(2, 3, 8, 8), size=0), "size"),
     "detector: no classes": (lambda: detector(0), "classes"),
     "detector: a width that groups do not divide": (lambda: detector(3, 10), "width"),
     "detector: grey images": (
@@ -2347,6 +2384,52 @@ BAD |= {
         "one entry per photograph",
     ),
     "judge: an IoU of 0": (lambda: judge(*photographs(), 2, iou=0.0), "iou"),
+    "annotated: a class that there is not": (
+        lambda: annotated([torch.zeros(0, 4)], [torch.zeros(0).long()], 2, 32, 32, (2,)),
+        "from 0 to 1",
+    ),
+    "annotated: labels missing": (
+        lambda: annotated([torch.zeros(1, 4)], [torch.zeros(0).long()], 2, 32, 32),
+        "one label per box",
+    ),
+    "by_photograph: one photograph": (
+        lambda: by_photograph(judge(*photographs(1), 2)[0]),
+        "two photographs",
+    ),
+    "caught: labels missing": (
+        lambda: caught(*photographs()[:2], [torch.tensor([0])], 2),
+        "one entry per photograph",
+    ),
+    "centre_head: a width of 6": (lambda: centre_head(5, 2, 6), "multiple of 4"),
+    "centre_head: no inputs": (lambda: centre_head(0, 2), "inputs"),
+    "find: maps of other classes": (
+        lambda: find(detector(2, 8), torch.zeros(1, 3, 32, 32), 3, (8, 8)),
+        r"3 \+ 4 channels",
+    ),
+    "find: no cells": (lambda: find(detector(2, 8), torch.zeros(1, 3, 32, 32), 2, (0, 8)), "h"),
+    "missed_by_size: fewer boxes than parts": (
+        lambda: missed_by_size(torch.ones(2, 2)),
+        "at least 3 boxes",
+    ),
+    "missed_by_size: a score of 30": (lambda: missed_by_size(torch.ones(5, 2), 30), "least"),
+    "photographs: no set": (lambda: stream_of_photographs(classes=2), "at least one"),
+    "photographs: targets of other classes": (
+        lambda: stream_of_photographs(
+            Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, 6, 8, 8)), classes=3
+        ),
+        r"3 \+ 4 channels",
+    ),
+    "photographs: no batch": (
+        lambda: stream_of_photographs(
+            Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, 6, 8, 8)), classes=2, batch=0
+        ),
+        "batch",
+    ),
+    "feature_maps: grey photographs": (
+        lambda: feature_maps(torch.zeros(1, 1, 32, 32)),
+        "whole cells",
+    ),
+    "feature_maps: half a cell": (lambda: feature_maps(torch.zeros(1, 3, 30, 32)), "whole cells"),
     "resampled: counts of other photographs": (
         lambda: resampled(judge(*photographs(), 2)[0], torch.ones(5, 3)),
         "photographs",
@@ -2418,6 +2501,30 @@ BAD |= {
     "bars: a negative half-width": (
         lambda: on_axes(lambda axes: bars(axes, [1], [0.1], [-0.1])),
         "half",
+    ),
+    "curves: x and y of two lengths": (
+        lambda: on_axes(lambda axes: curves(axes, {"a": ([0, 1], [1])}, "x", "y")),
+        "one length",
+    ),
+    "curves: y alone": (
+        lambda: on_axes(lambda axes: curves(axes, {"a": [1.0, 2.0, 3.0]}, "x", "y")),
+        "x and y",
+    ),
+    "framed: a label beyond the classes": (
+        lambda: on_axes(
+            lambda axes: framed(
+                axes, torch.zeros(3, 8, 8), torch.ones(1, 4), torch.tensor([1]), ["x"]
+            )
+        ),
+        "class numbers below 1",
+    ),
+    "framed: channels last": (
+        lambda: on_axes(
+            lambda axes: framed(
+                axes, torch.zeros(8, 8, 3), torch.ones(1, 4), torch.tensor([0]), ["x"]
+            )
+        ),
+        "an image",
     ),
     "dots: runs without groups": (
         lambda: on_axes(lambda axes: dots(axes, {"a": [0.5]}, ["x"], "%")),
@@ -2819,6 +2926,17 @@ BAD |= {
         "MAML",
     ),
     "linear_net: no features": (lambda: linear_net(0), "width"),
+    "measured: no trial": (lambda: measured("a", "b", {}, "photographs", "d"), "at least one"),
+    "measured: a Way for a Trial": (
+        lambda: measured("a", "b", {"x": Way("meta", max, (1,))}, "photographs", "d"),
+        "a Trial",
+    ),
+    "measured: a live trial that is none": (
+        lambda: measured(
+            "a", "b", {"x": Trial("meta", max, abs, (1,))}, "photographs", "d", ("MAML",)
+        ),
+        "MAML",
+    ),
     "conclude: no contest": (
         lambda: conclude("a", "b", "c", [], ("x", "y"), "5 labels"),
         "contest",

@@ -25,9 +25,11 @@ from mtlib.plots import (
     against,
     calibration,
     confusion,
+    curves,
     decision,
     dots,
     figure,
+    framed,
     lines,
     losses,
     reference,
@@ -317,3 +319,13 @@ def test_a_claim_of_the_record_is_judged_at_any_scale(monkeypatch, capsys):
 def test_a_name_begins_with_whole_words():
     assert style("feature pull")["color"] in ORANGES and style("FEAT, 5 labels")["color"] in BLUES
     assert "color" not in style("features alone") and "color" not in style("poolers")
+
+
+def test_boxes_and_curves_of_their_own_x(shown):
+    with figure(ncols=2) as (_, (left, right)):
+        framed(left, torch.zeros(3, 8, 8), [[1, 1, 4, 5], [2, 2, 6, 6]], [0, 0], ["cell"])
+        curves(right, {"MAML": ([0, 1, 2], [1, 2, 3]), "joint": (range(20), range(20))}, "x", "y")
+    boxes, (one, other) = left.get_lines(), right.get_lines()
+    assert [line.get_label() for line in boxes][0] == "cell" and len(boxes) == 2
+    assert boxes[0].get_xdata().tolist() == [1, 4, 4, 1, 1]
+    assert one.get_color() == META and other.get_marker() == ""

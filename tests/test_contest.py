@@ -10,7 +10,17 @@ import torch
 
 from mtlib.book import contest as room
 from mtlib.book import results
-from mtlib.book.contest import Contest, Gap, Way, alphabets, conclude, contest, folds
+from mtlib.book.contest import (
+    Contest,
+    Gap,
+    Trial,
+    Way,
+    alphabets,
+    conclude,
+    contest,
+    folds,
+    measured,
+)
 from mtlib.core import Learner, apply, parameters
 from mtlib.data.planted import planted
 from mtlib.data.sinusoids import best_possible, noisy_sinusoids
@@ -366,3 +376,85 @@ def test_labels_of_test_tasks_choose_nothing(full, monkeypatch):
         assert after.tuning(way) == before.tuning(way)
     assert after.chosen("meta") == before.chosen("meta")
     assert after.mean("ProtoNet") != before.mean("ProtoNet")
+
+
+# A measure that is no mean over tasks -----------------------------------------------------------
+
+
+def ranks(setting, seed, shift=0.0):
+    """Two columns: a number that is no mean of its parts, and twenty parts of it."""
+    g = torch.Generator().manual_seed(seed)
+    parts = torch.rand(20, generator=g) / 10 + setting + shift
+    return {c: (parts.mean().item() + 0.01, parts) for c in ("first", "second")}
+
+
+def trials(calls):
+    def test(setting, seed, shift=0.0):
+        calls.append((setting, seed))
+        return ranks(setting, seed, shift)
+
+    def quality(setting):
+        calls.append((setting, "quality"))
+        return -abs(setting - 0.3)
+
+    return {
+        "ProtoNet": Trial("meta", test, quality, (0.1, 0.2, 0.3, 0.4)),
+        "joint": Trial("transfer", lambda *how: test(*how, -0.1), quality, (0.1, 0.3, 0.4, 0.5)),
+        "chance": Trial("baseline", test, quality, (0.0,)),
+    }
+
+
+def weigh(calls, live=("ProtoNet",), **more):
+    about = {"groups": "photographs", "seeds": 3, "metric": "AP50", **more}
+    return measured("trees", "leaves", trials(calls), data=DATA, live=live, **about)
+
+
+def test_a_measure_of_ones_own_is_tuned_run_and_held_to_its_record(full, monkeypatch):
+    calls = []
+    found = weigh(calls)
+    assert calls == [*((s, "quality") for s in (0.1, 0.2, 0.3, 0.4)), (0.3, 0)]
+    assert not found.kept and found.setting("ProtoNet") == 0.3 and "joint" not in found
+    assert found.mean("ProtoNet") == pytest.approx(ranks(0.3, 0)["first"][0])
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    calls.clear()
+    found = weigh(calls)
+    assert len(calls) == 9 + 9 and found.columns() == ["first", "second"]
+    assert (found.chosen("meta"), found.chosen("transfer")) == ("ProtoNet", "joint")
+    each = [ranks(0.3, seed)["first"] for seed in range(3)]
+    assert found.runs("ProtoNet") == pytest.approx([number for number, _ in each])
+    parts = torch.stack([p for _, p in each]).mean(0).double()
+    gap = found._gap(found._at("ProtoNet", None), None, None)
+    assert gap.groups == pytest.approx(1.96 * parts.std().item() / 20**0.5, rel=0.15)
+    versus = found.gain("ProtoNet", "joint")
+    assert versus.mean == pytest.approx(0.1, abs=1e-6) and versus.n in (3, 20)
+    assert found.told("ProtoNet").startswith("36.") and "AP50, %" in found.rows()["joint"]
+    told = {**TOLD, "gain": ("joint", "chance"), "versus": ("ProtoNet", "joint")}
+    assert conclude("trees", contests=[found], **told) == "recorded as trees.json"
+    assert results.recorded("trees").metric == "AP50"
+    monkeypatch.delenv("MTLIB_RECORD")
+    calls.clear()
+    again = weigh(calls)
+    assert calls == [(0.3, 0)] and again.kept and again.rows() == found.rows()
+    path = full / "records" / "trees.json"
+    held = json.loads(path.read_text("utf8"))
+    held["details"]["leaves"]["ways"]["ProtoNet"]["columns"]["second"]["runs"] = [0.1, 0.11, 0.12]
+    path.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"ProtoNet, second: .* record anew"):
+        weigh([])
+    held["details"]["leaves"]["ways"].pop("joint")
+    path.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match="other trials"):
+        weigh([])
+
+
+def test_a_stopped_recording_of_ones_own_measure_goes_on(full, monkeypatch):
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    whole, calls = weigh([]).found, []
+    assert weigh(calls).found == whole and calls == []
+
+
+@pytest.mark.parametrize("parts", [torch.ones(1), torch.ones(3, 2), torch.tensor([1.0, math.nan])])
+def test_parts_of_a_measure_are_a_row_of_finite_numbers(full, parts):
+    odd = {"a": Trial("meta", lambda setting, seed: {"c": (1.0, parts)}, lambda s: 0.0, (1, 2))}
+    with pytest.raises(ValueError, match="finite part of 'c'"):
+        measured("trees", "leaves", odd, "photographs", DATA, ["a"])

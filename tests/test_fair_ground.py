@@ -56,8 +56,7 @@ SUMMED = "the summed loss on renumbered labels, which forgets the inputs: the pa
 # Below training from scratch, beyond the intervals: page -> (method, place) -> why that is no fault.
 BELOW: dict[str, dict[tuple[str, str], str]] = {
     "detection": {
-        ("last layers, 10 photographs", "entries"): FROZEN,
-        **{(f"last layers, {n}", "ap50/2"): FROZEN for n in (5, 10, 20)},
+        ("last layers", "entries"): FROZEN,
     },
     "which": {("joint on episodes", "planted/0"): SUMMED},
 }
@@ -194,7 +193,7 @@ CLASS_MEANS = [
 
 
 def test_records_have_such_pairs():
-    assert len(CLASS_MEANS) > 15 and sum(map(len, PAIRS.values())) > 100
+    assert len(CLASS_MEANS) > 15 and sum(map(len, PAIRS.values())) > 80
     for page in ("adapting", "gradient", "images", "meta_or_transfer", "which"):
         assert any("class means" in p.method for p in PAIRS[page]), page
 

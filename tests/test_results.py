@@ -179,7 +179,7 @@ def test_versus_is_of_a_meta_learner_and_transfer_and_says_over_what(folder, mon
 
 
 # Applications that are not written anew yet have no `versus`.
-WITHOUT = {"images", "digits", "detection", "genes"}
+WITHOUT = {"images", "digits", "genes"}
 
 
 def test_every_application_says_what_meta_gains_on_transfer():

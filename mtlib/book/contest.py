@@ -42,6 +42,7 @@ from mtlib.train import Diverged
 
 TUNING_SEED = 1000  # of the runs that choose a setting; no run that is scored has it
 BOOTSTRAP = 4000
+PERCENT = ("accuracy", "AP50", "AP50 of platelets")  # measures that are told in percent
 
 Train = Callable[[Any, int, int], tuple[Learner, Params]]
 """`train(setting, seed, share)` -> the learner as the tests use it, and its φ."""
@@ -56,6 +57,21 @@ class Way(NamedTuple):
 
     kind: str
     train: Train
+    settings: Mapping[Any, Any] | Sequence[Any]
+    ordered: bool = True
+
+
+class Trial(NamedTuple):
+    """A contender of `measured`.
+
+    `kind` is "baseline", "transfer" or "meta". `test(setting, seed)` trains and gives column -> (number, a part of it for each
+    group (G,)). `quality(setting)` trains and judges on validation data, higher for better; `settings` is the grid it chooses
+    from, as `best_of` takes it.
+    """
+
+    kind: str
+    test: Callable[[Any, int], Mapping[str, tuple[float, Tensor]]]
+    quality: Callable[[Any], float]
     settings: Mapping[Any, Any] | Sequence[Any]
     ordered: bool = True
 
@@ -119,7 +135,7 @@ class Contest:
     def told(self, way: str, column: str | None = None) -> str:
         """The mean and the wider of its intervals over seeds and groups, as text: '87.1 ± 0.4' for shares, in percent."""
         gap = self._gap(self._at(way, column), None, column)
-        share = 100 if self.metric == "accuracy" else 1
+        share = 100 if self.metric in PERCENT else 1
         text = _signed(share * gap.mean, share * gap.widest, 1 if share > 1 else 3)
         return text.removeprefix("+")
 
@@ -154,7 +170,8 @@ class Contest:
     def gain(self, one: str, other: str, column: str | None = None) -> Paired:
         """`minus` as a record keeps it: more is better, over seeds or groups, whichever is wider, with its unit and number."""
         gap, sign = self.minus(one, other, column), 1 if self.higher else -1
-        over: dict[str, float] = {"seeds": gap.seeds or 0.0, self.found["groups"]: gap.groups}
+        over: dict[str, float] = {} if gap.seeds is None else {"seeds": gap.seeds}
+        over[self.found["groups"]] = gap.groups
         unit = max(over, key=lambda u: over[u])
         n = len(self.runs(one, column) if unit == "seeds" else self._sizes(column))
         ends = (sign * gap.mean - gap.widest, sign * gap.mean + gap.widest)
@@ -173,7 +190,7 @@ class Contest:
 
     def rows(self, column: str | None = None) -> dict[str, dict[str, Any]]:
         """A row for each way, the best first, for `table`: number, intervals over seeds and groups, setting."""
-        share = self.metric == "accuracy"
+        share = self.metric in PERCENT
 
         def form(v: float) -> str:
             return f"{100 * v:.1f}" if share else f"{v:.3f}"
@@ -340,6 +357,94 @@ def folds(parts: Sequence[Contest], unit: str) -> Contest:
     return replace(first, name=unit, found=found, here=here)
 
 
+def measured(
+    page: str,
+    name: str,
+    trials: Mapping[str, Trial],
+    groups: str,
+    data: str,
+    live: Sequence[str] = (),
+    seeds: int = 5,
+    metric: str = "score",
+    higher: bool = True,
+) -> Contest:
+    """A contest by a measure that is no mean over tasks, such as average precision: each trial tests itself.
+
+    `groups` says what a test's parts are of, such as "photographs", and the intervals over them are those of their mean: give
+    parts whose mean moves as the number does, as `mtlib.models.detection.by_photograph`. Else as `contest`: with a record only
+    the trials in `live` run, with seed 0, and are held to it, in the columns that they give here; with MTLIB_RECORD=1 all run,
+    are tuned, and the finished pieces are kept. Raises ValueError where parts are no row of finite numbers of one length.
+    """
+    if not isinstance(trials, Mapping) or not trials:
+        raise TypeError("expected trials, name -> Trial, at least one")
+    check_contenders(trials, live, Trial, 2)
+    positive(seeds=seeds)
+    details = kept(page, data.endswith("(real)"))
+    old = details.get(name, {})
+    if details:
+        same_as_recorded(page, "trials", sorted(old.get("ways", {})), sorted(trials))
+        for called, trial in trials.items():
+            held_of = old["ways"][called]
+            tried = held_of["tuning"] or [_told(held_of["setting"])]
+            same_as_recorded(page, f"settings of {called!r}", sorted(tried), sorted(_grid(trial)))
+    pieces = Pieces(page, name)
+    held: dict[str, Any] = {}
+    here: dict[str, dict[str, Score]] = {}
+    sizes: dict[str, list[float]] = {}
+    for called, trial in trials.items():
+        if called not in live and not recording():
+            continue
+        if old:
+            tuned = {k: old["ways"][called][k] for k in ("setting", "edge", "tuning")}
+        else:
+
+            def quality(setting: Any, called: str = called, trial: Trial = trial) -> float:
+                whole = partial(trial.quality, _grid(trial)[_told(setting)])
+                found: float = pieces.keep([called, _told(setting)], whole, (NotFinite, Diverged))
+                return found
+
+            tuned = _tune(trial, quality)
+        setting = _grid(trial)[_told(tuned["setting"])]
+        runs = [
+            pieces.keep([called, "seed", seed], partial(_parts, trial, setting, seed))
+            for seed in range(seeds if recording() else 1)
+        ]
+        held[called] = {**tuned, "columns": {c: _measure([r[c] for r in runs]) for c in runs[0]}}
+        here[called] = {}
+        for c, (mean, parts) in runs[0].items():
+            values = torch.tensor(parts, dtype=torch.float64)
+            half = _over_groups(values, torch.ones_like(values))
+            here[called][c] = Score(mean, half, values, f"{name}, {c}")
+            sizes.setdefault(c, [1.0] * len(parts))
+    if old:
+        _hold(here, old, page)
+    new = {"groups": groups, "sizes": sizes, "ways": held}
+    return Contest(name, trials, old or new, bool(old), here, metric, higher, data)
+
+
+def _parts(trial: Trial, setting: Any, seed: int) -> dict[str, tuple[float, list[float]]]:
+    """Column -> its number, and its parts, of a whole run."""
+    found = {}
+    for column, (number, parts) in trial.test(setting, seed).items():
+        each = torch.as_tensor(parts, dtype=torch.float64).cpu()
+        if each.ndim != 1 or len(each) < 2 or not bool(torch.isfinite(each).all()):
+            raise ValueError(
+                f"expected a finite part of {column!r} for each of two groups or more, got {parts}"
+            )
+        found[column] = (float(number), each.tolist())
+    return found
+
+
+def _measure(runs: list[Any]) -> dict[str, Any]:
+    """What the record keeps of one column: every run's number, each group over the seeds, the first run's interval."""
+    each = torch.tensor([parts for _, parts in runs], dtype=torch.float64)
+    return {
+        "runs": [mean for mean, _ in runs],
+        "groups": [float(f"{v:.4g}") for v in each.mean(0)],
+        "cases": _over_groups(each[0], torch.ones_like(each[0])),
+    }
+
+
 def alphabets(data: ClassSet) -> ClassSet:
     """The same classes and items, but each item is the number of its alphabet: what a class's name has before its "/".
 
@@ -498,14 +603,14 @@ class Pieces:
         return found
 
 
-def _grid(way: Way) -> dict[str, Any]:
+def _grid(way: Way | Trial) -> dict[str, Any]:
     """Every setting of a way, by its name as text; at the small scale two are enough."""
     named = way.settings if isinstance(way.settings, Mapping) else {s: s for s in way.settings}
     told = {_told(s): setting for s, setting in named.items()}
     return told if is_full() else dict(itertools.islice(told.items(), 2))
 
 
-def _tune(way: Way, quality: Callable[[Any], float]) -> dict[str, Any]:
+def _tune(way: Way | Trial, quality: Callable[[Any], float]) -> dict[str, Any]:
     """What the record keeps of the choice: the best setting, whether it lies at an edge, and all qualities."""
     names = [s for s in way.settings if _told(s) in _grid(way)]
     if len(names) == 1 and not recording():  # a recording judges it beside the other ways
@@ -600,8 +705,10 @@ def _plain(setting: Any) -> Any:
     return setting if isinstance(setting, int | float | str | bool) else str(setting)
 
 
-def check_contenders(ways: Mapping[str, Any], live: Iterable[str], kind: Any) -> None:
-    """Raise unless every contender is a `kind` of a known kind, with a function of three arguments, and the live ones are there."""
+def check_contenders(
+    ways: Mapping[str, Any], live: Iterable[str], kind: Any, arguments: int = 3
+) -> None:
+    """Raise unless every contender is a `kind` of a known kind, with a function of so many arguments, and the live ones are there."""
     for called, way in ways.items():
         if not isinstance(way, kind):
             raise TypeError(f"expected a {kind.__name__} for {called!r}, got {type(way).__name__}")
@@ -609,7 +716,7 @@ def check_contenders(ways: Mapping[str, Any], live: Iterable[str], kind: Any) ->
             raise ValueError(
                 f"expected the kind of {called!r} to be one of {KINDS}, got {way.kind!r}"
             )
-        functions(3, **{way._fields[1]: way[1]})
+        functions(arguments, **{way._fields[1]: way[1]})
     if absent := [w for w in live if w not in ways]:
         raise ValueError(f"expected live contenders out of {list(ways)}, got {absent}")
 

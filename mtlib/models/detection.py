@@ -11,14 +11,18 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Loss
-from mtlib.tasks import finite, positive, within
+from mtlib.core import Batch, Loss
+from mtlib.models.efficientnet import efficientnet_lite0
+from mtlib.nets import seeded
+from mtlib.tasks import check_seed, finite, positive, within
 
 STRIDE = 4
 SPREAD = 0.12  # the standard deviation of a target's bump, in widths and heights of its box
@@ -41,30 +45,80 @@ class Judged(NamedTuple):
     truths: Tensor  # (n,) boxes in each photograph
 
 
-def detector(classes: int, width: int = 32) -> nn.Sequential:
+def detector(
+    classes: int, width: int = 32, seed: int | None = None, rows: bool = False
+) -> nn.Sequential:
     """A compact network: (B, 3, H, W) -> (B, C + 4, H/4, W/4). Its `head` is two layers, its `body` the rest.
 
-    Group norm sees one photograph at a time, so that no prediction depends on its neighbours in the batch.
-    Raises ValueError unless `width` is a multiple of 8.
+    Group norm sees one photograph at a time, so that no prediction depends on its neighbours in the batch. With a `seed` it
+    is drawn from that alone; with `rows` the maps of a photograph are one row, (B, (C + 4)·h·w), as `fit` takes them. Raises ValueError unless `width` is a multiple of 8.
     """
     positive(classes=classes, width=width)
     if width % 8:
         raise ValueError(f"expected a width that is a multiple of 8, for groups of 4, got {width}")
 
-    def block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-        conv = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
-        return nn.Sequential(conv, nn.GroupNorm(4, outputs), nn.ReLU())
-
     half = width // 2
-    strides = (block(3, half, 2), block(half, width, 2))
-    context = (block(width, width, dilation=d) for d in (1, 2, 4))
-    last = nn.Conv2d(width, classes + 4, 1)
+    with seeded(seed):
+        strides = (_block(3, half, 2), _block(half, width, 2))
+        context = (_block(width, width, dilation=d) for d in (1, 2, 4))
+        body = nn.Sequential(*strides, *context)
+        return nn.Sequential(
+            OrderedDict(body=body, head=centre_head(width, classes, width, rows=rows))
+        )
+
+
+def centre_head(
+    inputs: int, classes: int, width: int = 32, seed: int | None = None, rows: bool = False
+) -> nn.Sequential:
+    """The last two layers of `detector`, for feature maps made elsewhere: (B, `inputs`, h, w) -> (B, C + 4, h, w).
+
+    A convolution of 3 × 3 with a group norm, and one of 1 × 1 whose biases begin at rare objects of three cells. Raises
+    ValueError unless `width` is a multiple of 4.
+    """
+    positive(inputs=inputs, classes=classes, width=width)
+    if width % 4:
+        raise ValueError(f"expected a width that is a multiple of 4, for groups of 4, got {width}")
+    with seeded(seed):
+        block, last = _block(inputs, width), nn.Conv2d(width, classes + 4, 1)
     nn.init.zeros_(last.weight)
     with torch.no_grad():
         assert last.bias is not None
         last.bias.copy_(torch.tensor([-4.0] * classes + [3.0, 3.0, 0.5, 0.5]))
-    head = nn.Sequential(block(width, width), last)
-    return nn.Sequential(OrderedDict(body=nn.Sequential(*strides, *context), head=head))
+    return nn.Sequential(block, last, *[nn.Flatten()] * rows)
+
+
+def _block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(4, outputs), nn.ReLU())
+
+
+def feature_maps(images: Tensor, enlarged: int = 2, batch: int = 8) -> Tensor:
+    """Frozen maps of photographs on the detector's cells, by EfficientNet-Lite0 with its ImageNet weights, for `centre_head`.
+
+    (n, 3, H, W) in [0, 1] -> (n, 152, H/4, W/4): each photograph is `enlarged`, bilinearly; the network's maps of strides 8
+    and 16, 40 and 112 channels, are brought to the cells, `STRIDE` pixels of the photograph as it was. Enlarged twice, a
+    cell of the first is a cell of the detector. Raises what `efficientnet_lite0` raises where the weights are not there, and
+    ValueError for images outside [0, 1] or of no whole number of cells.
+    """
+    positive(enlarged=enlarged, batch=batch)
+    if images.ndim != 4 or images.shape[1] != 3 or any(n % STRIDE for n in images.shape[2:]):
+        raise ValueError(
+            f"expected photographs (n, 3, H, W) of whole cells of {STRIDE} pixels, got {tuple(images.shape)}"
+        )
+    net = efficientnet_lite0().to(images.device)
+    cells = [n // STRIDE for n in images.shape[2:]]
+    large = [n * enlarged for n in images.shape[2:]]
+    parts = []
+    with torch.no_grad():
+        for part in images.split(batch):
+            found = net.stages(_resized(part, large).clamp(0, 1), 16)
+            parts.append(torch.cat([_resized(found[s], cells) for s in (8, 16)], 1))
+    return torch.cat(parts)
+
+
+def _resized(x: Tensor, size: list[int]) -> Tensor:
+    same = list(x.shape[2:]) == size
+    return x if same else nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def targets(boxes: Tensor, labels: Tensor, classes: int, height: int, width: int) -> Tensor:
@@ -99,6 +153,98 @@ def targets(boxes: Tensor, labels: Tensor, classes: int, height: int, width: int
     y[classes : classes + 2, cell[:, 1], cell[:, 0]] = size.mT / STRIDE
     y[classes + 2 :, cell[:, 1], cell[:, 0]] = (centre - cell).mT
     return y
+
+
+def annotated(
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    classes: int,
+    height: int,
+    width: int,
+    shown: Sequence[int] | None = None,
+) -> Tensor:
+    """`targets` of n photographs, (n, C + 4, h, w), on which only the classes `shown` were annotated; all, unless given.
+
+    The heat-maps of the others are −1, which `centre_loss` leaves out: what nobody annotated is not absent. Raises
+    ValueError for a class that there is not.
+    """
+    known = list(range(classes) if shown is None else shown)
+    if not all(k in range(classes) for k in known):
+        raise ValueError(f"expected classes from 0 to {classes - 1} to be shown, got {known}")
+    _check_boxes(boxes, labels, classes)
+    rows = []
+    for b, k in zip(boxes, labels, strict=True):
+        keep = torch.isin(k, torch.tensor(known, device=k.device))
+        rows.append(targets(b[keep], k[keep], classes, height, width))
+    y = torch.stack(rows)
+    y[:, [k for k in range(classes) if k not in known]] = -1
+    return y
+
+
+def photographs(
+    *sets: Batch, classes: int, batch: int = 4, seed: int = 0, vary: bool = True
+) -> Photographs:
+    """Batches of photographs from several annotated sets at once: `stream(step)` -> Batch of x (T, B, 3, H, W).
+
+    A set has x (n, 3, H, W) and y (n, C + 4, h, w), as `annotated` makes it; the stream's y are their rows,
+    (T, B, (C + 4)·h·w), as `fit` takes them and a detector with `rows=True` gives them. Two of three photographs are drawn
+    because they show a class, each
+    class in turn, so that a rare one is seen often; the others are drawn alike. With `vary` each batch of a set is mirrored
+    at random, and each photograph's contrast and brightness change a little; feature maps go without. Raises ValueError for
+    no set, or one whose targets do not fit.
+    """
+    positive(classes=classes, batch=batch)
+    check_seed(seed)
+    if not sets:
+        raise ValueError("expected at least one set of photographs, got none")
+    for x, y in sets:
+        if x.ndim != 4 or y.ndim != 4 or y.shape[1] != classes + 4 or len(x) != len(y):
+            raise ValueError(
+                f"expected photographs (n, 3, H, W) and targets (n, C + 4, h, w) of {classes} + 4 channels, got "
+                f"{tuple(x.shape)} and {tuple(y.shape)}"
+            )
+    showing = []
+    for _, y in sets:
+        at = (y[:, :classes] == 1).nonzero()  # photograph, class, row, column: one for each object
+        showing.append([at[at[:, 1] == k, 0] for k in at[:, 1].unique()])
+    return Photographs(sets, showing, classes, batch, seed, vary)
+
+
+@dataclass(frozen=True, eq=False)
+class Photographs:
+    """What `photographs` makes."""
+
+    sets: tuple[Batch, ...]
+    showing: list[list[Tensor]]  # for each set and class: the photograph of every object
+    classes: int
+    batch: int
+    seed: int
+    vary: bool
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step])
+        drawn = [self._some(*pair, rng) for pair in zip(self.sets, self.showing, strict=True)]
+        x, y = (torch.stack(part) for part in zip(*drawn, strict=True))
+        return Batch(x, y.flatten(2))
+
+    def _some(
+        self, data: Batch, showing: list[Tensor], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(rng.integers(len(data.x), size=self.batch))
+        for b in np.flatnonzero(rng.random(self.batch) < 2 / 3) if showing else ():
+            of = showing[b % len(showing)]
+            rows[b] = of[rng.integers(len(of))]
+        x, y = data.x[rows], data.y[rows]
+        if not self.vary:
+            return x, y
+        for axis in (2, 3):
+            if rng.random() < 0.5:
+                x, y = flipped(x, y, self.classes, axis)
+        gain, shift = (
+            torch.from_numpy(rng.normal(scale=0.1, size=(self.batch, 3, 1, 1))).to(x)
+            for _ in range(2)
+        )
+        return x * (1 + gain) + shift, y
 
 
 def centre_loss(classes: int, size_weight: float = 0.1) -> Loss:
@@ -162,6 +308,31 @@ def decode(prediction: Tensor, classes: int, most: int = 100) -> list[Detections
         boxes = STRIDE * torch.cat([centre - size / 2, centre + size / 2]).mT
         keep = score > 0
         found.append(Detections(boxes[keep], label[keep], score[keep]))
+    return found
+
+
+def find(
+    f: Callable[[Tensor], Tensor],
+    x: Tensor,
+    classes: int,
+    cells: tuple[int, int],
+    batch: int = 12,
+) -> list[Detections]:
+    """What a detector finds on each of n photographs, or on their feature maps: `decode` of f(x), without a gradient.
+
+    `f` gives maps (B, C + 4, h, w) or their rows, such as `partial(learner.predict, theta)` or a network; `cells` are (h, w).
+    Raises ValueError where it gives other maps.
+    """
+    positive(batch=batch, h=cells[0], w=cells[1])
+    found: list[Detections] = []
+    with torch.no_grad():
+        for part in x.split(batch):
+            maps = f(part)
+            if maps[0].numel() != (classes + 4) * cells[0] * cells[1]:
+                raise ValueError(
+                    f"expected maps of {classes} + 4 channels and {cells[0]}×{cells[1]} cells, got {tuple(maps.shape)}"
+                )
+            found += decode(maps.reshape(len(part), classes + 4, *cells).cpu(), classes)
     return found
 
 
@@ -256,6 +427,77 @@ def resampled(judged: Judged, counts: Tensor) -> Tensor:
     return torch.where(truths > 0, best.gather(1, at).mean(1), torch.nan)
 
 
+def by_photograph(judged: Judged) -> Tensor:
+    """Average precision as one number a photograph, (n,), for intervals and paired differences over photographs.
+
+    The jackknife's pseudo-values, n A − (n − 1) A₋ᵢ, where A₋ᵢ is the average precision without photograph i. For a mean
+    they are its terms; here a bootstrap of their mean is one of the average precision, to first order, and two detectors
+    are compared photograph by photograph. Raises ValueError for fewer than two photographs. {cite}`efron1981jackknife`
+    """
+    n = len(judged.truths)
+    if n < 2:
+        raise ValueError(f"expected at least two photographs, got {n}")
+    whole, without = resampled(judged, torch.cat([torch.ones(1, n), 1 - torch.eye(n)])).split(
+        [1, n]
+    )
+    each: Tensor = n * whole - (n - 1) * without
+    return each
+
+
+def precision_recall(judged: Judged) -> tuple[Tensor, Tensor]:
+    """Recall and precision after each detection, the surest first: (K,), (K,). What `resampled` averages.
+
+    Precision is as found, not yet the best at that recall or a higher one.
+    """
+    hits = judged.hits.double().cumsum(0)
+    tried = torch.arange(1, len(hits) + 1, dtype=hits.dtype)
+    return hits / judged.truths.sum().clamp(min=1), hits / tried
+
+
+def caught(
+    found: list[Detections],
+    boxes: list[Tensor],
+    labels: list[Tensor],
+    classes: int,
+    iou: float = 0.5,
+) -> list[Tensor]:
+    """For each class, a row for each of its boxes, (n, 2): its size, and the score of the detection that found it.
+
+    The size is √(width · height) in pixels; the score is 0 where nothing found the box. What is missed, by size: rows
+    whose score is below the one at which detections are shown. Matched by pycocotools, as in `average_precision`.
+    """
+    _check_photographs(found, boxes, labels, classes, iou)
+    held = _evaluated(found, boxes, labels, classes, iou)
+    rows: list[list[list[float]]] = [[] for _ in range(classes)]
+    if held is None:
+        for b, k in zip(boxes, labels, strict=True):
+            for box, label in zip(b, k.tolist(), strict=True):
+                rows[label].append([_area(box) ** 0.5, 0.0])
+    for e in (e for e in held.evalImgs if e) if held else ():
+        score = dict(zip(e["dtIds"], e["dtScores"], strict=True))
+        for truth, by in zip(e["gtIds"], e["gtMatches"][0], strict=True):
+            size = held.cocoGt.anns[truth]["area"] ** 0.5
+            rows[e["category_id"]].append([size, score.get(int(by), 0.0)])
+    return [torch.tensor(r, dtype=torch.float64).reshape(-1, 2) for r in rows]
+
+
+def missed_by_size(caught: Tensor, least: float = 0.3, parts: int = 3) -> tuple[Tensor, Tensor]:
+    """The boxes of one class in `parts` groups from small to large: their mean sizes, and the share that was missed.
+
+    `caught` (n, 2) has each box's size and the score of what found it; a box is missed below the score `least`. Groups are
+    of equal numbers, up to one. Raises ValueError for fewer boxes than parts.
+    """
+    positive(parts=parts)
+    within(0, 1, least=least)
+    if caught.ndim != 2 or caught.shape[1] != 2 or len(caught) < parts:
+        raise ValueError(
+            f"expected sizes and scores (n, 2) of at least {parts} boxes, got {tuple(caught.shape)}"
+        )
+    groups = caught[caught[:, 0].argsort(stable=True)].tensor_split(parts)
+    sizes = torch.stack([g[:, 0].mean() for g in groups])
+    return sizes, torch.stack([(g[:, 1] < least).to(g).mean() for g in groups])
+
+
 def _evaluated(
     found: list[Detections],
     boxes: list[Tensor],
@@ -311,7 +553,7 @@ def _check_photographs(
     _check_boxes(boxes, labels, classes)
 
 
-def _check_boxes(boxes: list[Tensor], labels: list[Tensor], classes: int) -> None:
+def _check_boxes(boxes: Sequence[Tensor], labels: Sequence[Tensor], classes: int) -> None:
     """Raise unless each photograph has finite boxes (K, 4) and as many class numbers (K,)."""
     positive(classes=classes)
     for b, k in zip(boxes, labels, strict=True):
