@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "this book needs Python 3.11 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.11" % v[:2])'
 	@echo "making the environment .venv, once; this takes a few minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test,text]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test,text,vision]"
 	@# A kernel warns that it talks without encryption, on this one machine; errors alone are worth a line.
 	@mkdir -p .venv/etc/ipython
 	@echo 'get_config().Application.log_level = "ERROR"' > .venv/etc/ipython/ipython_kernel_config.py

@@ -220,6 +220,7 @@ from mtlib.models.detection import (
     resampled,
     targets,
 )
+from mtlib.models.efficientnet import EfficientNetLite0, pooled
 from mtlib.models.encoders import encoded, hashed, minilm
 from mtlib.nets import conv2, conv4, mlp, normed, policy_net, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
@@ -2084,6 +2085,32 @@ BAD |= {
     "split: two means": (lambda: split(backbone(), 5, mean=(0.5, 0.5)), "mean"),
     "ReadImages: a size of 0": (lambda: ReadImages(0), "size"),
     "ReadImages: five channels": (lambda: ReadImages(8)(torch.rand(2, 5, 8, 8)), "1 or 3"),
+    "EfficientNetLite0: no classes": (lambda: EfficientNetLite0(0), "classes"),
+    "EfficientNetLite0: normalised images": (
+        lambda: EfficientNetLite0(2)(2 * torch.rand(2, 3, 32, 32) - 1),
+        r"\[0, 1\]",
+    ),
+    "EfficientNetLite0: channels last": (
+        lambda: EfficientNetLite0(2).features(torch.rand(2, 32, 32, 3)),
+        r"\(B, 1 or 3, h, w\)",
+    ),
+    "EfficientNetLite0: a stride that has no map": (
+        lambda: EfficientNetLite0(2).stages(torch.rand(2, 3, 32, 32), 12),
+        "stride",
+    ),
+    "pooled: no image": (lambda: pooled(torch.rand(0, 1, 8, 8)), "at least one"),
+    "pooled: one image": (lambda: pooled(torch.rand(1, 8, 8)), r"\(B, 1 or 3, h, w\)"),
+    "pooled: numpy images": (lambda: pooled(np.zeros((2, 3, 8, 8), np.float32)), "tensor"),
+    "pooled: images of bytes": (
+        lambda: pooled(torch.full((2, 3, 8, 8), 200).byte()),
+        r"\[0, 1\]",
+    ),
+    "pooled: images from 0 to 255": (lambda: pooled(torch.rand(2, 3, 8, 8) * 255), r"\[0, 1\]"),
+    "pooled: a stride that has no map": (
+        lambda: pooled(torch.rand(2, 3, 8, 8), stride=3),
+        "stride",
+    ),
+    "pooled: a size of 0": (lambda: pooled(torch.rand(2, 3, 8, 8), size=0), "size"),
     "detector: no classes": (lambda: detector(0), "classes"),
     "detector: a width that groups do not divide": (lambda: detector(3, 10), "width"),
     "detector: grey images": (

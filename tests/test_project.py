@@ -45,7 +45,7 @@ STAR = {
         "transfer",
     },
     "data": {"core", "tasks", "run", "data"},
-    "models": {"core", "data", "run", "tasks"},
+    "models": {"core", "data", "models", "run", "tasks"},
     "train": {"core", "objective", "tasks", "run"},
     "metrics": {"run"},
     "evaluate": {"core", "metrics", "objective", "tasks", "run", "train"},

@@ -41,7 +41,7 @@ from mtlib.data import (
     tf_binding,
 )
 from mtlib.data.motifs import canonical, reverse_complement
-from mtlib.models import encoders
+from mtlib.models import efficientnet, encoders
 
 LONGEST = 10.0  # seconds for one file
 
@@ -314,6 +314,12 @@ def targets(folder: Path) -> dict[str, Target]:
         "tf_binding.read_archive": Target(tf_binding.read_archive, {"t.npz": _escores()}, scored),
         "encoders._kept": Target(
             lambda p: encoders._kept(p, "key", 3),
+            {"z": z},
+            lambda found: torch.equal(found, features),
+            lambda found: found is None,
+        ),
+        "efficientnet._kept": Target(
+            lambda p: efficientnet._kept(p, "key", (3, 384)),
             {"z": z},
             lambda found: torch.equal(found, features),
             lambda found: found is None,

@@ -94,7 +94,7 @@ def _configured(model: nn.Module, name: str, default: Sequence[float]) -> Sequen
 
 
 class ReadImages(nn.Module):
-    """(B, 1 or 3, h, w) in [0, 1] -> (B, 3, size, size), normalised channel by channel.
+    """(B, 1 or 3, h, w) in [0, 1] -> (B, 3, size, size), normalised channel by channel; size None keeps h and w.
 
     Raises ValueError for images that are not in [0, 1]. A quarter beyond is let pass: a bicubic resize overshoots.
     """
@@ -102,9 +102,12 @@ class ReadImages(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
+    def __init__(
+        self, size: int | None, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+    ) -> None:
         super().__init__()
-        positive(size=size)
+        if size is not None:
+            positive(size=size)
         if len(mean) != 3 or len(std) != 3:
             raise ValueError(f"expected a mean and a std for each of 3 channels, got {mean}, {std}")
         within(-math.inf, **{f"mean[{i}]": v for i, v in enumerate(mean)})
@@ -123,16 +126,19 @@ class ReadImages(nn.Module):
             raise ValueError(f"expected images (B, 1 or 3, h, w), got {got}")
         if not x.is_floating_point():
             raise ValueError(f"expected images in [0, 1], got {x.dtype}; for bytes x.float() / 255")
-        self._check(x)
+        self.check(x)
         x = x.expand(-1, 3, -1, -1)
-        if x.shape[-2:] != (self.size, self.size):
+        if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = interpolate(
                 x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
             )
         return (x - self.mean) / self.std
 
-    def _check(self, x: Tensor) -> None:
-        """Each call on a CPU, elsewhere the first: a look at the numbers would make the device's queue run dry."""
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError for numbers that no image has.
+
+        Each call on a CPU, elsewhere the first: a look at the numbers would make the device's queue run dry.
+        """
         stored = None if self.seen and x.device.type != "cpu" else as_stored(x)
         if stored is None or not stored.numel():
             return
