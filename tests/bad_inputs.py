@@ -2110,6 +2110,7 @@ BAD |= {
         lambda: pooled(torch.rand(2, 3, 8, 8), stride=3),
         "stride",
     ),
+    "pooled: cells of a vector": (lambda: pooled(torch.rand(2, 3, 8, 8), cells=2), "stride"),
     "pooled: a size of 0": (lambda: pooled(torch.rand(2, 3, 8, 8), size=0), "size"),
     "detector: no classes": (lambda: detector(0), "classes"),
     "detector: a width that groups do not divide": (lambda: detector(3, 10), "width"),
