@@ -36,7 +36,7 @@ from mtlib.bilevel import (
     unrolled,
 )
 from mtlib.book import directions as adaptation
-from mtlib.book import generalising
+from mtlib.book import generalising, pictures
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.contest import Way, alphabets, conclude, contest
 from mtlib.book.drawings import bowls
@@ -229,6 +229,7 @@ from mtlib.plots import (
     against,
     band,
     bars,
+    by_group,
     confusion,
     dots,
     figure,
@@ -2258,6 +2259,28 @@ BAD |= {
         lambda: on_axes(lambda axes: bars(axes, [1], [0.1], [-0.1])),
         "half",
     ),
+    "by_group: a number too few": (
+        lambda: on_axes(lambda axes: by_group(axes, {"MAML": [1.0]}, ["a", "b"], "points")),
+        "each of 2 groups",
+    ),
+    "by_group: no method": (
+        lambda: on_axes(lambda axes: by_group(axes, {}, ["a"], "points")),
+        "dict",
+    ),
+    "task: images with a channel": (
+        lambda: pictures.task(None, torch.rand(5, 1, 8, 8), torch.rand(25, 8, 8), torch.zeros(25)),
+        r"images shown \(W, h, w\)",
+    ),
+    "task: an answer too few": (
+        lambda: pictures.task(None, torch.rand(5, 8, 8), torch.rand(25, 8, 8), torch.zeros(24)),
+        "answers",
+    ),
+    "lookalikes: a network": (lambda: pictures.lookalikes(backbone(), PHI, DATA), "learner"),
+    "lookalikes: items that are no images": (
+        lambda: pictures.lookalikes(protonet(NET), PHI, DATA),
+        "images",
+    ),
+    "confused: more axes than groups": (lambda: pictures.confused([None], []), "at most 0"),
     "dots: runs without groups": (
         lambda: on_axes(lambda axes: dots(axes, {"a": [0.5]}, ["x"], "%")),
         "groups, runs",
