@@ -328,6 +328,25 @@ def framed(
     axes.set_axis_off()
 
 
+def by_group(axes: Axes, rows: Mapping[str, Any], groups: Sequence[str], xlabel: str) -> None:
+    """A number for each group and method: one row a group, sorted by the first method, the best at the top."""
+    _named(rows, object)
+    looks: Any = styles(rows)
+    numbers = {name: np.asarray(row, float) for name, row in rows.items()}
+    for name, row in numbers.items():
+        if row.shape != (len(groups),):
+            raise ValueError(
+                f"expected a number of {name!r} for each of {len(groups)} groups, got {row.shape}"
+            )
+    order = next(iter(numbers.values())).argsort()
+    for name, row in numbers.items():
+        look = {**looks[name], "linestyle": "", "alpha": 0.8}
+        axes.plot(row[order], range(len(order)), label=name, **look)
+    axes.set_yticks(range(len(order)), [groups[i] for i in order])
+    axes.set(xlabel=xlabel, ylim=(-0.6, len(order) - 0.4))
+    axes.legend()
+
+
 def confusion(axes: Axes, y: Any, predicted: Any, classes: Sequence[str]) -> None:
     """A confusion matrix: how many items of each class, a row, were given each answer, a column."""
     n, y, predicted = len(classes), np.asarray(y), np.asarray(predicted)

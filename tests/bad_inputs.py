@@ -35,7 +35,7 @@ from mtlib.bilevel import (
     sharpness,
     unrolled,
 )
-from mtlib.book import cold_start, generalising, sentences
+from mtlib.book import cold_start, generalising, pictures, sentences
 from mtlib.book import directions as adaptation
 from mtlib.book.across import Across, Rival
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
@@ -242,6 +242,7 @@ from mtlib.plots import (
     against,
     band,
     bars,
+    by_group,
     calibration,
     confusion,
     curves,
@@ -2309,6 +2310,7 @@ BAD |= {
         lambda: pooled(torch.rand(2, 3, 8, 8), stride=3),
         "stride",
     ),
+    "pooled: cells of a vector": (lambda: pooled(torch.rand(2, 3, 8, 8), cells=2), "stride"),
     "pooled: a size of 0": (lambda: pooled(torch.rand(2, 3, 8, 8), size=0), "size"),
     "detector: no classes": (lambda: detector(0), "classes"),
     "detector: a width that groups do not divide": (lambda: detector(3, 10), "width"),
@@ -2526,6 +2528,28 @@ BAD |= {
         ),
         "an image",
     ),
+    "by_group: a number too few": (
+        lambda: on_axes(lambda axes: by_group(axes, {"MAML": [1.0]}, ["a", "b"], "points")),
+        "each of 2 groups",
+    ),
+    "by_group: no method": (
+        lambda: on_axes(lambda axes: by_group(axes, {}, ["a"], "points")),
+        "dict",
+    ),
+    "task: images with a channel": (
+        lambda: pictures.task(None, torch.rand(5, 1, 8, 8), torch.rand(25, 8, 8), torch.zeros(25)),
+        r"images shown \(W, h, w\)",
+    ),
+    "task: an answer too few": (
+        lambda: pictures.task(None, torch.rand(5, 8, 8), torch.rand(25, 8, 8), torch.zeros(24)),
+        "answers",
+    ),
+    "lookalikes: a network": (lambda: pictures.lookalikes(backbone(), PHI, DATA), "learner"),
+    "lookalikes: items that are no images": (
+        lambda: pictures.lookalikes(protonet(NET), PHI, DATA),
+        "images",
+    ),
+    "confused: more axes than groups": (lambda: pictures.confused([None], []), "at most 0"),
     "dots: runs without groups": (
         lambda: on_axes(lambda axes: dots(axes, {"a": [0.5]}, ["x"], "%")),
         "groups, runs",

@@ -142,9 +142,13 @@ def test_frozen_features_are_kept(random, empty):
         assert torch.allclose(z, random.features(large), rtol=1e-3, atol=1e-3)
         map8 = random.stages(large, 8)[8]
         assert torch.allclose(pooled(x, 40, stride=8), map8.mean((2, 3)), rtol=1e-3, atol=1e-3)
+        map4 = random.stages(large[..., :32, :32], 8)[8]  # 4 x 4, in 2 x 2 parts
+        means = map4.unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5)).flatten(1)
+    found = pooled(large[..., :32, :32], 32, stride=8, cells=2)
+    assert torch.allclose(found, means, rtol=1e-3, atol=1e-3)
     assert z.shape == (5, FEATURES) and not z.requires_grad
     kept = {p: p.stat().st_mtime_ns for p in empty.rglob("*.safetensors")}
-    assert len(kept) == 2
+    assert len(kept) == 3
     assert torch.equal(pooled(x, 40), z) and torch.equal(pooled(x.double(), 40), z)
     assert {p: p.stat().st_mtime_ns for p in empty.rglob("*.safetensors")} == kept, "encoded again"
     other = x.clone()

@@ -83,6 +83,7 @@ NEED_PAGES = {
     "mtlib.book.results",
     "mtlib.book.drawings",
     "mtlib.book.contest",
+    "mtlib.book.pictures",
     "mtlib.book.directions",
     "mtlib.book.across",
     "mtlib.book.heads",

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu6
+from torch.nn.functional import adaptive_avg_pool2d, pad, relu6
 
 from mtlib.data.download import Altered, Unreachable, cache
 from mtlib.models.backbones import ReadImages
@@ -131,18 +131,22 @@ def pooled(
     images: Tensor,
     size: int = 112,
     stride: int | None = None,
+    cells: int = 1,
     batch: int = 64,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Frozen features of images (B, 1 or 3, h, w) in [0, 1], by EfficientNet-Lite0 with its ImageNet weights.
 
-    The images are brought to `size` × `size` pixels. (B, 1280): `EfficientNetLite0.features`; with a `stride`, the mean
-    over the image of its map of that stride, (B, `CHANNELS[stride]`). Features are kept in the user's cache with a
+    The images are brought to `size` × `size` pixels. (B, 1280): `EfficientNetLite0.features`; with a `stride`, means of
+    its map of that stride over `cells` × `cells` parts of the image, (B, `cells`² · `CHANNELS[stride]`), a channel's parts
+    side by side. Features are kept in the user's cache with a
     SHA-256: a set of images is encoded once, and again where the kept ones are damaged. Raises what
     `efficientnet_lite0` raises, and ValueError for no image, images outside [0, 1] or another stride.
     """
-    positive(size=size, batch=batch)
-    columns = FEATURES if stride is None else CHANNELS[_stride(stride)]
+    positive(size=size, batch=batch, cells=cells)
+    if stride is None and cells != 1:
+        raise ValueError(f"expected cells=1 without a stride, got {cells}: name a stride")
+    columns = FEATURES if stride is None else CHANNELS[_stride(stride)] * cells**2
     read = ReadImages(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     if not isinstance(images, Tensor) or images.ndim != 4:
         read(images)  # it says what is expected
@@ -151,7 +155,7 @@ def pooled(
     read(images[:1])
     read.check(images)  # all of them, kept or not
     images = images.detach().cpu().float()
-    key = _key(images, size, stride)
+    key = _key(images, size, stride, cells)
     place = cache() / "efficientnet-lite0" / f"{key[:24]}.safetensors"
     kept = _kept(place, key, (len(images), columns))
     if kept is not None:
@@ -162,7 +166,10 @@ def pooled(
     with torch.no_grad():
         for part in images.split(batch):
             x = read(part.to(device))
-            z = net.features(x) if stride is None else net.stages(x, stride)[stride].mean((2, 3))
+            if stride is None:
+                z = net.features(x)
+            else:
+                z = adaptive_avg_pool2d(net.stages(x, stride)[stride], cells).flatten(1)
             parts.append(z.cpu())
     z = torch.cat(parts)
     if not bool(z.isfinite().all()):
@@ -262,8 +269,8 @@ def _bytes() -> bytes:
     return data
 
 
-def _key(images: Tensor, size: int, stride: int | None) -> str:
-    facts = (SHA256, size, stride, tuple(images.shape))
+def _key(images: Tensor, size: int, stride: int | None, cells: int) -> str:
+    facts = (SHA256, size, stride, cells, tuple(images.shape))
     digest = hashlib.sha256(repr(facts).encode())
     for part in images.split(1024):
         digest.update(part.contiguous().numpy().tobytes())
