@@ -110,7 +110,7 @@ def test_a_commit_is_dirty_by_a_changed_file_and_not_by_a_record(tmp_path, monke
 
 
 # Recorded from a changed tree, before that was refused: each leaves the list when its page is recorded anew.
-DIRTY = {"films", "genes", "heart", "images", "sentiment"}
+DIRTY = {"films", "heart", "images", "sentiment"}
 
 
 def test_records_are_of_a_clean_commit():
@@ -179,7 +179,7 @@ def test_versus_is_of_a_meta_learner_and_transfer_and_says_over_what(folder, mon
 
 
 # Applications that are not written anew yet have no `versus`.
-WITHOUT = {"images", "digits", "detection", "intents", "sentiment", "films", "genes", "heart"}
+WITHOUT = {"images", "digits", "detection", "intents", "sentiment", "films", "heart"}
 
 
 def test_every_application_says_what_meta_gains_on_transfer():

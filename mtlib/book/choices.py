@@ -46,12 +46,14 @@ class Tuning:
     def choose(
         self, name: str, part: str, grid: Sequence[_Setting], trial: Trial, column: int = 0
     ) -> Choice:
-        """The setting of `grid` with the best quality in a column; of equal ones the first.
+        """The setting of `grid` with the best quality in a column; of equal ones the first. One setting is not tried.
 
         Raises ValueError for an empty grid, or where the record is of a grid of another size.
         """
         functions(0, trial=trial)
         expect(len(grid) > 0, "a grid of at least one setting", grid)
+        if len(grid) == 1:
+            return Choice(grid[0], False)
         mine = self.qualities.get(name, {})
         if part not in mine and recording():
             mine = self.qualities.setdefault(name, {})
