@@ -33,6 +33,47 @@ def two_halves(body: nn.Module, head: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(body=body, head=head))
 
 
+class Widths(nn.Module):
+    """x ∘ exp(s_b): a width for each block of columns of x (…, D), `blocks` (D,) being the number of each column's block.
+
+    All widths start at 1. As the body under a ridge head they are the head's prior, since a column of width exp(s) costs
+    exp(−2s) as much to use: with a block for each column, automatic relevance determination. Raises ValueError unless the
+    blocks are whole numbers from 0 without a gap.
+
+    ```pycon
+    >>> import math
+    >>> body = Widths(torch.tensor([0, 0, 1]))
+    >>> with torch.no_grad():
+    ...     body.s[1] = math.log(2)
+    >>> body(torch.ones(3)).detach()
+    tensor([1., 1., 2.])
+
+    ```
+    """
+
+    blocks: Tensor
+
+    def __init__(self, blocks: Tensor):
+        super().__init__()
+        whole = isinstance(blocks, Tensor) and not (
+            blocks.is_floating_point() or blocks.is_complex()
+        )
+        expect(whole and blocks.ndim == 1 and len(blocks) > 0, "blocks (D,), whole numbers", blocks)
+        if blocks.unique().tolist() != list(range(int(blocks.max()) + 1)):
+            raise ValueError(
+                f"expected the numbers of blocks from 0 without a gap, got {blocks.unique().tolist()[:9]}"
+            )
+        self.s = nn.Parameter(torch.zeros(int(blocks.max()) + 1))
+        self.register_buffer("blocks", blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1:] != self.blocks.shape:
+            raise ValueError(
+                f"expected {len(self.blocks)} columns, one for each number in blocks, got x of shape {tuple(x.shape)}"
+            )
+        return x * self.s.exp()[self.blocks]
+
+
 def wrap(
     net: nn.Module,
     head: str | None = None,

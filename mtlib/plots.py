@@ -70,6 +70,8 @@ METHODS = {
     "logistic regression": (GREYS, 0),
     **dict.fromkeys(("source only", "no norm", "no norm, source only"), (GREYS, 1)),
     **dict.fromkeys(("pooled", "ridge on profiles"), (GREYS, 1)),
+    "k-mer ridge": (GREYS, 2),
+    "mean of relatives": (GREYS, 0),
     **dict.fromkeys(("target only", "target alone", "targets alone", "raw inputs"), (GREYS, 2)),
     "equal weights": (GREYS, 0),
     **dict.fromkeys(("biases", "film's average"), (GREYS, 0)),

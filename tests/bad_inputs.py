@@ -39,6 +39,7 @@ from mtlib.book import cold_start, generalising, pictures, sentences
 from mtlib.book import directions as adaptation
 from mtlib.book.across import Across, Rival
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
+from mtlib.book.choices import Tuning, over_units
 from mtlib.book.contest import Trial, Way, alphabets, conclude, contest, measured
 from mtlib.book.contest import folds as in_a_row
 from mtlib.book.drawings import bowls
@@ -128,6 +129,7 @@ from mtlib.evaluate import (
     evaluate,
     interval,
     over_classes,
+    over_clusters,
     over_seeds,
 )
 from mtlib.joint import joint, own_columns, risks, toward
@@ -147,6 +149,7 @@ from mtlib.learners.closed_form import (
     ridge_prior,
     ridge_residual,
     ridge_solution,
+    ridge_toward,
     shared_features,
 )
 from mtlib.learners.context import cavia, protomaml
@@ -235,7 +238,7 @@ from mtlib.models.detection import (
 from mtlib.models.detection import photographs as stream_of_photographs
 from mtlib.models.efficientnet import EfficientNetLite0, pooled
 from mtlib.models.encoders import encoded, hashed, minilm
-from mtlib.nets import conv2, conv4, mlp, normed, policy_net, seeded, two_halves, wrap
+from mtlib.nets import Widths, conv2, conv4, mlp, normed, policy_net, seeded, two_halves, wrap
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
 from mtlib.plots import (
@@ -3664,6 +3667,54 @@ BAD |= {
         "metric .*2 arguments",
     ),
     "best_of: a number for the quality": (lambda: best_of([1, 2], 0.5), "quality .*a function"),
+    "over_clusters: one cluster": (
+        lambda: over_clusters(torch.rand(3), [1, 1, 1]),
+        "at least 2 clusters",
+    ),
+    "over_clusters: a cluster too few": (
+        lambda: over_clusters(torch.rand(3), [0, 1]),
+        "whole number for each of 3",
+    ),
+    "over_clusters: half a cluster": (
+        lambda: over_clusters(torch.rand(3), torch.rand(3)),
+        "whole number for each of 3",
+    ),
+    "Tuning.choose: no setting": (
+        lambda: Tuning("a").choose("x", "p", [], list),
+        "at least one setting",
+    ),
+    "Tuning.choose: numbers for the trial": (
+        lambda: Tuning("a").choose("x", "p", [1], [[0.5]]),
+        "trial .*a function",
+    ),
+    "over_units: scores": (lambda: over_units({"a": 0.5}, "a"), "a contest"),
+    "over_units: a number for the contest": (lambda: over_units(0.5, "a"), "a contest"),
+    "Widths: a gap in the blocks": (lambda: Widths(torch.tensor([0, 2])), "without a gap"),
+    "Widths: real numbers": (lambda: Widths(torch.rand(3)), "whole numbers"),
+    "Widths: x of another width": (
+        lambda: Widths(torch.tensor([0, 0, 1]))(torch.rand(4, 2)),
+        "3 columns",
+    ),
+    "ridge_toward: a head of another width": (
+        lambda: ridge_toward(
+            torch.rand(4, 3), torch.rand(4, 1), torch.rand(2, 1), torch.ones(3), 1.0
+        ),
+        "a head",
+    ),
+    "ridge_toward: no strength": (
+        lambda: ridge_toward(
+            torch.rand(4, 3), torch.rand(4, 1), torch.rand(3, 1), torch.ones(3), 0.0
+        ),
+        "strength",
+    ),
+    "looked_up: numbers for kin": (
+        lambda: motifs.looked_up(torch.rand(2, 5), torch.rand(2), [0, 1], 3),
+        "whether it is kin",
+    ),
+    "looked_up: one place twice": (
+        lambda: motifs.looked_up(torch.rand(2, 5), torch.tensor([True, False]), [1, 1], 3),
+        "different places",
+    ),
     "over_classes: a number for the measure": (
         lambda: over_classes(0.5, DATA),
         "measure .*a function",

@@ -25,9 +25,10 @@ from mtlib.learners.closed_form import (
     r2d2,
     ridge,
     ridge_solution,
+    ridge_toward,
 )
 from mtlib.learners.gradient import anil
-from mtlib.nets import mlp
+from mtlib.nets import Widths, mlp, two_halves
 from mtlib.tasks import one_hot
 
 
@@ -387,3 +388,30 @@ def test_parameters_of_another_learner_are_refused():
     net = mlp(3, (8,), 2)
     with pytest.raises(ValueError, match="expected parameters named"):
         bayesian(net).adapt(parameters(net), Batch(torch.ones(4, 3), torch.ones(4, 2)))
+
+
+def test_ridge_toward_a_head_is_scikit_learns_on_what_the_head_leaves():
+    x, _, y = problem(9, 3, 6)
+    g = torch.Generator().manual_seed(1)
+    head, widths = torch.randn(6, 3, generator=g).double(), torch.rand(6, generator=g).double()
+    widths[2] = 0
+    found = ridge_toward(x, y, head, widths, 0.7)
+    model = Ridge(alpha=0.7, fit_intercept=False).fit(x * widths, y - x @ head)
+    expected = head + widths[:, None] * torch.from_numpy(model.coef_.T)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found[2], head[2])
+    torch.testing.assert_close(ridge_toward(x, y, head, widths, 1e12), head, atol=1e-8, rtol=0)
+
+
+def test_ridge_toward_is_the_ridge_learner_on_a_body_of_widths():
+    x, _, y = problem(9, 3, 6)
+    blocks = torch.tensor([0, 0, 1, 1, 2, 2])
+    learner = ridge(two_halves(Widths(blocks), torch.nn.Linear(6, 3)).double(), 0.3)
+    phi = learner.init()
+    phi["body.s"] = torch.tensor([0.5, -1.0, 0.2]).double()
+    expected = learner.predict(learner.adapt(phi, Batch(x, y)), x)
+    one = torch.ones(len(x), 1).double()
+    widths = torch.cat([phi["body.s"].exp()[blocks], one[0]])
+    head = widths[:, None] * head_matrix(phi)
+    x = torch.cat([x, one], 1)
+    torch.testing.assert_close(x @ ridge_toward(x, y, head, widths, 0.3), expected)

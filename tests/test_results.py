@@ -110,7 +110,7 @@ def test_a_commit_is_dirty_by_a_changed_file_and_not_by_a_record(tmp_path, monke
 
 
 # Recorded from a changed tree, before that was refused: each leaves the list when its page is recorded anew.
-DIRTY = {"genes"}
+DIRTY: set[str] = set()
 
 
 def test_records_are_of_a_clean_commit():
@@ -179,7 +179,7 @@ def test_versus_is_of_a_meta_learner_and_transfer_and_says_over_what(folder, mon
 
 
 # Applications that are not written anew yet have no `versus`.
-WITHOUT = {"digits", "genes"}
+WITHOUT = {"digits"}
 
 
 def test_every_application_says_what_meta_gains_on_transfer():

@@ -34,6 +34,7 @@ from mtlib.evaluate import (
     interval,
     macro_f1,
     over_classes,
+    over_clusters,
     over_seeds,
 )
 from mtlib.learners.context import protomaml
@@ -499,6 +500,31 @@ def test_the_jackknife_of_a_mean_is_students_interval():
     )
     with pytest.raises(ValueError, match="at least 3 classes"):
         over_classes(lambda some: 0.0, data.select([0, 1]))
+
+
+def test_clusters_of_one_are_students_interval_and_of_one_size_their_means():
+    values = normal(12)
+    alone, whole = over_clusters(values, range(12)), interval(values)
+    assert (alone.mean, alone.interval) == pytest.approx((whole.mean, whole.interval))
+    pairs = over_clusters(values, torch.arange(12) // 2)
+    means = interval(values.view(6, 2).mean(1))
+    assert (pairs.mean, pairs.interval) == pytest.approx((means.mean, means.interval))
+    named = over_clusters(values, [7 - 3 * (i // 2) for i in range(12)])
+    assert named.interval == pytest.approx(pairs.interval) and len(named.values) == 6
+
+
+def test_clusters_of_unequal_sizes_agree_with_the_bootstrap_over_clusters():
+    rng = np.random.default_rng(0)
+    whose = np.repeat(np.arange(40), rng.integers(1, 9, 40))
+    values = rng.standard_normal(40)[whose] + 0.3 * rng.standard_normal(len(whose))
+    score = over_clusters(torch.from_numpy(values), torch.from_numpy(whose))
+    total, size = (np.bincount(whose, w) for w in (values, np.ones(len(whose))))
+    drawn = rng.integers(40, size=(4000, 40))
+    means = total[drawn].sum(1) / size[drawn].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert score.mean == pytest.approx(values.mean())
+    assert score.interval == pytest.approx((high - low) / 2, rel=0.12)
+    assert score.interval > 1.5 * interval(torch.from_numpy(values)).interval
 
 
 # Metrics -------------------------------------------------------------------------------------

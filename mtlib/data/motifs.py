@@ -73,6 +73,32 @@ def counts(kmers: Sequence[str], lengths: Iterable[int]) -> list[Tensor]:
     return result
 
 
+def looked_up(profiles: Tensor, kin: Tensor, places: Sequence[int], size: int) -> Tensor:
+    """What other genes' proteins do with sequences, as features of a new gene that is akin to some of them: (n, 2·size + 2).
+
+    profiles: (k, n), a row for each known gene; kin: (k,), whether it is of the new gene's family; where none is, all
+    count as relatives. Columns: each relative's deviation from the relatives' mean, over √(number of relatives); each
+    stranger's from the mean of all, over √(number of strangers); the mean of relatives; the mean of all. Known gene i has
+    column `places`[i] of the `size` in the first two parts, and other columns are 0, so that a gene's column is the same
+    whoever else is known. No label of the new gene takes part.
+    """
+    kin = torch.as_tensor(kin)
+    k = len(profiles) if profiles.ndim == 2 else 0
+    if not k or kin.shape != (k,) or kin.dtype != torch.bool or len(places) != k:
+        raise ValueError(
+            f"expected profiles (k, n), and for each of them whether it is kin and its place, got {tuple(profiles.shape)}, "
+            f"{kin.dtype} of shape {tuple(kin.shape)} and {len(places)} places"
+        )
+    if len({*places}) < k or not all(0 <= i < size for i in places):
+        raise ValueError(f"expected different places from 0 to {size - 1}, got {[*places][:9]}")
+    kin = kin | ~kin.any()
+    means = torch.stack([profiles[kin].mean(0), profiles.mean(0)])
+    parts = profiles.new_zeros(2, size, profiles.shape[1])
+    for part, who, mean in zip(parts, (kin, ~kin), means, strict=True):
+        part[torch.tensor(places)[who]] = (profiles[who] - mean) / max(1, int(who.sum())) ** 0.5
+    return torch.cat([*parts, means]).mT
+
+
 def log_odds(escore: Tensor, margin: float = 0.002) -> Tensor:
     """¼ log((½ + m + E) / (½ + m − E)): slope one at E = 0, and the crowded ends of the scale stretched."""
     above_zero(margin=margin)

@@ -218,6 +218,25 @@ def ridge_solution(z: Tensor, y: Tensor, strength: Tensor) -> Tensor:
     return solve(z.mT @ z + strength * torch.eye(d).to(z), z.mT @ y)
 
 
+def ridge_toward(x: Tensor, y: Tensor, head: Tensor, widths: Tensor, strength: float) -> Tensor:
+    """Ridge regression that starts at a known head, with a width for each column of x: w = h + D v.
+
+    v = argmin_v ‖Y − X (h + D v)‖² + λ‖v‖²,  D = diag(`widths`), h = `head` and λ = `strength`. So w = argmin ‖Y − X w‖² +
+    λ‖D⁻¹(w − h)‖²: a Gaussian prior of mean h, and of standard deviations proportional to the widths; where a width is 0,
+    w stays at h. x: (N, D), y: (N, W), head: (D, W), widths: (D,) -> w (D, W). Raises ValueError for other shapes, or
+    λ ≤ 0.
+    """
+    above_zero(strength=strength)
+    if x.ndim != 2 or head.ndim != 2 or len(head) != x.shape[1] or widths.shape != x.shape[1:]:
+        raise ValueError(
+            "expected x (N, D), a head (D, W) and widths (D,), got "
+            f"{tuple(x.shape)}, {tuple(head.shape)} and {tuple(widths.shape)}"
+        )
+    y = check_targets(x, y, head.shape[1])
+    v = ridge_solution(x * widths, y - x @ head, x.new_tensor(strength))
+    return head + widths[:, None] * v
+
+
 def ridge_on(b: Tensor, data: Batch, strength: float) -> Tensor:
     """Each task's ridge regression on the features Bᵀx, as weights of x: B argmin_a ‖y − X B a‖² + λ‖a‖².
 
