@@ -675,7 +675,7 @@ def test_a_text_alone_is_no_list_of_texts(texts):
 
 
 def test_a_batch_has_texts():
-    with pytest.raises(ValueError, match="batch ≥ 1"):
+    with pytest.raises(ValueError, match="batch"):
         minilm(["a"], batch=0)
     with pytest.raises(ValueError, match="half a character"):
         minilm(["a", "b\ud83d"])
