@@ -278,7 +278,9 @@ def test_precision_and_recall_by_hand_and_by_scikit_learn():
     recall, precision = precision_recall(judged)
     k = len(judged.hits)
     known = metrics.precision_recall_curve(judged.hits.numpy(), -np.arange(k))
-    share = judged.hits.sum() / judged.truths.sum()  # there recall is of what was found at all
+    share = (
+        judged.hits.sum() / judged.truths.sum()
+    ).item()  # there recall is of what was found at all
     np.testing.assert_allclose(precision, known[0][:-1][::-1][-k:])
     np.testing.assert_allclose(recall, share * known[1][:-1][::-1][-k:])
     best = precision.flip(0).cummax(0).values.flip(0)
