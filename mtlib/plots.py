@@ -80,8 +80,8 @@ METHODS = {
     **dict.fromkeys(("which sources", "pulled"), (ORANGES, 0)),
     **dict.fromkeys(("one weight", "one source"), (ORANGES, 1)),
     "a weight each": (ORANGES, 2),
-    "in the large": (ORANGES, 0),
-    "logistic recalibration": (ORANGES, 1),
+    "in the large": (ORANGES, 1),
+    "logistic recalibration": (ORANGES, 2),
     "share known": (ORANGES, 2),
     "learned prior": (BLUES, 2),
 }
