@@ -86,6 +86,8 @@ NEED_PAGES = {
     "mtlib.book.pictures",
     "mtlib.book.directions",
     "mtlib.book.across",
+    "mtlib.book.choices",
+    "mtlib.book.sentences",
     "mtlib.book.heads",
     "mtlib.book.ways",
     "mtlib.book.weighing",

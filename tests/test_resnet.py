@@ -143,6 +143,6 @@ def test_a_resnet_is_as_accurate_as_in_plain_torch(kind, seed):
         assert torch.equal(whole["body.bn1.running_var"], net.body.bn1.running_var)
     loaded = load(copy.deepcopy(net), whole)
     ours, theirs = accuracy(loaded, test), accuracy(reference, test)
-    assert theirs > 0.9 and abs(ours - theirs) <= 0.02
+    assert theirs > 0.9 and ours >= theirs - 0.02  # more, where all rows make the statistics
     score = evaluate(as_is(net), whole, quizzes, 12, progress=False)
     assert score.mean == pytest.approx(ours, abs=1e-6)
