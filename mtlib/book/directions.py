@@ -135,11 +135,17 @@ def _hold(
     runs: list[list[Mapping[str, list[float]]]],
     old: Mapping[str, Any],
 ) -> None:
-    """ValueError where a run is not one of those that the record has."""
+    """ValueError where a run is not one of those that the record has.
+
+    On another processor a run is another run. Two runs differ by five times √2 s once in some ten thousand, s the standard
+    deviation of a run about its direction's mean, over all directions.
+    """
     for (a, b), row, number in zip(among, runs, range(len(among)), strict=True):
         for column, (mean, half) in row[0].items():
             recorded = old[column]["each"][number]
-            if not agrees(mean, recorded, half):
+            each = torch.tensor(old[column]["each"], dtype=torch.float64)
+            apart = 5 * (2 * each.var(1).mean()).sqrt().item() if each.shape[1] > 1 else 0.0
+            if not agrees(mean, recorded, max(half, apart)):
                 raise ValueError(
                     f"{called}, {a} to {b}, {column}: {mean:.4f} here, {recorded[0]:.4f} in {page}.json: more apart than "
                     "chance; record anew with MTLIB_RECORD=1"
