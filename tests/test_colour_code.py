@@ -193,7 +193,7 @@ def test_calibration_curves_are_those_of_scikit_learn(shown):
     one, other, true = axes.get_lines()
     share, mean = calibration_curve(y, risk, n_bins=5, strategy="quantile")
     np.testing.assert_allclose(one.get_data(), [mean, share])
-    assert [one.get_color(), other.get_color()] == [GREYS[1], ORANGES[0]]
+    assert [one.get_color(), other.get_color()] == [GREYS[1], ORANGES[1]]
     assert true.get_linestyle() == "--"
 
 
