@@ -102,7 +102,9 @@ def linear_probe(
             [w, b],
             max_iter=iterations,
             tolerance_grad=1e-9,
-            tolerance_change=1e-12,
+            tolerance_change=min(
+                1e-12, 4 * torch.finfo(zs.dtype).eps
+            ),  # √(2 · it / λ) is W's error
             line_search_fn="strong_wolfe",
         )
 
