@@ -317,6 +317,15 @@ def mlp(inputs: int, hidden: Iterable[int], outputs: int, seed: int | None = Non
         return two_halves(nn.Sequential(*layers), nn.Linear(sizes[-1], outputs))
 
 
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer of zeros: as a head it says the same of everything until it is trained."""
+    positive(inputs=inputs, outputs=outputs)
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def policy_net(
     inputs: int = 2, actions: int = 2, width: int = 32, small: float = 0.1, seed: int = 0
 ) -> nn.Module:

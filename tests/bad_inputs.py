@@ -238,7 +238,18 @@ from mtlib.models.detection import (
 from mtlib.models.detection import photographs as stream_of_photographs
 from mtlib.models.efficientnet import EfficientNetLite0, pooled
 from mtlib.models.encoders import encoded, hashed, minilm
-from mtlib.nets import Widths, conv2, conv4, mlp, normed, policy_net, seeded, two_halves, wrap
+from mtlib.nets import (
+    Widths,
+    conv2,
+    conv4,
+    mlp,
+    normed,
+    policy_net,
+    seeded,
+    two_halves,
+    wrap,
+    zero_linear,
+)
 from mtlib.norm import Norm, calibrate, moments
 from mtlib.objective import count, over_tasks, whole
 from mtlib.plots import (
@@ -2443,6 +2454,8 @@ BAD |= {
         lambda: resampled(judge(*photographs(), 2)[0], torch.ones(2)),
         r"\(R, n\)",
     ),
+    "zero_linear: no inputs": (lambda: zero_linear(0, 2), "inputs"),
+    "zero_linear: half an output": (lambda: zero_linear(2, 0.5), "outputs"),
     "minilm: one text": (lambda: minilm("hello"), "list of texts"),
     "minilm: no text": (lambda: minilm([]), "list of texts"),
     "minilm: numbers": (lambda: minilm([1, 2]), "list of texts"),

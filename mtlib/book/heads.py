@@ -22,7 +22,7 @@ from mtlib.data.sentiment import draws, tested
 from mtlib.learners.closed_form import ridge
 from mtlib.learners.finetune import logistic_head
 from mtlib.learners.gradient import descent, maml, proximal
-from mtlib.nets import two_halves
+from mtlib.nets import two_halves, zero_linear
 from mtlib.tasks import ClassSet, episodes, one_hot, one_of, positive
 from mtlib.train import cosine_adam, fit
 from mtlib.transfer.align import recoloured
@@ -34,10 +34,7 @@ Answer = Callable[..., Tensor]
 def linear_net(width: int) -> nn.Module:
     """A head of two outputs, at zero, on features that stay as they are."""
     positive(width=width)
-    head = nn.Linear(width, 2)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return two_halves(nn.Identity(), head)
+    return two_halves(nn.Identity(), zero_linear(width, 2))
 
 
 def logits(phi: Params, z: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -23,9 +22,9 @@ from mtlib.book.page import device
 from mtlib.core import Batch, features, move
 from mtlib.joint import joint
 from mtlib.learners.closed_form import ridge
-from mtlib.learners.finetune import as_is, folds, linear_probe
+from mtlib.learners.finetune import as_is, folds, linear_probe, logistic_head
 from mtlib.learners.metric import protonet
-from mtlib.nets import two_halves
+from mtlib.nets import two_halves, zero_linear
 from mtlib.tasks import ClassSet, episodes, mixture, one_hot, one_of, pool, positive
 from mtlib.train import cosine_adam, fit
 
@@ -178,13 +177,10 @@ def answers(
     if head == "logistic regression":
         # it reads inner products with labelled rows alone: those stay
         span = torch.linalg.qr(x.double().T).Q
-        model = LogisticRegression(C=strength, tol=1e-6, max_iter=5000)
-        model.fit((x.double() @ span).numpy(), y)
-        asked = asked.double() @ span
-        scores = torch.from_numpy(model.decision_function(asked.numpy()))
-        two = scores.ndim == 1
-        return torch.stack([-scores, scores], 1) / 2 if two else scores
-    flat = two_halves(nn.Identity(), _zeros(x.shape[1], ways))
+        c = 1.0 if strength is None else strength
+        phi = logistic_head(x.double() @ span, torch.from_numpy(y), c, tol=1e-6)
+        return torch.addmm(phi["head.bias"], asked.double() @ span, phi["head.weight"].mT)
+    flat = two_halves(nn.Identity(), zero_linear(x.shape[1], ways))
     learner = protonet(flat)
     if head == "probe":
         many = 500 if strength else 100
@@ -196,14 +192,6 @@ def answers(
     with torch.no_grad():
         found: Tensor = learner.predict(theta, asked)
     return found
-
-
-def _zeros(inputs: int, outputs: int) -> nn.Linear:
-    """A linear head of zeros."""
-    head = nn.Linear(inputs, outputs)
-    for p in head.parameters():
-        nn.init.zeros_(p)
-    return head
 
 
 def cross_validated(head: str, x: Tensor, y: np.ndarray, strengths: Sequence[float]) -> float:
@@ -297,7 +285,7 @@ def trained(
     own = data.embedded[: data.domains * ways * data.each]
     items = own.view(data.domains, ways, data.each, -1)[among]
     classes = len(among) * ways if by == "joint" else ways
-    net = two_halves(Turned(own.shape[1]), _zeros(own.shape[1], classes))
+    net = two_halves(Turned(own.shape[1]), zero_linear(own.shape[1], classes))
 
     def loss(scores: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(factor * scores, y)

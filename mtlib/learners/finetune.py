@@ -214,22 +214,24 @@ def lp_ft(
     return Learner(probe.init, from_there(tune.adapt, given), tune.predict, vmap=False, net=net)
 
 
-def logistic_head(z: Tensor, y: Tensor, c: float = 1.0, weight: Tensor | None = None) -> Params:
+def logistic_head(
+    z: Tensor, y: Tensor, c: float = 1.0, weight: Tensor | None = None, tol: float = 1e-4
+) -> Params:
     """Logistic regression on features, as a head: {"head.weight" (W, D), "head.bias" (W,)} of z's dtype and device.
 
     argmin C Σ_i w_i ℓ(z_i, y_i) + ½‖w‖², by scikit-learn in float64; the bias is free. z (N, D), y (N,) class numbers from 0,
-    each there, w_i = `weight`, 1 unless given. Of two classes w is the difference of the two rows, which are ± w/2: so the
+    each there, w_i = `weight`, 1 unless given; `tol` is the solver's. Of two classes w is the difference of the two rows, which are ± w/2: so the
     logits are those of a network with two outputs. Raises ValueError for c ≤ 0, classes that are absent, or rows that do not
     fit.
     """
-    above_zero(c=c)
+    above_zero(c=c, tol=tol)
     check_rows(Batch(z, y), "the features")
     expect(z.ndim == 2 and y.ndim == 1, "features z (N, D) and class numbers y (N,)", z)
     classes = y.unique().tolist()
     if len(classes) < 2 or classes != list(range(len(classes))):
         raise ValueError(f"expected classes 0, 1, … each with a row, got {classes}")
     own = None if weight is None else weight.cpu().double().numpy()
-    model = LogisticRegression(C=c, max_iter=5000)
+    model = LogisticRegression(C=c, tol=tol, max_iter=5000)
     model.fit(z.detach().cpu().double().numpy(), y.cpu().numpy(), own)
     w, b = (torch.from_numpy(v).to(z) for v in (model.coef_, model.intercept_))
     if len(classes) == 2:
