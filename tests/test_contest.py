@@ -458,3 +458,18 @@ def test_parts_of_a_measure_are_a_row_of_finite_numbers(full, parts):
     odd = {"a": Trial("meta", lambda setting, seed: {"c": (1.0, parts)}, lambda s: 0.0, (1, 2))}
     with pytest.raises(ValueError, match="finite part of 'c'"):
         measured("trees", "leaves", odd, "photographs", DATA, ["a"])
+
+
+@pytest.mark.parametrize("n", [3, 6, 10, 20, 200])
+def test_intervals_over_few_groups_are_students(n):
+    """Of equal sizes: `interval`'s own, within what a bootstrap of a mean scatters; that alone was a third too short of six."""
+    parts = torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    own = room._over_groups(parts, torch.ones(n))
+    assert own == pytest.approx(interval(parts).interval, rel=0.1 if n > 3 else 0.25)
+
+
+def test_intervals_of_few_groups_hold_the_truth_as_often_as_they_say():
+    g = torch.Generator().manual_seed(0)
+    draws = torch.randn(300, 6, generator=g, dtype=torch.float64)
+    held = [abs(d.mean().item()) <= room._over_groups(d, torch.ones(6)) for d in draws]
+    assert 0.91 <= sum(held) / len(held) <= 0.98
