@@ -87,9 +87,8 @@ def directions(
 def widest(each: Tensor) -> Score:
     """Of (directions, seeds), as `Contest.each` gives it, or a difference of two: the mean, and the wider of two intervals.
 
-    They are Student's, over directions and over seeds; one that has a single number is left out. `Contest.told` draws the
-    directions anew, which with ten of them gives intervals about a sixth shorter. Raises ValueError unless there are two
-    numbers along an axis.
+    They are Student's, over directions and over seeds; one that has a single number is left out. `Contest.minus` comes to
+    nearly the same, by a bootstrap; this takes any difference. Raises ValueError unless there are two numbers along an axis.
     """
     expect(isinstance(each, Tensor) and each.ndim == 2, "numbers (directions, seeds)", each)
     means = [each.mean(1 - i) for i in (0, 1) if each.shape[i] > 1]
