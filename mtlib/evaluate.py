@@ -584,14 +584,14 @@ def best_of(
     best = max(means, key=means.__getitem__)
     if means[best] == -math.inf:
         raise NotFinite(f"expected a setting that does not diverge; all did: {list(named)}")
-    at_edge = ordered and _at_edge(best, list(named))
-    if at_edge:
+    edge = ordered and at_edge(best, list(named))
+    if edge:
         warnings.warn(
             f"the best setting, {best}, lies at the edge of its grid, {list(named)}: widen the grid, or say why it "
             "ends there",
             stacklevel=2,
         )
-    return Best(best, table[best], at_edge, table)
+    return Best(best, table[best], edge, table)
 
 
 def _or_worst(quality: Callable[[_Setting], float | Score], setting: _Setting) -> float | Score:
@@ -611,8 +611,15 @@ def _or_worst(quality: Callable[[_Setting], float | Score], setting: _Setting) -
     )
 
 
-def _at_edge(best: Any, names: list[Any]) -> bool:
-    """Whether `best` is the first or the last of its grid, along one of its axes."""
+def at_edge(best: Any, names: Sequence[Any]) -> bool:
+    """Whether `best` is the first or the last of the grid `names`, along one of its axes; as `best_of` tells it.
+
+    Names that are tuples have an axis each; one with a single value, or of other things than numbers, has no edge. Raises
+    ValueError where `best` is none of the names.
+    """
+    names = list(names)
+    if best not in names:
+        raise ValueError(f"expected one of the settings {names}, got {best!r}")
     if not isinstance(best, tuple) and not _numbers(names):
         return len(names) > 1 and best in (names[0], names[-1])
     rows = [name if isinstance(name, tuple) else (name,) for name in names]

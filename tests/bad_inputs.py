@@ -124,6 +124,7 @@ from mtlib.data.sinusoids import (
 from mtlib.evaluate import (
     accuracy,
     answers,
+    at_edge,
     best_of,
     compare,
     evaluate,
@@ -2456,6 +2457,8 @@ BAD |= {
     ),
     "zero_linear: no inputs": (lambda: zero_linear(0, 2), "inputs"),
     "zero_linear: half an output": (lambda: zero_linear(2, 0.5), "outputs"),
+    "at_edge: no setting of the grid": (lambda: at_edge(5, [1, 2, 3]), "one of the settings"),
+    "at_edge: a tuple for a number": (lambda: at_edge((1,), [1, 2, 3]), "one of the settings"),
     "minilm: one text": (lambda: minilm("hello"), "list of texts"),
     "minilm: no text": (lambda: minilm([]), "list of texts"),
     "minilm: numbers": (lambda: minilm([1, 2]), "list of texts"),

@@ -276,3 +276,12 @@ def test_joined_alone_needs_no_source():
 def test_heads_refuse_what_does_not_fit(bench):
     with pytest.raises(ValueError, match="as many as labels"):
         Heads({"plain": {"a": torch.zeros(3, 2)}}, {"a": torch.zeros(4).long()}, max)
+
+
+def test_an_end_of_any_axis_is_an_end():
+    """The rate in the middle of a setting, too; a name, or an axis of one value, has no end."""
+    grid = [(kind, rate, 0.5) for kind in ("plain", "centred") for rate in (0.1, 0.2, 0.3)]
+    game = Across(
+        "trees", {"one": Rival("meta", lambda *_: None, grid)}, "abc", "leaves (stand-in)"
+    )
+    assert [game.at_end("one", s) for s in grid] == [True, False, True] * 2

@@ -18,7 +18,7 @@ from mtlib.book.contest import TUNING_SEED, Pieces, check_contenders, same_as_re
 from mtlib.book.page import is_full
 from mtlib.book.results import Paired, Result, agrees, kept, paired, record, recording, row
 from mtlib.core import expect
-from mtlib.evaluate import Score, best_of, compare, interval
+from mtlib.evaluate import Score, at_edge, best_of, compare, interval
 from mtlib.tasks import positive
 
 Ask = Callable[[Sequence[str], str, int, Any], Tensor]
@@ -107,9 +107,8 @@ class Across:
         return named[best_of(list(named), found.__getitem__, ordered=False).setting]
 
     def at_end(self, way: str, setting: Any) -> bool:
-        """Whether the last number of a setting is at an end of the way's grid."""
-        among = [s[-1] for s in self._of(way).settings]
-        return len(set(among)) > 1 and setting[-1] in (min(among), max(among))
+        """Whether a number of a setting is at an end of the way's grid: `mtlib.evaluate.at_edge`."""
+        return at_edge(setting, self._of(way).settings)
 
     def asked(self, way: str, target: str, run: int = 0, setting: Any = None) -> Tensor:
         """(n,): how often each item of the target is told right in one run here, whatever the record has."""
