@@ -365,6 +365,36 @@ def test_notebooks_store_no_outputs_and_short_cells(path):
         assert len(lines) <= 30, f"code cell {i}: {len(lines)} lines, expected at most 30"
 
 
+LOADED = re.compile(r"\b(characters|omniglot)\(")
+
+
+def names_its_data(code: str) -> bool:
+    """Whether a call of `print` or `table` in this code reads some data's `source`."""
+    shown = (
+        node
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"print", "table"}
+    )
+    return any(
+        isinstance(n, ast.Attribute) and n.attr == "source" for s in shown for n in ast.walk(s)
+    )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_a_page_says_which_data_it_used(path):
+    """A page that asks for characters shows whether they are real or a stand-in."""
+    code = "\n".join("".join(c["source"]) for c in code_cells(path))
+    code = "\n".join(line for line in code.splitlines() if not line.startswith("%"))
+    assert names_its_data(code) or not LOADED.search(code)
+
+
+def test_data_that_are_not_named_are_found():
+    assert names_its_data("print('Data:', test.source)") and names_its_data(
+        "table({d.source: 1 for d in D})"
+    )
+    assert not names_its_data("contest(data=test.source)")
+
+
 def files() -> list[Path]:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
