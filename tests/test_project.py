@@ -384,7 +384,7 @@ def names_its_data(code: str) -> bool:
 def test_a_page_says_which_data_it_used(path):
     """A page that asks for characters shows whether they are real or a stand-in."""
     code = "\n".join("".join(c["source"]) for c in code_cells(path))
-    code = "\n".join(line for line in code.splitlines() if not line.startswith("%"))
+    code = re.sub(r"%pip.*", "pass", code)
     assert names_its_data(code) or not LOADED.search(code)
 
 
