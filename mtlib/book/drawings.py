@@ -249,13 +249,11 @@ def drawn_episodes(episode: Episode) -> None:
 class Shift(NamedTuple):
     """One number x and two classes at a target, and what a threshold on x gets wrong there."""
 
-    both: Any  # (2, n): the densities P(x, y) of both classes on a grid of x
+    x: Any  # (n,): a grid
+    both: Any  # (2, n): the densities P(x, y) of both classes there
     best: float  # the threshold with the least error
     least: float  # its error
     carried: float  # the error of the source's threshold, 0
-
-
-GRID: Any = np.linspace(-12, 14, 26001)
 
 
 def three_shifts() -> dict[str, Shift]:
@@ -264,37 +262,38 @@ def three_shifts() -> dict[str, Shift]:
     There P(1 | x) = σ(2x), so the best threshold is 0. *Inputs*: P(x) is N(1.5, 1), and P(y | x) as it was. *Shares*: P(x | y)
     as it was, and nine of ten are of class 1. *Rule*: P(x) as it was, and P(1 | x) = σ(2x − 3).
     """
-    normal = np.exp(-0.5 * (GRID - np.array([[-1.0], [1.0], [1.5]])) ** 2) / np.sqrt(2 * np.pi)
+    x: Any = np.linspace(-12, 14, 26001)
+    normal = np.exp(-0.5 * (x - np.array([[-1.0], [1.0], [1.5]])) ** 2) / np.sqrt(2 * np.pi)
     source, elsewhere = 0.5 * (normal[0] + normal[1]), normal[2]
-    one, other = (1 / (1 + np.exp(-(2 * GRID - c))) for c in (0, 3))
+    one, other = (1 / (1 + np.exp(-(2 * x - c))) for c in (0, 3))
     kinds = {
         "inputs": elsewhere * np.stack([1 - one, one]),
         "shares": np.stack([0.1 * normal[0], 0.9 * normal[1]]),
         "rule": source * np.stack([1 - other, other]),
     }
-    return {name: _judged(both) for name, both in kinds.items()}
+    return {name: _judged(x, both) for name, both in kinds.items()}
 
 
-def _judged(both: Any) -> Shift:
+def _judged(x: Any, both: Any) -> Shift:
     """The thresholds' errors: class 0 above the threshold, class 1 below it."""
-    step = GRID[1] - GRID[0]
+    step = x[1] - x[0]
     above = both[0].sum() - np.cumsum(both[0])
     error = step * (above + np.cumsum(both[1]))
-    best, zero = int(error.argmin()), int(np.abs(GRID).argmin())
-    return Shift(both, float(GRID[best]), float(error[best]), float(error[zero]))
+    best, zero = int(error.argmin()), int(np.abs(x).argmin())
+    return Shift(x, both, float(x[best]), float(error[best]), float(error[zero]))
 
 
 def shifts_drawn() -> None:
     """The targets of `three_shifts`: both classes, the source's in outline, its threshold and the best one."""
-    source = np.exp(-0.5 * (GRID - np.array([[-1.0], [1.0]])) ** 2) / np.sqrt(8 * np.pi)
     titles = ("other inputs: P(x)", "other shares: P(y)", "another rule: P(y | x)")
     with figure(7.4, 2.6, ncols=3, sharex=True, sharey=True) as (_, axes):
         for ax, title, shift in zip(axes, titles, three_shifts().values(), strict=True):
+            x = shift.x
             for k, colour in enumerate(COLOURS[2:4]):
-                ax.fill_between(
-                    GRID, shift.both[k], color=colour, alpha=0.4, label=f"class {k}, target"
-                )
-                ax.plot(GRID, source[k], ":", color="0.4", label="source")
+                name = f"class {k}, target"
+                ax.fill_between(x, shift.both[k], color=colour, alpha=0.4, label=name)
+                source = np.exp(-0.5 * (x + 1 - 2 * k) ** 2) / np.sqrt(8 * np.pi)
+                ax.plot(x, source, ":", color="0.4", label="source")
             ax.axvline(shift.best, color="0.6", linewidth=3, label="best at the target")
             ax.axvline(0, color=REFERENCE, linestyle="--", label="best at the source")
             ax.set(title=title, xlabel="x", xlim=(-4, 5), ylim=(0, 0.42), yticks=[])
