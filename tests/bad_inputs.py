@@ -42,7 +42,7 @@ from mtlib.book.checks import differences, error_and_cosine, gradient, gradients
 from mtlib.book.choices import Tuning, over_units
 from mtlib.book.contest import Trial, Way, alphabets, conclude, contest, measured
 from mtlib.book.contest import folds as in_a_row
-from mtlib.book.drawings import bowls
+from mtlib.book.drawings import bowls, drawn_episodes
 from mtlib.book.heads import Heads, linear_net
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
@@ -2674,6 +2674,8 @@ BAD |= {
         lambda: bowls(linear_tasks(3), {"w": torch.ones(5)}, 0.1),
         "two dim",
     ),
+    "drawn_episodes: a batch": (lambda: drawn_episodes(DRAW.support), "an Episode of images"),
+    "drawn_episodes: no images": (lambda: drawn_episodes(DRAW), "an Episode of images"),
     "bowls: no point": (lambda: bowls(linear_tasks(3, dims=2), {}, 0.1), "at least one"),
     "losses_at_rest: no tasks": (lambda: losses_at_rest(None, [0.1], 1), "LinearTasks"),
     "losses_at_rest: half a step": (lambda: losses_at_rest(linear_tasks(3), [0.1], 0.5), "steps"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, expect, parameters
+from mtlib.core import Batch, Episode, expect, parameters
 from mtlib.data.linear import LinearTasks
 from mtlib.learners.metric import protonet
 from mtlib.learners.transductive import laplacian_shot
@@ -153,6 +153,152 @@ def _pretraining(ax: Any) -> None:
     ax.text(8.2, 3.5, "thrown away", ha="center", color="0.35")
     ax.text(5, 6.8, "no episodes in training", ha="center")
     ax.text(5, 0.5, "an episode comes afterwards", ha="center")
+
+
+def two_trainings() -> None:
+    """Transfer and meta-learning from the first training step to the last answer: what comes before the new task, and what after.
+
+    Rows differ on the left, in whether a task adapts before the loss is read. On the right they are one.
+    """
+    with figure(7.4, 4.6, nrows=2) as (_, axes):
+        for ax, colour, title in zip(
+            axes,
+            (TRANSFER, META),
+            (
+                "Transfer learning: train, then adapt",
+                "Meta-learning: practise adapting, then adapt",
+            ),
+            strict=True,
+        ):
+            ax.set(xlim=(0, 10), ylim=(0, 4), xticks=[], yticks=[])
+            ax.grid(False)
+            ax.axvspan(0, 6, color="0.95")
+            ax.set_title(title, color=colour)
+            for side in ax.spines.values():
+                side.set(visible=True, color="0.8")
+            ax.text(3, 3.55, "before: old tasks, many labels", ha="center", color="0.35")
+            ax.text(8, 3.55, "then: a new task, few labels", ha="center", color="0.35")
+            _steps(ax, (6.7, 9.1), colour, "adapt", "query set:\nanswers", "0.6")
+            arrow(ax, (5.5, 1.7), (6.3, 1.7), "0.3")
+            ax.text(7.9, 0.3, "judged here, once", ha="center")
+        _before(axes[0], TRANSFER, "θ")
+        _before(axes[1], META, "φ")
+
+
+def _before(ax: Any, colour: str, name: str) -> None:
+    """The left half of a row: a start, what training reads, and the way back."""
+    box(ax, (0.7, 1.7), f"start {name}", colour)
+    if colour == META:
+        _steps(ax, (2.5, 4.7), colour, "adapt", "query set:\nloss", META)
+        arrow(ax, (1.3, 1.7), (2.0, 1.7), META)
+        ax.text(2.7, 0.15, "the loss after adapting changes φ", ha="center")
+    else:
+        box(ax, (4.7, 1.7), "all tasks\nat once: loss", colour)
+        arrow(ax, (1.3, 1.7), (3.8, 1.7), TRANSFER)
+        ax.text(2.5, 2.0, "nothing adapts", ha="center")
+        ax.text(2.7, 0.15, "the loss as it is changes θ", ha="center")
+    arrow(ax, (4.5, 1.2), (0.9, 1.3), colour, style="--", bend=-0.25)
+
+
+def _steps(ax: Any, at: tuple[float, float], colour: str, do: str, end: str, edge: str) -> None:
+    """A box that the support set goes into, and the box of the query set behind it."""
+    box(ax, (at[0], 1.7), do, colour)
+    box(ax, (at[0], 2.85), "support set", "0.6")
+    arrow(ax, (at[0], 2.6), (at[0], 1.95), "0.3")
+    box(ax, (at[1], 1.7), end, edge)
+    arrow(ax, (at[0] + 0.5, 1.7), (at[1] - 0.7, 1.7), "0.3")
+
+
+def drawn_episodes(episode: Episode) -> None:
+    """Few-shot episodes as pictures, a row for each task.
+
+    Left stand the support images over their class numbers, right the query images over a question mark. `episode` has
+    images x (T, N, 1, h, w), 1 is ink, and one-hot labels y (T, N, W). Raises ValueError for other shapes.
+    """
+    parts = (episode.support, episode.query) if isinstance(episode, Episode) else ()
+    right = [p.x.ndim == 5 and p.x.shape[2] == 1 and p.y.ndim == 3 for p in parts]
+    expect(
+        bool(right) and all(right),
+        "an Episode of images (T, N, 1, h, w), labels (T, N, W)",
+        episode,
+    )
+    tasks, shown = len(episode.support.x), episode.support.x.shape[1]
+    with figure(7.4, 1.45 * tasks, nrows=tasks, squeeze=False) as (_, axes):
+        for t, ax in enumerate(axes[:, 0]):
+            images = torch.cat([p.x[t, :, 0] for p in parts])
+            height, width = images.shape[1:]
+            numbers = [str(k + 1) for k in episode.support.y[t].argmax(1).tolist()]
+            for i, image in enumerate(images):
+                left = (width + 4) * i + (width if i >= shown else 0)
+                where = (left, left + width, height, 0)
+                ax.imshow(1 - image.cpu().numpy(), cmap="gray", vmin=0, vmax=1, extent=where)
+                words = numbers[i] if i < shown else "?"
+                ax.text(left + width / 2, 1.35 * height, words, ha="center", weight="bold")
+            ends = (0, (width + 4) * shown), ((width + 4) * shown + width, left + width)
+            for words, (a, b) in zip(("support set", "query set"), ends, strict=True):
+                ax.text((a + b) / 2, -0.15 * height, words, ha="center", color="0.35")
+            ax.set(
+                xlim=(0, left + width), ylim=(1.45 * height, -0.5 * height), xticks=[], yticks=[]
+            )
+            ax.set_ylabel(f"episode {t + 1}")
+            ax.grid(False)
+            for side in ax.spines.values():
+                side.set_visible(False)
+
+
+class Shift(NamedTuple):
+    """One number x and two classes at a target, and what a threshold on x gets wrong there."""
+
+    x: Any  # (n,): a grid
+    both: Any  # (2, n): the densities P(x, y) of both classes there
+    best: float  # the threshold with the least error
+    least: float  # its error
+    carried: float  # the error of the source's threshold, 0
+
+
+def three_shifts() -> dict[str, Shift]:
+    """Three ways in which a target may differ from one source, exactly; the source's classes are N(∓1, 1), equally frequent.
+
+    There P(1 | x) = σ(2x), so the best threshold is 0. *Inputs*: P(x) is N(1.5, 1), and P(y | x) as it was. *Shares*: P(x | y)
+    as it was, and nine of ten are of class 1. *Rule*: P(x) as it was, and P(1 | x) = σ(2x − 3).
+    """
+    x: Any = np.linspace(-12, 14, 26001)
+    normal = np.exp(-0.5 * (x - np.array([[-1.0], [1.0], [1.5]])) ** 2) / np.sqrt(2 * np.pi)
+    source, elsewhere = 0.5 * (normal[0] + normal[1]), normal[2]
+    one, other = (1 / (1 + np.exp(-(2 * x - c))) for c in (0, 3))
+    kinds = {
+        "inputs": elsewhere * np.stack([1 - one, one]),
+        "shares": np.stack([0.1 * normal[0], 0.9 * normal[1]]),
+        "rule": source * np.stack([1 - other, other]),
+    }
+    return {name: _judged(x, both) for name, both in kinds.items()}
+
+
+def _judged(x: Any, both: Any) -> Shift:
+    """The thresholds' errors: class 0 above the threshold, class 1 below it."""
+    step = x[1] - x[0]
+    above = both[0].sum() - np.cumsum(both[0])
+    error = step * (above + np.cumsum(both[1]))
+    best, zero = int(error.argmin()), int(np.abs(x).argmin())
+    return Shift(x, both, float(x[best]), float(error[best]), float(error[zero]))
+
+
+def shifts_drawn() -> None:
+    """The targets of `three_shifts`: both classes, the source's in outline, its threshold and the best one."""
+    titles = ("other inputs: P(x)", "other shares: P(y)", "another rule: P(y | x)")
+    with figure(7.4, 2.6, ncols=3, sharex=True, sharey=True) as (_, axes):
+        for ax, title, shift in zip(axes, titles, three_shifts().values(), strict=True):
+            x = shift.x
+            for k, colour in enumerate(COLOURS[2:4]):
+                name = f"class {k}, target"
+                ax.fill_between(x, shift.both[k], color=colour, alpha=0.4, label=name)
+                source = np.exp(-0.5 * (x + 1 - 2 * k) ** 2) / np.sqrt(8 * np.pi)
+                ax.plot(x, source, ":", color="0.4", label="source")
+            ax.axvline(shift.best, color="0.6", linewidth=3, label="best at the target")
+            ax.axvline(0, color=REFERENCE, linestyle="--", label="best at the source")
+            ax.set(title=title, xlabel="x", xlim=(-4, 5), ylim=(0, 0.42), yticks=[])
+            ax.grid(False)
+            ax.legend()
 
 
 def regions(panels: Mapping[str, tuple[Any, Any, Callable[[Tensor], Tensor]]]) -> None:
