@@ -103,7 +103,7 @@ def test_gradients_equal_differences_and_checkpoints_change_nothing(name):
     objective = bilevel(learner, cross_entropy)
     value, gradient = objective.value_and_grad(phi, episode)
     expected = differences(lambda at: objective(at, episode), phi)
-    assert (flat(gradient) - expected).abs().max() <= 1e-7 and expected.abs().max() > 1e-3
+    assert (flat(gradient) - expected).abs().max() <= 1e-7 and expected.abs().max() > 1e-4
     saved = bilevel(learner, cross_entropy, checkpointed).value_and_grad(phi, episode)
     assert abs(saved[0] - value) <= 1e-12
     assert (flat(saved[1]) - flat(gradient)).abs().max() <= 1e-12
@@ -169,10 +169,10 @@ class Point(nn.Module):
 
 
 def test_a_learned_rate_is_the_exact_one():
-    """θ_2 = (1 − 2α)² θ_0 under (θ − 0)²: the best rate is ½, whatever the start."""
+    """θ_1 = (1 − 2α) θ_0 under θ²: the best rate is ½, whatever the start."""
     zeros = torch.zeros(1, 3, 1).double()
     draw = Episode(Batch({"x": zeros, "start": torch.ones(1, 3, 1).double()}, zeros), Batch(zeros, zeros))
-    learner = one_rate(Point().double(), mse_loss, 0.2, 2)
+    learner = one_rate(Point().double(), mse_loss, 0.2, 1)
     objective = bilevel(learner, mse_loss, unrolled)
     run = fit(objective, learner.init(), lambda step: draw, 200, progress=False, **cosine_adam(0.1, 200))
     assert abs(run.params["optimizer.log_lr"].exp() - 0.5) < 5e-3

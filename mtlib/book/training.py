@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from mtlib.core import Batch, Draw, Episode, Learner, Loss, Params, Steps, Stream, expect
-from mtlib.learners.optimizer import with_starts
+from mtlib.learners.gradient import adam, minibatches, momentum
+from mtlib.learners.optimizer import cosine, learned_optimizer, one_rate, with_starts
+from mtlib.nets import mlp
 from mtlib.tasks import ClassSet, above_zero, check_rows, check_seed, episodes, positive
 
 # Splits, wrong labels, and what a few numbers say --------------------------------------------------
@@ -153,14 +157,15 @@ def digit_trainings(
     seeds: Sequence[int],
     part: int,
     tasks: int,
-    make: Callable[[], nn.Module],
+    width: Sequence[int] = (8,),
 ) -> Stream:
-    """Small trainings for several runs: pairs of digits through eight directions, each with a new network of `make()`.
+    """Small trainings for several runs: pairs of digits through eight directions, each with a new network of this `width`.
 
     A run's seed deals the ten digits out: four to practise (`part` 0), three for validation (1), three for the test (2).
     A task trains on 96 images and is judged on 64 others; a draw has `tasks` tasks of each run.
     """
     expect(part in (0, 1, 2), "a part 0, 1 or 2", part)
+    make = partial(mlp, 8, width, 2)
     least, found = int(classes.bincount().min()), []
     for seed in seeds:
         digits = np.split(np.random.default_rng([seed, 1]).permutation(10), [4, 7])[part]
@@ -231,13 +236,36 @@ def curves(learner: Learner, phi: Params, draw: Episode, loss: Loss) -> Tensor:
     return found.view(copies, -1, found.shape[1]).mean(1)
 
 
+RIVALS: dict[str, tuple[Any, Any, tuple[float, ...]]] = {
+    "gradient descent": (None, None, (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)),
+    "momentum": (momentum(), None, (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)),
+    "Adam": (adam(), None, (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)),
+    "Adam, cosine": (adam(), cosine, (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)),
+}
+"""Optimizers of one number: the rule, the schedule, the grid of rates."""
+
+
+def trainer(
+    way: str, steps: int, copies: int, width: Sequence[int] = (8,), loss: Loss = cross_entropy
+) -> Learner:
+    """One of `RIVALS`, or else the learned optimizer, as `copies` runs of so many steps, 16 rows each, on a network of this width."""
+    net = mlp(8, width, 2, seed=0)
+    rule, schedule, _ = RIVALS.get(way, (None, None, ()))
+    learner = (
+        one_rate(net, loss, 0.1, steps, rule, schedule and schedule(steps))
+        if way in RIVALS
+        else learned_optimizer(net, loss, steps)
+    )
+    return side_by_side(minibatches(learner, 16), copies)
+
+
 def tuned(
     make: Callable[[], Learner], rates: Sequence[float], draw: Episode, loss: Loss, copies: int
 ) -> tuple[Params, bool]:
     """Each run's best rate of a grid, by the loss at the end of its own tasks: φ of `one_rate`, and whether one lies at an edge."""
     expect(len(rates) > 2, "a grid of at least three rates", rates)
     above_zero(**{f"rates[{i}]": a for i, a in enumerate(rates)})
-    learner, logs = side_by_side(make(), copies), torch.tensor(rates).log()
+    learner, logs = make(), torch.tensor(rates).log()
     ends = [curves(learner, {"optimizer.log_lr": a.expand(copies)}, draw, loss)[:, -1] for a in logs]
     best = torch.stack(ends).nan_to_num(torch.inf).argmin(0)
     edge = bool(((best == 0) | (best == len(rates) - 1)).any())
