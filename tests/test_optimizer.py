@@ -76,7 +76,9 @@ def test_set_by_hand_it_equals_torchs_optimizer(name):
         found = flat(learner.adapt(phi, episode.support))
         assert (found - expected).abs().max() <= 1e-7  # the rate is a float32 in φ
     exact = {**learned.init(), "optimizer.rates": torch.tensor(rates).double()}
-    exact = over(torch.Tensor.double, exact) | {"optimizer.rates": torch.tensor(rates, dtype=torch.float64)}
+    exact = over(torch.Tensor.double, exact) | {
+        "optimizer.rates": torch.tensor(rates, dtype=torch.float64)
+    }
     found = flat(learned.adapt(exact, episode.support))
     assert (found - expected).abs().max() <= (1e-12 if name != "adam" else 1e-9)
 
@@ -131,7 +133,9 @@ def test_one_phi_moves_networks_of_any_size_and_each_parameter_by_itself():
     episode = with_starts(lambda step: plain, lambda: mlp(4, (9, 5), 3))(0)
     learner = learned_optimizer(wide, cross_entropy, 3, hidden=4)
     theta = learner.adapt(phi, take(episode, 0).support)
-    assert {k: v.shape for k, v in theta.items()} == {k: v.shape for k, v in wide.named_parameters()}
+    assert {k: v.shape for k, v in theta.items()} == {
+        k: v.shape for k, v in wide.named_parameters()
+    }
     turn = torch.randperm(10, generator=torch.Generator().manual_seed(0))
     f, tensor = normal(2, 10), torch.tensor([0] * 4 + [1] * 6)
     assert (alike(f[:, turn], tensor[turn]) - alike(f, tensor)[:, turn]).abs().max() <= 1e-12
@@ -171,8 +175,12 @@ class Point(nn.Module):
 def test_a_learned_rate_is_the_exact_one():
     """θ_1 = (1 − 2α) θ_0 under θ²: the best rate is ½, whatever the start."""
     zeros = torch.zeros(1, 3, 1).double()
-    draw = Episode(Batch({"x": zeros, "start": torch.ones(1, 3, 1).double()}, zeros), Batch(zeros, zeros))
+    draw = Episode(
+        Batch({"x": zeros, "start": torch.ones(1, 3, 1).double()}, zeros), Batch(zeros, zeros)
+    )
     learner = one_rate(Point().double(), mse_loss, 0.2, 1)
     objective = bilevel(learner, mse_loss, unrolled)
-    run = fit(objective, learner.init(), lambda step: draw, 200, progress=False, **cosine_adam(0.1, 200))
+    run = fit(
+        objective, learner.init(), lambda step: draw, 200, progress=False, **cosine_adam(0.1, 200)
+    )
     assert abs(run.params["optimizer.log_lr"].exp() - 0.5) < 5e-3

@@ -57,9 +57,7 @@ def three_numbers(rank: Tensor, clean: int, share: float, drop: float, log: floa
     }
 
 
-def random_search(
-    value: Callable[[Tensor], float], best: Tensor, trials: int, seed: int
-) -> Tensor:
+def random_search(value: Callable[[Tensor], float], best: Tensor, trials: int, seed: int) -> Tensor:
     """Where `trials` random steps from `best` lead: each from the best place so far, longer after a success."""
     expect(callable(value), "a function of the numbers that are searched", value)
     positive(trials=trials)
@@ -81,13 +79,17 @@ class Bowls(nn.Module):
 
     def __init__(self, steepness: Tensor, bowls: int):
         super().__init__()
-        expect(steepness.ndim == 1 and bool((steepness > 0).all()), "steepness > 0, (D,)", steepness)
+        expect(
+            steepness.ndim == 1 and bool((steepness > 0).all()), "steepness > 0, (D,)", steepness
+        )
         positive(bowls=bowls)
         self.theta = nn.Parameter(steepness.new_zeros(bowls, len(steepness)))
         self.register_buffer("root", steepness.sqrt())
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.root * (self.theta - x.unflatten(-1, self.theta.shape))).flatten(1)
+        away: Tensor = self.theta - x.unflatten(-1, self.theta.shape)
+        out: Tensor = self.root * away
+        return out.flatten(1)
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """½ Σ h (θ − x)², a sum over the bowls too, so that each has its own gradient; y is 0."""
@@ -142,7 +144,8 @@ def projected_pairs(
     expect(inputs <= width, f"inputs of at most {width}", inputs)
 
     def stream(step: int) -> Episode:
-        draw, rng = pairs(step), np.random.default_rng([seed, step, 5])
+        draw: Any = pairs(step)
+        rng = np.random.default_rng([seed, step, 5])
         size = 2 * np.exp(rng.uniform(-1, 1, (tasks, 1, 1)))
         p = torch.from_numpy(np.linalg.qr(rng.standard_normal((tasks, width, inputs)))[0] * size)
         seen = [Batch((b.x.flatten(2) - mean) @ p.to(b.x), b.y) for b in draw]
@@ -202,12 +205,19 @@ def runs(streams: Sequence[Stream]) -> Stream:
     expect(len(streams) > 0, "streams, at least one", streams)
 
     def numbered(draw: Draw, run: int) -> Episode:
-        expect(isinstance(draw, Episode), "streams of episodes, `with_starts(stream, make)`", draw)
-        support = draw.support  # type: ignore[union-attr]
-        x = {**support.x, "run": torch.full(support.y.shape[:2], run)}
-        return draw._replace(support=Batch(x, support.y))  # type: ignore[union-attr,call-arg,return-value]
+        if not isinstance(draw, Episode) or not isinstance(draw.support.x, dict):
+            raise ValueError(
+                f"expected streams of `with_starts(stream, make)`, got a {type(draw).__name__}"
+            )
+        x, y = draw.support
+        run_of = torch.full(y.shape[:2], run, device=y.device)
+        return Episode(Batch({**x, "run": run_of}, y), draw.query)
 
-    return lambda step: _joined([numbered(s(step), i) for i, s in enumerate(streams)])  # type: ignore[no-any-return]
+    def stream(step: int) -> Episode:
+        found: Episode = _joined([numbered(s(step), i) for i, s in enumerate(streams)])
+        return found
+
+    return stream
 
 
 def _joined(draws: Sequence[Any]) -> Any:
@@ -266,7 +276,9 @@ def tuned(
     expect(len(rates) > 2, "a grid of at least three rates", rates)
     above_zero(**{f"rates[{i}]": a for i, a in enumerate(rates)})
     learner, logs = make(), torch.tensor(rates).log()
-    ends = [curves(learner, {"optimizer.log_lr": a.expand(copies)}, draw, loss)[:, -1] for a in logs]
+    ends = [
+        curves(learner, {"optimizer.log_lr": a.expand(copies)}, draw, loss)[:, -1] for a in logs
+    ]
     best = torch.stack(ends).nan_to_num(torch.inf).argmin(0)
     edge = bool(((best == 0) | (best == len(rates) - 1)).any())
     return {"optimizer.log_lr": logs[best]}, edge

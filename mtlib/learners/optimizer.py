@@ -14,10 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtlib.core import Batch, Episode, Learner, Loss, Params, Point, Steps, Stream, apply, expect
-from mtlib.core import require, risk, ways
-from mtlib.learners.gradient import Rule, at_least_zero, check_descent, check_steps, descending
-from mtlib.learners.gradient import root, weights
+from mtlib.core import (
+    Batch,
+    Episode,
+    Learner,
+    Loss,
+    Params,
+    Point,
+    Steps,
+    Stream,
+    apply,
+    expect,
+    require,
+    risk,
+    ways,
+)
+from mtlib.learners.gradient import (
+    Rule,
+    at_least_zero,
+    check_descent,
+    check_steps,
+    descending,
+    root,
+    weights,
+)
 from mtlib.learners.hyper import flat, unflat
 from mtlib.run.devices import random_kept
 from mtlib.tasks import above_zero, check_draw, check_seed, functions, positive
@@ -54,7 +74,9 @@ def one_rate(
         require(phi, ["optimizer.log_lr"])
         return lambda j: (schedule(j) if schedule else 1.0) * phi["optimizer.log_lr"].exp()
 
-    adapt = descending(partial(_begin, own), partial(_value, f, loss), rate, steps, lambda phi: rule)
+    adapt = descending(
+        partial(_begin, own), partial(_value, f, loss), rate, steps, lambda phi: rule
+    )
     return Learner(init, adapt._replace(alone=True), f)
 
 
@@ -95,7 +117,9 @@ def learned_optimizer(
     check_seed(seed)
     own, f = weights(net), apply(net)
     value = partial(_value, f, loss)
-    moves = flat({k: torch.full_like(p, p.requires_grad) for k, p in net.named_parameters()}).detach()
+    moves = flat(
+        {k: torch.full_like(p, p.requires_grad) for k, p in net.named_parameters()}
+    ).detach()
     tensor = torch.cat([torch.full((v.numel(),), i) for i, v in enumerate(own.values())])  # (P,)
 
     def init() -> Params:
@@ -131,7 +155,8 @@ def update(phi: Params, seen: Tensor, directions: Tensor, scale: float) -> Tenso
     hidden = (seen.mT @ phi["optimizer.in"] + phi["optimizer.bias"]).tanh()
     d, s = (hidden @ phi["optimizer.out"]).mT
     made_by_hand = phi["optimizer.rates"] @ directions
-    return s.exp() * (made_by_hand + scale * d)
+    step: Tensor = s.exp() * (made_by_hand + scale * d)
+    return step
 
 
 def features(
@@ -176,7 +201,10 @@ def with_starts(stream: Stream, make: Callable[[], nn.Module], seed: int = 0) ->
 
     def started(step: int) -> Episode:
         draw = stream(step)
-        expect(isinstance(draw, Episode), "a stream of episodes (support, query)", draw)
+        if not isinstance(draw, Episode):
+            raise ValueError(
+                f"expected a stream of episodes (support, query), got {type(draw).__name__}"
+            )
         check_draw(draw)
         tasks, rows = draw.support.y.shape[:2]
         rng = np.random.default_rng([seed, step])
