@@ -230,8 +230,14 @@ def _joined(draws: Sequence[Any]) -> Any:
     return type(first)(*(_joined(parts) for parts in zip(*draws, strict=True)))
 
 
-def curves(learner: Learner, phi: Params, draw: Episode, loss: Loss) -> Tensor:
-    """The mean query loss of each run's tasks after each inner step: (runs, K + 1). A run that diverged is not finite."""
+def curves(
+    learner: Learner, phi: Params, draw: Episode, loss: Loss, cap: float = 2.0
+) -> Tensor:
+    """The mean query loss of each run's tasks after each inner step: (runs, K + 1).
+
+    A task's loss above `cap`, or none as the training diverged, counts as `cap`: one task does not decide about a run.
+    """
+    above_zero(cap=cap)
     adapt, copies = learner.adapt, len(next(iter(phi.values())))
     if not isinstance(adapt, Steps):
         raise ValueError(f"expected a learner with inner steps, got {type(adapt).__name__}")
@@ -242,7 +248,7 @@ def curves(learner: Learner, phi: Params, draw: Episode, loss: Loss) -> Tensor:
         return torch.stack([loss(learner.predict(theta, x), y) for theta in path])
 
     with torch.no_grad():
-        found: Tensor = torch.vmap(one)(draw)
+        found: Tensor = torch.vmap(one)(draw).nan_to_num(cap).clamp(max=cap)
     return found.view(copies, -1, found.shape[1]).mean(1)
 
 
@@ -279,6 +285,6 @@ def tuned(
     ends = [
         curves(learner, {"optimizer.log_lr": a.expand(copies)}, draw, loss)[:, -1] for a in logs
     ]
-    best = torch.stack(ends).nan_to_num(torch.inf).argmin(0)
+    best = torch.stack(ends).argmin(0)
     edge = bool(((best == 0) | (best == len(rates) - 1)).any())
     return {"optimizer.log_lr": logs[best]}, edge
