@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from problems import normal
@@ -10,6 +11,17 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib.bilevel import bilevel, checkpointed, unrolled
 from mtlib.book.checks import differences
+from mtlib.book.training import (
+    Bowls,
+    bowl_variance,
+    curves,
+    digit_trainings,
+    mislabelled,
+    runs,
+    side_by_side,
+    three_numbers,
+    tuned,
+)
 from mtlib.core import Batch, Episode, over, parameters, take
 from mtlib.learners.gradient import adam, minibatches, momentum
 from mtlib.learners.hyper import flat, unflat
@@ -184,3 +196,98 @@ def test_a_learned_rate_is_the_exact_one():
         objective, learner.init(), lambda step: draw, 200, progress=False, **cosine_adam(0.1, 200)
     )
     assert abs(run.params["optimizer.log_lr"].exp() - 0.5) < 5e-3
+
+
+# What the page trains -------------------------------------------------------------------------
+
+
+def test_the_bowls_variance_is_what_its_steps_leave():
+    h, start, rate, steps = torch.tensor([0.05, 1.0]), torch.tensor([4.0, 1.0]), 0.4, 6
+    net = Bowls(h, 40_000)
+    draw = take(net.stream(start, steps)(0), 0)
+    learner = minibatches(one_rate(net, net.loss, rate, steps), 1)
+    theta = learner.adapt(learner.init(), draw.support)["theta"]
+    expected = bowl_variance(h, start, rate, steps)
+    assert (theta.square().mean(0) / expected - 1).abs().max() < 0.03
+    value = net.loss(learner.predict({"theta": theta}, draw.query.x), draw.query.y) / 40_000
+    assert abs(value / (0.5 * (h * expected).sum()) - 1) < 0.03
+    by_hand = start
+    for _ in range(steps):
+        by_hand = (1 - rate * h) ** 2 * by_hand + (rate * h) ** 2
+    assert (by_hand / expected - 1).abs().max() < 1e-6
+
+
+def test_the_greedy_rate_in_a_settled_bowl_is_half_the_rate_that_settled_it():
+    """ex-problems-greedy"""
+    for h, rate in ((1.0, 0.6), (0.3, 2.0)):
+        h, grid = torch.tensor([h]).double(), torch.linspace(0.001, 1.9 / h, 100_000).double()
+        settled = bowl_variance(h, torch.ones(1).double(), rate, 500)
+        assert abs(settled - rate * h / (2 - rate * h)) < 1e-12
+        after = bowl_variance(h, settled, grid[:, None], 1)[:, 0]
+        assert abs(grid[after.argmin()] - rate / 2) < 1e-3
+        v = 3.0
+        after = bowl_variance(h, torch.tensor([v]), grid[:, None], 1)[:, 0]
+        assert abs(grid[after.argmin()] * h - v / (1 + v)) < 1e-3
+
+
+def test_runs_side_by_side_are_the_runs_alone():
+    """Half of its own gradient reaches each of two runs, and nothing of the other's; the curves are its own."""
+    plain = learned_optimizer(net(), cross_entropy, 3, hidden=4)
+    streams = [lambda step, s=s: classes(3, seed=10 * step + s) for s in (1, 2)]
+    both, own = side_by_side(plain, 2), [drawn(plain.init(), seed) for seed in (3, 30)]
+    phi = {k: torch.stack([o[k] for o in own]) for k in own[0]}
+    found = bilevel(both, cross_entropy).value_and_grad(phi, runs(streams)(4))[1]
+    ends = curves(both, phi, runs(streams)(4), cross_entropy)
+    for i, stream in enumerate(streams):
+        value, gradient = bilevel(plain, cross_entropy).value_and_grad(own[i], stream(4))
+        assert all((2 * found[k][i] - g).abs().max() <= 1e-12 for k, g in gradient.items())
+        assert ends.shape == (2, 4) and abs(ends[i, -1] - value) <= 1e-12
+
+
+def test_a_training_that_diverges_counts_as_the_cap():
+    learner = side_by_side(one_rate(net(), mse_loss, 1e9, 4), 1)
+    draw = runs([lambda step: classes()])(0)
+    ends = curves(learner, over(torch.Tensor.double, learner.init()), draw, mse_loss)
+    assert ends[0, -1] == 2 and ends[0, 0] < 2
+
+
+def test_each_run_has_its_own_digits_and_no_part_shares_one():
+    x = torch.arange(10.0).repeat_interleave(90)[:, None].expand(-1, 9).contiguous()
+    x[:, 1:] = torch.randn(900, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(10).repeat_interleave(90)
+    dealt = [np.split(np.random.default_rng([s, 1]).permutation(10), [4, 7]) for s in (0, 1)]
+    assert all(len(set(map(int, np.concatenate(parts)))) == 10 for parts in dealt)
+    assert [*dealt[0][2]] != [*dealt[1][2]]
+    for part in range(3):
+        draw = digit_trainings(x, labels, [0, 1], part, 2)(0)
+        assert draw.support.x["x"].shape == (4, 96, 8) and draw.query.y.shape == (4, 64, 2)
+        assert draw.support.x["run"][:, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_the_best_rate_of_a_run_is_its_own():
+    """Two bowls, one ten times as steep: the best of a grid for one step without noise is 1/h for each."""
+    zeros = torch.zeros(1, 2, 1).double()
+
+    def stream(size):
+        x = {"x": zeros, "start": torch.full((1, 2, 1), size).double()}
+        return lambda step: Episode(Batch(x, zeros), Batch(zeros, zeros))
+
+    make = lambda: side_by_side(one_rate(Point().double(), mse_loss, 0.1, 1), 2)  # noqa: E731
+    draw = runs([stream(1.0), stream(0.3)])(0)
+    phi, edge = tuned(make, (0.1, 0.2, 0.5, 0.9), draw, mse_loss, 2)
+    assert phi["optimizer.log_lr"].exp().tolist() == pytest.approx([0.5, 0.5]) and not edge
+    assert tuned(make, (0.1, 0.2, 0.3), draw, mse_loss, 2)[1]
+
+
+def test_wrong_labels_are_as_many_as_asked_and_never_the_right_one():
+    y = torch.eye(10)[torch.arange(2000) % 10]
+    moved = (mislabelled(y, 0.4, 0) != y).any(1).float().mean()
+    assert abs(moved - 0.4) < 0.04 and (mislabelled(y, 0.4, 0).sum(1) == 1).all()
+    assert (mislabelled(y, 1.0, 0) * y).sum() == 0 and torch.equal(mislabelled(y, 0.0, 0), y)
+
+
+def test_three_numbers_are_weights_that_sum_to_one():
+    phi = three_numbers(torch.arange(10), 4, 0.3, 0.4, -5.0)
+    w = phi["example.logit"].exp()
+    assert abs(w[10:].sum() - 0.7) < 1e-6 and abs(w[:6].sum() - 0.3) < 1e-6
+    assert abs(w[9] / w[0] - np.exp(-5)) < 1e-12 and phi["decay.group"] == -5

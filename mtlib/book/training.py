@@ -120,7 +120,7 @@ def bowl_variance(steepness: Tensor, variance: Tensor, rate: float | Tensor, ste
     E θ_T² = q^T E θ_0² + (αh)² (1 − q^T)/(1 − q),  q = (1 − αh)²: the noisy quadratic model. {cite}`wu2018understanding`
     Raises ValueError unless 0 < αh < 2, where it stays bounded. `rate` () or (R, 1).
     """
-    ah = torch.as_tensor(rate) * steepness
+    ah = torch.as_tensor(rate, dtype=steepness.dtype) * steepness
     expect(bool(((ah > 0) & (ah < 2)).all()), "rates with 0 < rate · steepness < 2", ah)
     q = (1 - ah) ** 2
     return q**steps * variance + ah**2 * (1 - q**steps) / (1 - q)
