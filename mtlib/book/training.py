@@ -230,9 +230,7 @@ def _joined(draws: Sequence[Any]) -> Any:
     return type(first)(*(_joined(parts) for parts in zip(*draws, strict=True)))
 
 
-def curves(
-    learner: Learner, phi: Params, draw: Episode, loss: Loss, cap: float = 2.0
-) -> Tensor:
+def curves(learner: Learner, phi: Params, draw: Episode, loss: Loss, cap: float = 2.0) -> Tensor:
     """The mean query loss of each run's tasks after each inner step: (runs, K + 1).
 
     A task's loss above `cap`, or none as the training diverged, counts as `cap`: one task does not decide about a run.
