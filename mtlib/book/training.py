@@ -77,6 +77,8 @@ def random_search(value: Callable[[Tensor], float], best: Tensor, trials: int, s
 class Bowls(nn.Module):
     """M bowls in D directions: the minimum of a row's is at x (N, M·D), h (D,) is how steep; outputs are √h (θ − x)."""
 
+    root: Tensor
+
     def __init__(self, steepness: Tensor, bowls: int):
         super().__init__()
         expect(
