@@ -84,6 +84,9 @@ METHODS = {
     "logistic recalibration": (ORANGES, 2),
     "share known": (ORANGES, 2),
     "learned prior": (BLUES, 2),
+    "learned optimizer": (BLUES, 0),
+    **dict.fromkeys(("gradient descent", "momentum"), (GREYS, 1)),
+    "Adam": (GREYS, 2),
 }
 """The beginning of a method's name -> its family's shades, and which. The longest beginning that fits decides."""
 
@@ -214,16 +217,21 @@ def scores(axes: Axes, results: Mapping[str, Score], xlabel: str, percent: bool 
 
 
 def against(
-    axes: Axes, x: Sequence[float], results: Mapping[str, Sequence[Score]], xlabel: str, ylabel: str
+    axes: Axes,
+    x: Sequence[float],
+    results: Mapping[str, Sequence[Score]],
+    xlabel: str,
+    ylabel: str,
+    **axis: Any,
 ) -> None:
-    """Scores against a number (steps, shots): one line per method, its 95 % interval as a band."""
+    """Scores against a number (steps, shots): one line per method, its 95 % interval as a band; `axis` as of `lines`."""
     _named(results, Sequence)
     looks = styles(results)
     for name, row in results.items():
         _named({f"{name} {i}": s for i, s in enumerate(row)}, Score)
         mean, half = (np.array([getattr(s, k) for s in row]) for k in ("mean", "interval"))
         band(axes, x, mean, half, name, **looks[name])
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel, **axis)
     axes.legend()
 
 

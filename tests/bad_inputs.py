@@ -35,7 +35,7 @@ from mtlib.bilevel import (
     sharpness,
     unrolled,
 )
-from mtlib.book import cold_start, generalising, pictures, sentences
+from mtlib.book import cold_start, generalising, pictures, sentences, training
 from mtlib.book import directions as adaptation
 from mtlib.book.across import Across, Rival
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
@@ -134,7 +134,7 @@ from mtlib.evaluate import (
     over_seeds,
 )
 from mtlib.joint import joint, own_columns, risks, toward
-from mtlib.learners import hyper
+from mtlib.learners import hyper, optimizer
 from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, point
 from mtlib.learners.closed_form import (
     alpaca,
@@ -1733,6 +1733,90 @@ BAD |= {
     "flat: a network": (lambda: hyper.flat(NET), "parameters"),
     "unflat: too short": (lambda: hyper.unflat(torch.zeros(3), PHI), "another network's"),
     "unflat: a matrix": (lambda: hyper.unflat(torch.zeros(293, 2), PHI), r"one row|\(P,\)"),
+    "one_rate: a rate of 0": (
+        lambda: optimizer.one_rate(NET, cross_entropy, 0.0, 1),
+        "lr > 0",
+    ),
+    "one_rate: a number for the schedule": (
+        lambda: optimizer.one_rate(NET, cross_entropy, 0.1, 1, schedule=0.5),
+        "schedule",
+    ),
+    "one_rate: a support set without a start": (
+        lambda: gives(NET, make=lambda n: optimizer.one_rate(n, cross_entropy, 0.1, 1)),
+        "with_starts",
+    ),
+    "cosine: no steps": (lambda: optimizer.cosine(0), "steps"),
+    "learned_optimizer: one rate": (
+        lambda: optimizer.learned_optimizer(NET, cross_entropy, 1, 0.1),
+        "three rates",
+    ),
+    "learned_optimizer: a negative rate": (
+        lambda: optimizer.learned_optimizer(NET, cross_entropy, 1, (0.0, 0.0, -0.1)),
+        "rates",
+    ),
+    "learned_optimizer: no hidden units": (
+        lambda: optimizer.learned_optimizer(NET, cross_entropy, 1, hidden=0),
+        "hidden",
+    ),
+    "learned_optimizer: a scale of NaN": (
+        lambda: optimizer.learned_optimizer(NET, cross_entropy, 1, scale=NAN),
+        "scale",
+    ),
+    "learned_optimizer: a support set without a start": (
+        lambda: gives(NET, make=lambda n: optimizer.learned_optimizer(n, cross_entropy, 1)),
+        "with_starts",
+    ),
+    "update: directions of others": (
+        lambda: optimizer.update({}, torch.zeros(9, 4), torch.zeros(3, 5), 0.1),
+        "directions",
+    ),
+    "features: gradients of others": (
+        lambda: optimizer.features(torch.zeros(4), torch.zeros(5), None, 0, torch.zeros(4).long()),
+        "theta, g and tensor",
+    ),
+    "alike: numbers of other parameters": (
+        lambda: optimizer.alike(torch.zeros(6, 4), torch.zeros(5).long()),
+        "features",
+    ),
+    "with_starts: a network for its maker": (
+        lambda: optimizer.with_starts(lambda step: DRAW, NET),
+        "make|function",
+    ),
+    "with_starts: a stream of batches": (
+        lambda: optimizer.with_starts(lambda step: SUPPORT, lambda: mlp(4, (6,), 3))(0),
+        "episodes",
+    ),
+    "parts_of: more rows than there are": (
+        lambda: training.parts_of(SUPPORT, 0, 999),
+        "less than",
+    ),
+    "mislabelled: a share of 2": (lambda: training.mislabelled(SUPPORT.y, 2.0, 0), "share"),
+    "three_numbers: all dropped": (
+        lambda: training.three_numbers(torch.arange(5), 2, 0.5, 1.0, -5.0),
+        "drop",
+    ),
+    "random_search: no trials": (
+        lambda: training.random_search(lambda v: 0.0, torch.zeros(2), 0, 0),
+        "trials",
+    ),
+    "Bowls: a flat one": (lambda: training.Bowls(torch.zeros(3), 2), "steepness"),
+    "bowl_variance: a rate that diverges": (
+        lambda: training.bowl_variance(torch.ones(2), torch.ones(2), 2.5, 3),
+        "rate",
+    ),
+    "digit_trainings: an unknown part": (
+        lambda: training.digit_trainings(SUPPORT.x, SUPPORT.y, [0], 3, 2),
+        "part",
+    ),
+    "side_by_side: no inner steps": (
+        lambda: training.side_by_side(ridge(NET), 2),
+        "inner steps",
+    ),
+    "runs: no streams": (lambda: training.runs([]), "streams"),
+    "tuned: one rate": (
+        lambda: training.tuned(lambda: None, [0.1], DRAW, cross_entropy, 2),
+        "at least three",
+    ),
     "lora: no rank": (lambda: lora(NET, cross_entropy, 0.1, 1, rank=0), "rank of at least 1"),
     "lora: half a rank": (lambda: lora(NET, cross_entropy, 0.1, 1, rank=2.5), "rank"),
     "lora: a scale of NaN": (lambda: lora(NET, cross_entropy, 0.1, 1, scale=NAN), "scale"),

@@ -394,7 +394,7 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
         t = t + 1
         m = {k: beta1 * m[k] + (1 - beta1) * g[k] for k in g}
         v = {k: beta2 * v[k] + (1 - beta2) * g[k] ** 2 for k in g}
-        u = {k: m[k] / (1 - beta1**t) / (_root(v[k] / (1 - beta2**t)) + eps) for k in g}
+        u = {k: m[k] / (1 - beta1**t) / (root(v[k] / (1 - beta2**t)) + eps) for k in g}
         return u, (m, v, t)
 
     return rule
@@ -405,6 +405,6 @@ def constant(g: Params, state: None) -> tuple[Params, None]:
     return {k: v.detach() for k, v in g.items()}, None
 
 
-def _root(v: Tensor) -> Tensor:
+def root(v: Tensor) -> Tensor:
     """√v, with slope 0 at 0."""
     return torch.where(v > 0, torch.where(v > 0, v, 1.0).sqrt(), 0.0)
