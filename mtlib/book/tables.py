@@ -1,0 +1,221 @@
+"""What the page on learning in context needs for tables: ten real ones, the same splits for all, and rivals tuned on the rows they have."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn import datasets
+from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+
+from mtlib.core import Batch, Episode, Learner, Params
+from mtlib.data import heart
+from mtlib.data.tables import prepared, standardised
+from mtlib.evaluate import answers
+from mtlib.tasks import check_seed, functions, positive
+
+ROWS = (10, 25, 50, 100)
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # C of logistic regression
+LEAVES = (2, 4, 8)
+TREES = (5, 10, 20, 40, 80)
+FLOOR = 1e-3  # no probability is below: one certain error would decide a mean
+
+Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""`classifier(x, y, asked)`: rows (n, d) and classes (n,) to learn from, rows (Q, d) -> the probability of class 1 (Q,)."""
+
+
+class Table(NamedTuple):
+    """A measured table of two classes."""
+
+    x: np.ndarray  # (n, d), NaN where missing
+    y: np.ndarray  # (n,) 0 or 1
+    source: str
+
+
+def real_tables() -> dict[str, Table]:
+    """Four hospitals, and six tables that scikit-learn brings along; those of several classes as one against the rest.
+
+    Hospitals: 18 columns, a vessel narrowed or not. Cancer: 30 columns, benign or not. Diabetes: 10 columns, progression
+    above its median or not. Iris: 4 columns, versicolor or another; wine: 13 columns, the second cultivar or another.
+    Digits: two pairs that look alike, by the first ten principal components of all images of the pair, which no label
+    enters. Without file and network the hospitals are drawn, and their source says so.
+    """
+    found = {
+        name: Table(heart.encode(h.x), h.y, h.source) for name, h in heart.hospitals().items()
+    }
+    x, y = datasets.load_breast_cancer(return_X_y=True)
+    found["cancer"] = _own("breast cancer", x, y)
+    x, y = datasets.load_diabetes(return_X_y=True)
+    found["diabetes"] = _own("diabetes", x, y > np.median(y))
+    x, y = datasets.load_iris(return_X_y=True)
+    found["iris"] = _own("iris", x, y == 1)
+    x, y = datasets.load_wine(return_X_y=True)
+    found["wine"] = _own("wine", x, y == 1)
+    x, y = datasets.load_digits(return_X_y=True)
+    for a, b in ((3, 8), (4, 9)):
+        pair = np.isin(y, (a, b))
+        parts = PCA(10, svd_solver="full").fit_transform(x[pair])
+        found[f"digits {a}, {b}"] = _own(f"digits {a} and {b}", parts, y[pair] == b)
+    return found
+
+
+def source_of(tables: Mapping[str, Table]) -> str:
+    """One line on all tables; it ends in "(real)" where each of them was measured."""
+    drawn = [name for name, t in tables.items() if not t.source.endswith("(real)")]
+    what = f"{len(tables)} tables of {sum(len(t.y) for t in tables.values())} rows"
+    return f"{what}, {', '.join(drawn)} drawn (stand-in)" if drawn else f"{what} (real)"
+
+
+def _own(name: str, x: np.ndarray, y: np.ndarray) -> Table:
+    return Table(
+        x.astype(float), y.astype(np.int64), f"{name}, {len(y)} rows, scikit-learn's (real)"
+    )
+
+
+# Rivals --------------------------------------------------------------------------------------
+
+
+def majority(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """The share of class 1 among the rows, with one more of each class: (k + 1) / (n + 2)."""
+    return np.full(len(asked), (y.sum() + 1) / (len(y) + 2))
+
+
+def logistic(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Logistic regression on standardised columns, with the C out of `STRENGTHS` that has the lowest log-loss in five folds."""
+
+    def fitted(c: float, x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        model = LogisticRegression(C=c, max_iter=500).fit(x, y)
+        return np.asarray(model.predict_proba(asked)[:, 1])
+
+    losses = np.zeros(len(STRENGTHS))
+    for a, b in _folds(y):
+        losses += [_off(fitted(c, *_apart(x[a], x[b], y[a])), y[b]) for c in STRENGTHS]
+    return fitted(STRENGTHS[int(losses.argmin())], *_apart(x, asked, y))
+
+
+def boosting(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Gradient boosting at a rate of .1, with the leaves and the number of trees that have the lowest log-loss in five folds.
+
+    Leaves out of `LEAVES`, trees out of `TREES`; a leaf needs two rows, not scikit-learn's twenty.
+    """
+
+    def stages(leaves: int, x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        model = HistGradientBoostingClassifier(
+            max_iter=TREES[-1],
+            max_leaf_nodes=leaves,
+            min_samples_leaf=2,
+            early_stopping=False,
+            random_state=0,
+        ).fit(x, y)
+        each = [p[:, 1] for p in model.staged_predict_proba(asked)]
+        return np.stack([each[t - 1] for t in TREES])
+
+    losses = np.zeros((len(LEAVES), len(TREES)))
+    for a, b in _folds(y):
+        there = [stages(leaves, *_apart(x[a], x[b], y[a])) for leaves in LEAVES]
+        losses += [[_off(p, y[b]) for p in each] for each in there]
+    leaves, trees = np.unravel_index(losses.argmin(), losses.shape)
+    found: np.ndarray = stages(LEAVES[leaves], *_apart(x, asked, y))[trees]
+    return found
+
+
+def _apart(x: np.ndarray, asked: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rows to learn from, their classes and rows to ask, all standardised by the former."""
+    z = standardised(np.concatenate([x, asked]), len(x))
+    return z[: len(x)], y, z[len(x) :]
+
+
+def _folds(y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Five parts with like shares of the classes; a fold whose training rows are of one class is left out."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        parts = [*StratifiedKFold(5, shuffle=True, random_state=0).split(y[:, None], y)]
+    for a, b in parts:
+        if 0 < y[a].sum() < len(a):
+            yield a, b
+
+
+# The network ---------------------------------------------------------------------------------
+
+
+def reading(learner: Learner, phi: Params, columns: int, orders: int = 1) -> Classifier:
+    """A trained learner as a classifier: it reads the rows to learn from, and answers; nothing is tuned.
+
+    With `orders` above 1 it reads the table so many times, with its columns in another order and, each second time, with
+    the classes swapped, and the probabilities are averaged {cite}`hollmann2023tabpfn`.
+    """
+    positive(columns=columns, orders=orders)
+
+    def classifier(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        rng, n, d = np.random.default_rng(0), len(x), x.shape[1]
+        every = np.concatenate([x, asked])
+        order = [np.arange(d), *(rng.permutation(d) for _ in range(orders - 1))]
+        z = np.stack([prepared(every[:, o], n, columns) for o in order])
+        swapped = np.arange(orders) % 2
+        ys = np.eye(2)[y[None] ^ swapped[:, None]]
+        like = next(iter(phi.values()))
+        xs, seen = torch.from_numpy(z).to(like), torch.from_numpy(ys).to(like)
+        query = Batch(xs[:, n:], seen.new_zeros(orders, len(asked), 2))
+        said = answers(learner, phi, Episode(Batch(xs[:, :n], seen), query))
+        p = torch.softmax(said.double(), -1).cpu().numpy()
+        return np.mean([p[i, :, 1 - swapped[i]] for i in range(orders)], 0)
+
+    return classifier
+
+
+# Scores --------------------------------------------------------------------------------------
+
+
+def scored(
+    classifier: Classifier,
+    tables: Mapping[str, Table],
+    rows: Sequence[int] = ROWS,
+    splits: int = 3,
+    seed: int = 0,
+) -> dict[str, tuple[float, Tensor]]:
+    """Column -> its mean over tables, and each table's number: what `mtlib.book.contest.measured` asks of a trial.
+
+    Columns are "log-loss, 10 rows", … and "accuracy, 10 rows", … Each table is split `splits` times for each number of
+    rows: so many to learn from, at least one of each class, and all others to be asked. The splits follow `seed` alone,
+    so all classifiers meet the same ones. Raises ValueError where an answer is no probability.
+    """
+    functions(3, classifier=classifier)
+    positive(splits=splits)
+    check_seed(seed)
+    if not tables or not rows:
+        raise ValueError(
+            f"expected at least one table and number of rows, got {len(tables)} and {rows}"
+        )
+    found: dict[str, list[float]] = {
+        f"{what}, {n} rows": [] for what in ("log-loss", "accuracy") for n in rows
+    }
+    for table in tables.values():
+        for n in rows:
+            each = []
+            for train, test in heart.labelled(table.y, n, splits, 10_007 * seed + n):
+                p = classifier(table.x[train], table.y[train], table.x[test])
+                if p.shape != test.shape or not ((p >= 0) & (p <= 1)).all():
+                    raise ValueError(
+                        f"expected a probability for each of {len(test)} rows, got {p.shape}"
+                    )
+                y = table.y[test]
+                each.append((_off(p, y), float(((p > 0.5) == y).mean())))
+            loss, right = np.mean(each, 0)
+            found[f"log-loss, {n} rows"].append(float(loss))
+            found[f"accuracy, {n} rows"].append(float(right))
+    parts = {c: torch.tensor(v, dtype=torch.float64) for c, v in found.items()}
+    return {c: (math.fsum(v) / len(v), parts[c]) for c, v in found.items()}
+
+
+def _off(p: np.ndarray, y: np.ndarray) -> float:
+    """The mean log-loss, each probability at least `FLOOR` from 0 and 1."""
+    q = np.where(y == 1, p, 1 - p).clip(FLOOR, 1 - FLOOR)
+    return float(-np.log(q).mean())
