@@ -135,7 +135,7 @@ from mtlib.evaluate import (
 )
 from mtlib.joint import joint, own_columns, risks, toward
 from mtlib.learners import hyper
-from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, point
+from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, in_context, point
 from mtlib.learners.closed_form import (
     alpaca,
     anil_at_once,
@@ -468,6 +468,7 @@ LEARNERS: dict[str, Callable[[Any], Any]] = {
     "laplacian_shot": laplacian_shot,
     "cnp": cnp,
     "attentive_cnp": attentive_cnp,
+    "in_context": in_context,
     "weight_decay": lambda net: hyper.weight_decay(net, cross_entropy, 0.1, 1),
     "reweighted": lambda net: hyper.reweighted(net, cross_entropy, 0.1, 1, 5),
 }
@@ -1767,6 +1768,21 @@ BAD |= {
     "cnp: a negative floor": (lambda: cnp(NET, floor=-0.1), "floor"),
     "cnp: a floor above 1": (lambda: cnp(NET, floor=1.5), "floor"),
     "attentive_cnp: no hidden units": (lambda: attentive_cnp(NET, 0), "hidden"),
+    "in_context: no hidden units": (lambda: in_context(NET, hidden=0), "hidden"),
+    "in_context: a floor above 1": (lambda: in_context(NET, floor=1.5), "floor"),
+    "in_context: no layers": (lambda: in_context(NET, layers=0), "layers"),
+    "in_context: half a head": (lambda: in_context(NET, heads=0.5), "heads"),
+    "in_context: heads that do not divide": (lambda: in_context(NET, heads=5), "divide hidden"),
+    "in_context: no classes": (lambda: in_context(NET, 0), "ways"),
+    "in_context: a word for the classes": (lambda: in_context(NET, "two"), "ways"),
+    "in_context: more classes than it has": (
+        lambda: gives(NET, make=lambda net: in_context(net, 2)),
+        "at most ways = 2",
+    ),
+    "in_context: class numbers": (
+        lambda: gives(NET, Batch(SUPPORT.x, LABELS), lambda net: in_context(net, 3)),
+        r"\(.*W\)|one-hot",
+    ),
     "gaussian_nll: an odd number of columns": (
         lambda: gaussian_nll(torch.ones(4, 3), torch.ones(4, 1)),
         "two columns",
@@ -3830,6 +3846,7 @@ BAD |= {
             "metaoptnet",
             "cnp",
             "attentive_cnp",
+            "in_context",
             "entropy_finetune",
             "bd_cspn",
             "laplacian_shot",

@@ -1,6 +1,7 @@
 """Learners that adapt in one forward pass: a trained network reads the support set (neural processes).
 
-They predict a distribution: means and standard deviations side by side, (B, 2W), scored by `gaussian_nll`.
+They predict a distribution: means and standard deviations side by side, (B, 2W), scored by `gaussian_nll`; `in_context`
+also predicts logits (B, W).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from mtlib.core import Batch, Learner, Params, apply, below, features, parameters
 from mtlib.learners.metric import above, attend, body_of, check_targets, width
@@ -76,6 +77,87 @@ def attentive_cnp(net: nn.Module, hidden: int = 64, floor: float = 0.1) -> Learn
     return Learner(lambda: {**body_of(net), **own()}, adapt, predict, net=net)
 
 
+def in_context(
+    net: nn.Module,
+    ways: int | None = None,
+    hidden: int = 64,
+    layers: int = 4,
+    heads: int = 4,
+    floor: float = 0.1,
+) -> Learner:
+    """A transformer that learns in its forward pass: support and query items are tokens, all of them attend to the support.
+
+    A support item enters as the token h_i = E z(φ, x_i) + U y_i + u, a query item as E z(φ, x), without a target. Layer l:
+
+        h ← h + O_l softmax( Q_l |h| (K_l |S|)ᵀ / √d ) V_l |S|,   h ← h + MLP_l |h|,   l = 1 … `layers`,
+
+    |·| the layer norm, S the support's tokens at this layer, (N, `hidden`), softmax over them for each of `heads` heads of
+    width d = `hidden`/`heads`; MLP has one hidden layer of 2 `hidden`. Queries do not see one another, and nothing tells the
+    place of an item: an answer depends on the *set* of support items alone. `adapt` reads the support; θ carries its keys
+    and values as `process.read<l>` (R, N, 2 `hidden`). `predict` is one pass of the queries.
+
+    ways=None: real targets. A linear layer gives (μ, a), predicted as in `cnp`, (B, 2W): for `gaussian_nll`. Each of the R = W
+    targets is read by itself, so their order does not matter; what one target says about another is not used.
+
+    ways=k: classes. y is one-hot (N, W) with W ≤ k, read whole (R = 1), and filled up with zeros to k columns. A linear layer
+    gives k logits, of which the first W are predicted, (B, W): for `cross_entropy`. A class without a support item has a
+    logit like the others. What classes are called is *not* built in: train on tasks that number their classes anew, as
+    `mtlib.tasks.episodes` does, and an answer hardly depends on it; a mean over permuted columns removes the rest.
+
+    Inputs of varying width are filled up with zeros to the D of the network. The network's head is not used. Raises ValueError
+    like `cnp`, unless `heads` divides `hidden`, and where y has more than `ways` columns.
+    {cite}`nguyen2022tnp,muller2022pfn`
+    """
+    z, d = features(net), _width(net, hidden, floor)
+    positive(layers=layers, heads=heads, **({} if ways is None else {"ways": ways}))
+    if hidden % heads:
+        raise ValueError(
+            f"expected heads that divide hidden = {hidden}, got {heads}; each has hidden/heads columns"
+        )
+    reads, answers = (1, 2) if ways is None else (ways, ways)
+    parts: dict[str, nn.Module] = {
+        "item": nn.Linear(d, hidden, bias=False),
+        "target": nn.Linear(reads, hidden),
+        "answer": normed(nn.Linear(hidden, answers)),
+    }
+    for j in range(layers):
+        parts[f"ask{j}"] = normed(nn.Linear(hidden, hidden, bias=False))
+        parts[f"read{j}"] = normed(nn.Linear(hidden, 2 * hidden, bias=False))
+        parts[f"mix{j}"] = nn.Linear(hidden, hidden, bias=False)
+        parts[f"think{j}"] = normed(
+            nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
+        )
+    own, listed = networks(net, **parts)
+    f = dict(zip(parts, listed, strict=True))
+
+    def layer(phi: Params, j: int, h: Tensor, read: Tensor) -> Tensor:
+        k, v = read.chunk(2, -1)
+        a = attend(*(split(t, heads) for t in (f[f"ask{j}"](phi, h), k, v)))
+        h = h + f[f"mix{j}"](phi, a.transpose(-3, -2).flatten(-2))
+        return h + f[f"think{j}"](phi, h)  # type: ignore[no-any-return]
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        zs = z(phi, support.x)
+        y = check_targets(zs, support.y)
+        h = f["item"](phi, zs) + f["target"](phi, readings(y, ways))  # (R, N, hidden)
+        theta = {**phi, "process.classes": y.sum(0)}
+        for j in range(layers):
+            theta[f"process.read{j}"] = f[f"read{j}"](phi, h)
+            h = layer(phi, j, h, theta[f"process.read{j}"]) if j < layers - 1 else h
+        return theta
+
+    def predict(theta: Params, x: Any) -> Tensor:
+        h = f["item"](theta, z(theta, x))[None]  # (1, B, hidden)
+        for j in range(layers):
+            h = layer(theta, j, h, theta[f"process.read{j}"])
+        out = f["answer"](theta, h)  # (R, B, answers)
+        if ways is None:
+            return distribution(out.transpose(0, 1), floor)
+        return out[0, :, : len(theta["process.classes"])]
+
+    return Learner(lambda: {**body_of(net), **own()}, adapt, predict, net=net)
+
+
 def gaussian_nll(prediction: Tensor, y: Tensor) -> Tensor:
     """−log N(y; μ, σ²) = ½((y − μ)/σ)² + log σ + ½ log 2π, the mean over items and targets; (B, 2W), (B, W) -> scalar.
 
@@ -136,6 +218,28 @@ def networks(
 def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Module:
     """One hidden layer: (..., inputs) -> (..., outputs)."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def normed(*layers: nn.Module) -> nn.Module:
+    """A layer norm, then these: its own scale and shift would be those of the next linear layer."""
+    first: Any = layers[0]
+    return nn.Sequential(nn.LayerNorm(first.in_features, elementwise_affine=False), *layers)
+
+
+def split(t: Tensor, heads: int) -> Tensor:
+    """Columns into heads: (R, N, H·d) -> (R, H, N, d)."""
+    return t.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def readings(y: Tensor, ways: int | None) -> Tensor:
+    """What a transformer reads beside the items: each target by itself, (W, N, 1), or all classes at once, (1, N, ways)."""
+    if ways is None:
+        return y.mT[..., None]
+    if y.shape[1] > ways:
+        raise ValueError(
+            f"expected one-hot labels of at most ways = {ways} classes, got {tuple(y.shape)}: in_context(net, ways=...)"
+        )
+    return pad(y, (0, ways - y.shape[1]))[None]
 
 
 def joined(z: Tensor, r: Tensor) -> Tensor:
