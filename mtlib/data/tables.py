@@ -28,7 +28,7 @@ def tables(
 
     A table has d columns, log d ~ U(log 2, log `columns`), and comes about in one of the ways of `KINDS`, or of those
     named in `kinds`: a score s(x) of its rows and a cut of it, where the share of the first class is ~ U(.1, .9) and the
-    noise beside the score has a deviation of ~ U(0, 1) score deviations. Some columns are then bent, some cut to a few
+    noise beside the score has a deviation of u² score deviations, u ~ U(0, 1). Some columns are then bent, some cut to a few
     levels, so that they look like categories, some replaced by noise. Tables in which a class has no support row are
     drawn again. `prepared` makes x of them: the same that it makes of a real table.
 
@@ -153,7 +153,7 @@ def _table(
     while True:
         x, s = kinds[rng.integers(len(kinds))](rng, rows, d)
         s = (s - s.mean()) / (s.std() + 1e-9)
-        s = s + rng.uniform(0, 1) * rng.normal(size=rows)
+        s = s + rng.uniform(0, 1) ** 2 * rng.normal(size=rows)
         y = (s > np.quantile(s, rng.uniform(0.1, 0.9))).astype(int)
         if 0 < y[:support].sum() < support:
             return _measured(rng, x), y if rng.random() < 0.5 else 1 - y
