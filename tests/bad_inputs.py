@@ -37,6 +37,7 @@ from mtlib.bilevel import (
 )
 from mtlib.book import cold_start, generalising, pictures, sentences
 from mtlib.book import directions as adaptation
+from mtlib.book import tables as small_tables
 from mtlib.book.across import Across, Rival
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.choices import Tuning, over_units
@@ -91,6 +92,7 @@ from mtlib.data import (
     own,
     tf_binding,
 )
+from mtlib.data import tables as made_up
 from mtlib.data.download import Remote, digest_of, fetch, members
 from mtlib.data.glyphs import glyphs
 from mtlib.data.linear import (
@@ -330,6 +332,9 @@ DATASET = torch.utils.data.TensorDataset(torch.zeros(8, 30), torch.arange(8))
 ROWS = Batch(torch.rand(8, 30), torch.arange(8) % 5)
 Z = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.arange(12) % 3
+ONE_TABLE = {
+    "one": small_tables.Table(np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2, "")
+}
 USERS = cold_start.Users(torch.ones(8, 1), torch.ones(8, 1), np.array([0]), np.array([8]))
 LABELLED = (torch.eye(3).repeat(4, 1), np.arange(12) % 3)
 SAID = sentences.Said(LABELS, LABELS == 0, torch.rand(12), torch.rand(12))
@@ -3365,6 +3370,70 @@ BAD |= {
 # data -------------------------------------------------------------------------------------------------
 
 BAD |= {
+    "tables: one column": (lambda: made_up.tables(columns=1), "at least 2 columns"),
+    "tables: an unknown kind": (lambda: made_up.tables(kinds=["forest"]), "kinds out of"),
+    "tables: a kind without a list": (lambda: made_up.tables(kinds="linear"), "kinds out of"),
+    "tables: rows from many to few": (lambda: made_up.tables(rows=(50, 5)), "from at least 2"),
+    "tables: rows as one number": (lambda: made_up.tables(rows=50), "rows as"),
+    "tables: no seed": (lambda: made_up.tables(seed=None), "seed"),
+    "tables: no queries": (lambda: made_up.tables(queries=0), "queries"),
+    "prepared: more columns than the network has": (
+        lambda: made_up.prepared(np.ones((5, 9)), 3, 4),
+        "d from 1 to 4",
+    ),
+    "prepared: no support row": (lambda: made_up.prepared(np.ones((5, 3)), 0, 4), "learn from"),
+    "prepared: an infinite value": (
+        lambda: made_up.prepared(np.full((5, 3), np.inf), 2, 4),
+        "finite",
+    ),
+    "standardised: one row": (lambda: made_up.standardised(np.ones(5), 2), "a table"),
+    "standardised: no support row": (
+        lambda: made_up.standardised(np.ones((5, 2)), 0),
+        "learn from",
+    ),
+    "scored: no table": (
+        lambda: small_tables.scored(small_tables.majority, {}, (10,)),
+        "at least one table",
+    ),
+    "scored: answers that are no probabilities": (
+        lambda: small_tables.scored(lambda x, y, q: 2 * np.ones(len(q)), ONE_TABLE, (10,), 1),
+        "a probability",
+    ),
+    "scored: an answer for all rows": (
+        lambda: small_tables.scored(lambda x, y, q: np.ones(1), ONE_TABLE, (10,), 1),
+        "a probability",
+    ),
+    "scored: more rows than there are": (
+        lambda: small_tables.scored(small_tables.majority, ONE_TABLE, (99,), 1),
+        "labels",
+    ),
+    "logistic: one class": (
+        lambda: small_tables.logistic(np.ones((4, 2)), np.zeros(4, int), np.ones((1, 2))),
+        "both classes",
+    ),
+    "boosting of a table: one class": (
+        lambda: small_tables.boosting(np.ones((4, 2)), np.zeros(4, int), np.ones((1, 2))),
+        "both classes",
+    ),
+    "majority: one-hot rows": (
+        lambda: small_tables.majority(np.ones((4, 2)), np.eye(4, 2), np.ones((1, 2))),
+        "both classes",
+    ),
+    "reading: no order": (
+        lambda: small_tables.reading(protonet(NET), PHI, 30, 0),
+        "orders",
+    ),
+    "reading of a table: one class": (
+        lambda: small_tables.reading(protonet(NET), PHI, 30)(
+            np.ones((4, 2)), np.zeros(4, int), np.ones((1, 2))
+        ),
+        "both classes",
+    ),
+    "trained: no steps": (lambda: small_tables.trained(1e-3, 0, 0), "steps"),
+    "trained: a negative rate": (lambda: small_tables.trained(-1e-3, 0, 1), "rate"),
+    "contenders: one order": (lambda: small_tables.contenders(ONE_TABLE, orders=1), "orders"),
+    "source_of: no table": (lambda: small_tables.source_of({}), "at least one table"),
+    "on_made_up: no table": (lambda: small_tables.on_made_up(small_tables.majority, 0, 0), "drawn"),
     "sinusoids: no shots": (lambda: sinusoids(shots=0), "expected shots to be a whole number"),
     "sinusoids: no seed": (lambda: sinusoids(seed=None), "seed"),
     "best_possible: no noise": (lambda: best_possible(0.0), "noise > 0"),

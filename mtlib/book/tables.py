@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -27,16 +27,16 @@ from mtlib.data.tables import tables as made_up
 from mtlib.evaluate import answers
 from mtlib.learners.amortised import in_context
 from mtlib.nets import seeded, two_halves
-from mtlib.tasks import check_seed, functions, positive
+from mtlib.tasks import check_seed, functions, positive, within
 from mtlib.train import cosine_adam, fit
 
 ROWS = (10, 25, 50, 100)
 COLUMNS = 30  # of the network
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of its training
-MADE_UP = 24  # made-up tables of each seed that nobody trained on
+MADE_UP = 16  # made-up tables of each seed that nobody trained on
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # C of logistic regression
 LEAVES = (2, 4, 8)
-TREES = (2, 5, 10, 20, 40, 80)
+TREES = (1, 2, 5, 10, 20, 40)
 FLOOR = 1e-3  # no probability is below: one certain error would decide a mean
 
 Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -78,6 +78,8 @@ def real_tables() -> dict[str, Table]:
 
 def source_of(tables: Mapping[str, Table]) -> str:
     """One line on all tables; it ends in "(real)" where each of them was measured."""
+    if not tables:
+        raise ValueError("expected at least one table, got none")
     drawn = [name for name, t in tables.items() if not t.source.endswith("(real)")]
     what = f"{len(tables)} tables of {sum(len(t.y) for t in tables.values())} rows"
     return f"{what}, {', '.join(drawn)} drawn (stand-in)" if drawn else f"{what} (real)"
@@ -94,11 +96,13 @@ def _own(name: str, x: np.ndarray, y: np.ndarray) -> Table:
 
 def majority(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """The share of class 1 among the rows, with one more of each class: (k + 1) / (n + 2)."""
+    _check(x, y, asked)
     return np.full(len(asked), (y.sum() + 1) / (len(y) + 2))
 
 
 def logistic(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Logistic regression on standardised columns, with the C out of `STRENGTHS` that has the lowest log-loss in five folds."""
+    _check(x, y, asked)
 
     def fitted(c: float, x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
         model = LogisticRegression(C=c, max_iter=500).fit(x, y)
@@ -111,13 +115,15 @@ def logistic(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 
 def boosting(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Gradient boosting at a rate of .1, with the leaves and the number of trees that have the lowest log-loss in five folds.
+    """Gradient boosting at a rate of .2, with the leaves and the number of trees that have the lowest log-loss in five folds.
 
     Leaves out of `LEAVES`, trees out of `TREES`; a leaf needs two rows, not scikit-learn's twenty.
     """
+    _check(x, y, asked)
 
     def stages(leaves: int, x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
         model = HistGradientBoostingClassifier(
+            learning_rate=0.2,
             max_iter=TREES[-1],
             max_leaf_nodes=leaves,
             min_samples_leaf=2,
@@ -134,6 +140,17 @@ def boosting(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
     leaves, trees = np.unravel_index(losses.argmin(), losses.shape)
     found: np.ndarray = stages(LEAVES[leaves], *_apart(x, asked, y))[trees]
     return found
+
+
+def _check(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> None:
+    """ValueError unless these are rows of one table, and their classes 0 and 1, both there."""
+    if x.ndim != 2 or y.shape != x.shape[:1] or asked.ndim != 2 or asked.shape[1] != x.shape[1]:
+        raise ValueError(
+            "expected rows (n, d), classes (n,) of 0 and 1, both classes there, and rows to ask (Q, d); got "
+            f"{x.shape}, {y.shape} and {asked.shape}"
+        )
+    if not np.isin(y, (0, 1)).all() or not 0 < y.sum() < len(y):
+        raise ValueError(f"expected both classes, 0 and 1, and no other, got {np.unique(y)[:5]}")
 
 
 def _apart(x: np.ndarray, asked: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -164,6 +181,7 @@ def reading(learner: Learner, phi: Params, columns: int, orders: int = 1) -> Cla
     positive(columns=columns, orders=orders)
 
     def classifier(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        _check(x, y, asked)
         rng, n, d = np.random.default_rng(0), len(x), x.shape[1]
         every = np.concatenate([x, asked])
         order = [np.arange(d), *(rng.permutation(d) for _ in range(orders - 1))]
@@ -175,18 +193,21 @@ def reading(learner: Learner, phi: Params, columns: int, orders: int = 1) -> Cla
         query = Batch(xs[:, n:], seen.new_zeros(orders, len(asked), 2))
         said = answers(learner, phi, Episode(Batch(xs[:, :n], seen), query))
         p = torch.softmax(said.double(), -1).cpu().numpy()
-        return np.mean([p[i, :, 1 - swapped[i]] for i in range(orders)], 0)
+        found: np.ndarray = np.mean([p[i, :, 1 - swapped[i]] for i in range(orders)], 0)
+        return found
 
     return classifier
 
 
 def trained(
-    rate: float, seed: int, steps: int = 1000, columns: int = COLUMNS
+    rate: float, seed: int, steps: int = 600, columns: int = COLUMNS
 ) -> tuple[Learner, Params]:
     """A transformer of three layers, 64 wide, after `steps` of 32 made-up tables each: the learner and φ.
 
     It minimises the log-loss of 30 query rows a table, `mtlib.data.tables.tables`, by Adam with half a cosine.
     """
+    positive(steps=steps, columns=columns)
+    within(0, rate=rate)
     with seeded(seed):
         net = two_halves(nn.Identity(), nn.Linear(columns, 2))
         learner = in_context(net, ways=2, hidden=64, layers=3)
@@ -209,7 +230,7 @@ def trained(
 
 def contenders(
     tables: Mapping[str, Table],
-    steps: int = 1000,
+    steps: int = 600,
     splits: int = 2,
     rows: Sequence[int] = ROWS,
     drawn: int = MADE_UP,
@@ -225,8 +246,8 @@ def contenders(
     positive(steps=steps, splits=splits, drawn=drawn, orders=orders - 1)
     train = cache(trained)
 
-    def read(rate: float, seed: int, length: int, orders: int) -> Classifier:
-        return reading(*train(rate, seed, length), COLUMNS, orders)
+    def read(times: int, rate: float, seed: int, length: int) -> Classifier:
+        return reading(*train(rate, seed, length), COLUMNS, times)
 
     def trial(kind: str, make: Callable[..., Classifier], settings: Sequence[float | str]) -> Trial:
         def test(setting: float | str, seed: int) -> dict[str, tuple[float, Tensor]]:
@@ -240,21 +261,30 @@ def contenders(
 
         return Trial(kind, test, quality, settings)
 
-    found = {"in context": trial("meta", lambda *a: read(*a, 1), RATES)}
-    found[f"in context, {orders} orders"] = trial("meta", lambda *a: read(*a, orders), RATES)
+    found = {
+        name: trial("meta", partial(read, times), RATES)
+        for name, times in (("in context", 1), (f"in context, {orders} orders", orders))
+    }
     for name, rival in (
         ("logistic regression", logistic),
         ("boosting", boosting),
         ("share of the class", majority),
     ):
-        found[name] = trial("baseline", lambda *a, rival=rival: rival, ("on the rows it has",))
+        found[name] = trial("baseline", partial(_whatever, rival), ("on the rows it has",))
     return found
+
+
+def _whatever(rival: Classifier, setting: float | str, seed: int, length: int) -> Classifier:
+    """A rival as it is: what it chooses, it chooses on the rows that it is given."""
+    return rival
 
 
 def on_made_up(
     classifier: Classifier, drawn: int, seed: int, columns: int = COLUMNS
 ) -> tuple[float, Tensor]:
     """The log-loss on `drawn` made-up tables of 50 rows to learn from and 50 to be asked: their mean, and each one's."""
+    positive(drawn=drawn)
+    check_seed(seed)
     stream = made_up(columns, (50, 50), 50, drawn, 900_000 + seed)
     (x, y), (asked, truth) = stream(0)
     each = []

@@ -67,21 +67,26 @@ def prepared(x: np.ndarray, support: int, columns: int) -> np.ndarray:
 
     Missing values (NaN) become the mean of their column, each column gets mean 0 and deviation 1 on the support rows and
     is cut at ±4; then all are multiplied by √(columns / d), so that a row's length does not depend on d, and zeros fill
-    the columns that the table has not. Raises ValueError for more columns, or without a support row.
+    the columns that the table has not. Raises ValueError for more columns, and like `standardised`.
     """
-    if x.ndim != 2 or not 0 < x.shape[1] <= columns or not 1 <= support <= len(x):
-        raise ValueError(
-            f"expected a table (rows, d) with d from 1 to {columns} and 1 to all of its rows to learn from, got "
-            f"{x.shape} and {support}"
-        )
     z = standardised(x, support)
+    if not 0 < z.shape[1] <= columns:
+        raise ValueError(f"expected a table (rows, d) with d from 1 to {columns}, got {x.shape}")
     wide = np.zeros((len(z), columns))
     wide[:, : z.shape[1]] = z * math.sqrt(columns / z.shape[1])
     return wide
 
 
 def standardised(x: np.ndarray, support: int) -> np.ndarray:
-    """The same (rows, d), without scale and zeros: what any other classifier is given."""
+    """The same (rows, d), without scale and zeros: what any other classifier is given.
+
+    Raises ValueError unless x is a table (rows, d), finite or NaN where missing, and `support` from 1 to all of its rows.
+    """
+    if x.ndim != 2 or not 1 <= support <= len(x) or np.isinf(x).any():
+        raise ValueError(
+            "expected a table (rows, d), finite or NaN where missing, and 1 to all of its rows to learn from; got "
+            f"{x.shape} and {support}"
+        )
     known = ~np.isnan(x[:support])
     total = np.where(known, x[:support], 0).sum(0)
     mean = total / np.maximum(known.sum(0), 1)
@@ -151,7 +156,7 @@ def _table(
     """x (rows, d) as it would be measured, and the class (rows,) of each row; both classes are among the support rows."""
     d = _log_uniform(rng, 2, columns)
     while True:
-        x, s = kinds[rng.integers(len(kinds))](rng, rows, d)
+        x, s = kinds[int(rng.integers(len(kinds)))](rng, rows, d)
         s = (s - s.mean()) / (s.std() + 1e-9)
         s = s + rng.uniform(0, 1) ** 2 * rng.normal(size=rows)
         y = (s > np.quantile(s, rng.uniform(0.1, 0.9))).astype(int)
@@ -181,14 +186,16 @@ def _correlated(rng: Rng, rows: int, d: int) -> np.ndarray:
     shared = rng.normal(size=(rows, causes)) @ rng.normal(size=(causes, d)) / math.sqrt(causes)
     share = rng.uniform(0, 1) ** 2
     own = rng.normal(size=(rows, d))
-    return math.sqrt(share) * shared + math.sqrt(1 - share) * own
+    x: np.ndarray = math.sqrt(share) * shared + math.sqrt(1 - share) * own
+    return x
 
 
 def _weights(rng: Rng, d: int) -> np.ndarray:
     """(d,) normal weights of length 1, of which a share between one column and all is not 0."""
     w = rng.normal(size=d) * (rng.random(d) < rng.uniform(0.1, 1))
     w[rng.integers(d)] += rng.normal()
-    return w / np.linalg.norm(w)
+    unit: np.ndarray = w / np.linalg.norm(w)
+    return unit
 
 
 def _log_uniform(rng: Rng, low: int, high: int) -> int:
@@ -196,6 +203,8 @@ def _log_uniform(rng: Rng, low: int, high: int) -> int:
 
 
 def _limits(rows: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(rows, tuple | list) or len(rows) != 2:
+        raise ValueError(f"expected rows as (from, to), from at least 2, got {rows!r}")
     low, high = rows
     positive(**{"rows, from": low, "rows, to": high})
     if not 2 <= low <= high:
