@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from mtlib.book import tables as protocol
+from mtlib.book.results import recorded
 from mtlib.book.tables import (
     COLUMNS,
     ROWS,
@@ -273,3 +274,17 @@ def test_training_on_made_up_tables_beats_the_share_of_the_class(monkeypatch):
 
 
 # The record ----------------------------------------------------------------------------------
+
+
+def test_what_the_section_says_of_the_record_computed_anew():
+    held = recorded("in_context_tables")
+    ways = held.details["tables"]["ways"]
+    assert len(ways["in context"]["columns"]["log-loss, 10 rows"]["runs"]) == 5
+    for column, at in ways["in context"]["columns"].items():
+        n = 10 if "rows" in column else protocol.MADE_UP
+        for name, way in ways.items():
+            own = way["columns"][column]
+            assert len(own["groups"]) == n and np.isclose(
+                np.mean(own["runs"]), np.mean(own["groups"]), atol=2e-4
+            ), (name, column)
+        assert at["runs"] != ways["boosting"]["columns"][column]["runs"]

@@ -166,8 +166,8 @@ def _table(
 
 def _measured(rng: Rng, x: np.ndarray) -> np.ndarray:
     """The columns as a file has them: bent, of a few levels, or nothing but noise."""
-    z = (x - x.mean(0)) / (x.std(0) + 1e-9)
-    how = rng.random(z.shape[1])
+    z: np.ndarray = (x - x.mean(0)) / (x.std(0) + 1e-9)
+    how = rng.random(len(z[0]))
     strange, levels = rng.uniform(0, 0.4), rng.uniform(0, 0.6)
     for j, u in enumerate(how):
         if u < strange * 0.5:
