@@ -134,7 +134,7 @@ def in_context(
         k, v = read.chunk(2, -1)
         a = attend(*(split(t, heads) for t in (f[f"ask{j}"](phi, h), k, v)))
         h = h + f[f"mix{j}"](phi, a.transpose(-3, -2).flatten(-2))
-        return h + f[f"think{j}"](phi, h)  # type: ignore[no-any-return]
+        return h + f[f"think{j}"](phi, h)
 
     def adapt(phi: Params, support: Batch) -> Params:
         zs = z(phi, support.x)
