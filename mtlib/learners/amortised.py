@@ -228,7 +228,8 @@ def normed(*layers: nn.Module) -> nn.Module:
 
 def split(t: Tensor, heads: int) -> Tensor:
     """Columns into heads: (R, N, H·d) -> (R, H, N, d)."""
-    return t.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    apart: Tensor = t.unflatten(-1, (heads, -1))
+    return apart.transpose(-3, -2)
 
 
 def readings(y: Tensor, ways: int | None) -> Tensor:
