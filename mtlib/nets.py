@@ -6,7 +6,7 @@ They are plain `nn.Module`s; nothing here knows about tasks. Their norm is `mtli
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from numbers import Integral
@@ -72,6 +72,36 @@ class Widths(nn.Module):
                 f"expected {len(self.blocks)} columns, one for each number in blocks, got x of shape {tuple(x.shape)}"
             )
         return x * self.s.exp()[self.blocks]
+
+
+class Harmonics(nn.Module):
+    """x in sines and cosines: [ω₁ x, sin(ω₁ x), cos(ω₁ x), …, sin(ω_J x), cos(ω_J x)] for x (…, D), as (…, D(1 + 2J)).
+
+    ω are the `frequencies`, in radians for one unit of x; all columns of x come by kind, sines together. There is nothing to
+    train. Raises ValueError unless they are above 0, at least one, and where x has not a last axis.
+
+    ```pycon
+    >>> Harmonics((1.0, 2.0))(torch.tensor([[torch.pi]])).round(decimals=2).abs()
+    tensor([[3.1400, 0.0000, 0.0000, 1.0000, 1.0000]])
+
+    ```
+    """
+
+    omega: Tensor
+
+    def __init__(self, frequencies: Sequence[float]):
+        super().__init__()
+        listed = isinstance(frequencies, Sequence) and not isinstance(frequencies, str)
+        expect(listed and len(frequencies) > 0, "frequencies, at least one number", frequencies)
+        for omega in frequencies:
+            above_zero(frequencies=omega)
+        self.register_buffer("omega", torch.tensor([float(w) for w in frequencies]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        expect(x.ndim > 0 and x.is_floating_point(), "real x with columns, (…, D)", x)
+        omega = self.omega.to(x)
+        a = (x[..., None] * omega).flatten(-2)
+        return torch.cat([omega[0] * x, a.sin(), a.cos()], -1)
 
 
 def wrap(

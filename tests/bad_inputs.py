@@ -95,11 +95,13 @@ from mtlib.data.download import Remote, digest_of, fetch, members
 from mtlib.data.glyphs import glyphs
 from mtlib.data.linear import (
     around,
+    best_plane,
     directions,
     error_after,
     exact_stream,
     linear_tasks,
     losses_at_rest,
+    planes,
     resting,
     samples,
     spanned,
@@ -240,6 +242,7 @@ from mtlib.models.detection import photographs as stream_of_photographs
 from mtlib.models.efficientnet import EfficientNetLite0, pooled
 from mtlib.models.encoders import encoded, hashed, minilm
 from mtlib.nets import (
+    Harmonics,
     Widths,
     conv2,
     conv4,
@@ -3721,6 +3724,16 @@ BAD |= {
     ),
     "over_units: scores": (lambda: over_units({"a": 0.5}, "a"), "a contest"),
     "over_units: a number for the contest": (lambda: over_units(0.5, "a"), "a contest"),
+    "Harmonics: no frequency": (lambda: Harmonics(()), "at least one"),
+    "Harmonics: a number": (lambda: Harmonics(2.0), "frequencies"),
+    "Harmonics: a frequency of 0": (lambda: Harmonics((1.0, 0.0)), "frequencies > 0"),
+    "Harmonics: a frequency of NaN": (lambda: Harmonics((NAN,)), "frequencies > 0"),
+    "Harmonics: class numbers": (lambda: Harmonics((1.0,))(LABELS), "real x"),
+    "planes: negative noise": (lambda: planes(noise=-1.0), "noise"),
+    "planes: no dimensions": (lambda: planes(dims=0), "dims"),
+    "planes: half a task": (lambda: planes(tasks=2.5), "tasks"),
+    "planes: a word for the seed": (lambda: planes(seed="a"), "seed"),
+    "best_plane: no noise": (lambda: best_plane(0.0), "noise > 0"),
     "Widths: a gap in the blocks": (lambda: Widths(torch.tensor([0, 2])), "without a gap"),
     "Widths: real numbers": (lambda: Widths(torch.rand(3)), "whole numbers"),
     "Widths: x of another width": (

@@ -118,13 +118,13 @@ def in_context(
     parts: dict[str, nn.Module] = {
         "item": nn.Linear(d, hidden, bias=False),
         "target": nn.Linear(reads, hidden),
-        "answer": normed(nn.Linear(hidden, answers)),
+        "answer": prenormed(nn.Linear(hidden, answers)),
     }
     for j in range(layers):
-        parts[f"ask{j}"] = normed(nn.Linear(hidden, hidden, bias=False))
-        parts[f"read{j}"] = normed(nn.Linear(hidden, 2 * hidden, bias=False))
+        parts[f"ask{j}"] = prenormed(nn.Linear(hidden, hidden, bias=False))
+        parts[f"read{j}"] = prenormed(nn.Linear(hidden, 2 * hidden, bias=False))
         parts[f"mix{j}"] = nn.Linear(hidden, hidden, bias=False)
-        parts[f"think{j}"] = normed(
+        parts[f"think{j}"] = prenormed(
             nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
         )
     own, listed = networks(net, **parts)
@@ -220,7 +220,7 @@ def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
-def normed(*layers: nn.Module) -> nn.Module:
+def prenormed(*layers: nn.Module) -> nn.Module:
     """A layer norm, then these: its own scale and shift would be those of the next linear layer."""
     first: Any = layers[0]
     return nn.Sequential(nn.LayerNorm(first.in_features, elementwise_affine=False), *layers)
