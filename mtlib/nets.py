@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from mtlib.core import expect
+from mtlib.core import expect, half
 from mtlib.norm import Norm, Statistics
 from mtlib.run.copies import Called, before, copyable, evaluating, private, replaced
 from mtlib.run.devices import random_kept
@@ -345,6 +345,21 @@ def mlp(inputs: int, hidden: Iterable[int], outputs: int, seed: int | None = Non
     with seeded(seed):
         layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         return two_halves(nn.Sequential(*layers), nn.Linear(sizes[-1], outputs))
+
+
+def expanded(net: nn.Module, first: nn.Module) -> nn.Sequential:
+    """head(body(first(x))): the network on x as `first` shows it, in `Harmonics` for one. Its halves are the network's own.
+
+    ```pycon
+    >>> expanded(mlp(5, (40,), 1), Harmonics((0.5, 1.0)))(torch.zeros(3, 1)).shape
+    torch.Size([3, 1])
+
+    ```
+    Raises ValueError for a network without halves, TypeError unless `first` is a module.
+    """
+    if not isinstance(first, nn.Module):
+        raise TypeError(f"expected first to be an nn.Module, an instance, got {first!r}")
+    return two_halves(nn.Sequential(first, half(net, "body")), half(net, "head"))
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:

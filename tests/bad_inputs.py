@@ -246,6 +246,7 @@ from mtlib.nets import (
     Widths,
     conv2,
     conv4,
+    expanded,
     mlp,
     normed,
     policy_net,
@@ -303,7 +304,7 @@ from mtlib.tasks import (
     uneven,
     within,
 )
-from mtlib.train import Diverged, Run, cosine_adam, fit, groups
+from mtlib.train import Diverged, Run, cosine_adam, fit, groups, rising_adam
 from mtlib.transfer import (
     align,
     critics,
@@ -3724,6 +3725,19 @@ BAD |= {
     ),
     "over_units: scores": (lambda: over_units({"a": 0.5}, "a"), "a contest"),
     "over_units: a number for the contest": (lambda: over_units(0.5, "a"), "a contest"),
+    "expanded: a function": (lambda: expanded(NET, torch.sin), "nn.Module"),
+    "expanded: a network without halves": (
+        lambda: expanded(torch.nn.Linear(2, 2), Harmonics((1.0,))),
+        "two named halves",
+    ),
+    "rising_adam: a rate of 0": (lambda: rising_adam(0.0, 10), "rate > 0"),
+    "rising_adam: one step": (lambda: rising_adam(0.1, 1), "steps"),
+    "rising_adam: more than all steps": (lambda: rising_adam(0.1, 10, 1.5), "rise"),
+    "sinusoids: a frequency of 0": (lambda: sinusoids(frequency=0.0), "frequency > 0"),
+    "best_possible: a frequency of NaN": (
+        lambda: best_possible(frequency=NAN),
+        "frequency > 0",
+    ),
     "Harmonics: no frequency": (lambda: Harmonics(()), "at least one"),
     "Harmonics: a number": (lambda: Harmonics(2.0), "frequencies"),
     "Harmonics: a frequency of 0": (lambda: Harmonics((1.0, 0.0)), "frequencies > 0"),

@@ -7,14 +7,17 @@ import pytest
 import torch
 from problems import seeded
 from scipy.special import erf, expit, softmax
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, features, over
 from mtlib.data.linear import best_plane, planes
+from mtlib.data.sinusoids import best_possible, noisy_sinusoids, sinusoids
+from mtlib.evaluate import evaluate
 from mtlib.learners.amortised import gaussian_nll, in_context, point
-from mtlib.nets import Harmonics, mlp, two_halves
+from mtlib.nets import Harmonics, expanded, mlp, two_halves
 from mtlib.tasks import one_hot
+from mtlib.train import rising_adam
 
 G = torch.Generator().manual_seed(0)
 
@@ -251,3 +254,46 @@ def test_harmonics_are_sines_and_cosines():
         ]
         columns = [d, 2 + 2 * d, 3 + 2 * d, 6 + 2 * d, 7 + 2 * d]
         assert torch.equal(ours[:, columns], torch.stack(wanted, 1))
+
+
+def test_another_frequency_is_another_x():
+    """A sin(ωx − φ): the same curves as at frequency 1 and x' = ωx, and the exact answer knows it."""
+    fast, slow = (noisy_sinusoids(4, 9, 3, seed=1, frequency=w)(2) for w in (2.0, 1.0))
+    assert torch.equal(fast.support.x, slow.support.x)
+    a = sinusoids(1, 1, 3, seed=1, dtype=torch.float64, frequency=1.5)(0)
+    b = sinusoids(1, 1, 3, seed=1, dtype=torch.float64)(0)
+    assert not torch.equal(a.query.y, b.query.y)
+    (x, y), xq = over(lambda d: d[0], fast.support), fast.query.x[0]
+    ours = answer(best_possible(0.3, frequency=2.0), {}, Batch(x, y), xq)
+    assert torch.equal(ours, answer(best_possible(0.3), {}, Batch(2 * x, y), 2 * xq))
+
+
+def test_the_exact_answer_is_best_at_its_own_frequency():
+    draws = noisy_sinusoids(10, 50, 100, seed=4, frequency=1.5)
+    knows, takes_one = (
+        evaluate(best_possible(0.3, frequency=w), {}, draws, 100, mse_loss, progress=False).mean
+        for w in (1.5, 1.0)
+    )
+    assert knows < 0.13 < 1 < takes_one
+
+
+def test_the_rate_rises_and_falls():
+    how = rising_adam(0.1, 50, rise=0.2)
+    rule = how["optimizer"]([torch.zeros(1, requires_grad=True)])
+    schedule, rates = how["schedule"](rule), []
+    for _ in range(50):
+        rates.append(rule.param_groups[0]["lr"])
+        rule.step()
+        if len(rates) < 50:
+            schedule.step()
+    peak = rates.index(max(rates))
+    assert abs(rates[0] - 0.1 / 25) < 1e-12 and abs(max(rates) - 0.1) < 1e-12 and peak == 9
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[-1] < 1e-5
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_an_expanded_network_is_its_halves_after_the_expansion():
+    net, first = seeded(lambda: mlp(5, (7,), 2)).float(), Harmonics((0.5, 1.0))
+    x = torch.randn(4, 1, generator=G)
+    both = expanded(net, first)
+    assert torch.equal(both(x), net.head(net.body(first(x)))) and both.head is net.head
