@@ -84,6 +84,8 @@ METHODS = {
     "logistic recalibration": (ORANGES, 2),
     "share known": (ORANGES, 2),
     "learned prior": (BLUES, 2),
+    "in context": (BLUES, 2),
+    "gradient descent": (GREYS, 0),
 }
 """The beginning of a method's name -> its family's shades, and which. The longest beginning that fits decides."""
 

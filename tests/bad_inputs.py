@@ -97,11 +97,13 @@ from mtlib.data.download import Remote, digest_of, fetch, members
 from mtlib.data.glyphs import glyphs
 from mtlib.data.linear import (
     around,
+    best_plane,
     directions,
     error_after,
     exact_stream,
     linear_tasks,
     losses_at_rest,
+    planes,
     resting,
     samples,
     spanned,
@@ -242,9 +244,11 @@ from mtlib.models.detection import photographs as stream_of_photographs
 from mtlib.models.efficientnet import EfficientNetLite0, pooled
 from mtlib.models.encoders import encoded, hashed, minilm
 from mtlib.nets import (
+    Harmonics,
     Widths,
     conv2,
     conv4,
+    expanded,
     mlp,
     normed,
     policy_net,
@@ -302,7 +306,7 @@ from mtlib.tasks import (
     uneven,
     within,
 )
-from mtlib.train import Diverged, Run, cosine_adam, fit, groups
+from mtlib.train import Diverged, Run, cosine_adam, fit, groups, rising_adam
 from mtlib.transfer import (
     align,
     critics,
@@ -3790,6 +3794,29 @@ BAD |= {
     ),
     "over_units: scores": (lambda: over_units({"a": 0.5}, "a"), "a contest"),
     "over_units: a number for the contest": (lambda: over_units(0.5, "a"), "a contest"),
+    "expanded: a function": (lambda: expanded(NET, torch.sin), "nn.Module"),
+    "expanded: a network without halves": (
+        lambda: expanded(torch.nn.Linear(2, 2), Harmonics((1.0,))),
+        "two named halves",
+    ),
+    "rising_adam: a rate of 0": (lambda: rising_adam(0.0, 10), "rate > 0"),
+    "rising_adam: one step": (lambda: rising_adam(0.1, 1), "steps"),
+    "rising_adam: more than all steps": (lambda: rising_adam(0.1, 10, 1.5), "rise"),
+    "sinusoids: a frequency of 0": (lambda: sinusoids(frequency=0.0), "frequency > 0"),
+    "best_possible: a frequency of NaN": (
+        lambda: best_possible(frequency=NAN),
+        "frequency > 0",
+    ),
+    "Harmonics: no frequency": (lambda: Harmonics(()), "at least one"),
+    "Harmonics: a number": (lambda: Harmonics(2.0), "frequencies"),
+    "Harmonics: a frequency of 0": (lambda: Harmonics((1.0, 0.0)), "frequencies > 0"),
+    "Harmonics: a frequency of NaN": (lambda: Harmonics((NAN,)), "frequencies > 0"),
+    "Harmonics: class numbers": (lambda: Harmonics((1.0,))(LABELS), "real x"),
+    "planes: negative noise": (lambda: planes(noise=-1.0), "noise"),
+    "planes: no dimensions": (lambda: planes(dims=0), "dims"),
+    "planes: half a task": (lambda: planes(tasks=2.5), "tasks"),
+    "planes: a word for the seed": (lambda: planes(seed="a"), "seed"),
+    "best_plane: no noise": (lambda: best_plane(0.0), "noise > 0"),
     "Widths: a gap in the blocks": (lambda: Widths(torch.tensor([0, 2])), "without a gap"),
     "Widths: real numbers": (lambda: Widths(torch.rand(3)), "whole numbers"),
     "Widths: x of another width": (

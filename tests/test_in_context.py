@@ -7,13 +7,17 @@ import pytest
 import torch
 from problems import seeded
 from scipy.special import erf, expit, softmax
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, features, over
+from mtlib.data.linear import best_plane, planes
+from mtlib.data.sinusoids import best_possible, noisy_sinusoids, sinusoids
+from mtlib.evaluate import evaluate
 from mtlib.learners.amortised import gaussian_nll, in_context, point
-from mtlib.nets import mlp, two_halves
+from mtlib.nets import Harmonics, expanded, mlp, two_halves
 from mtlib.tasks import one_hot
+from mtlib.train import rising_adam
 
 G = torch.Generator().manual_seed(0)
 
@@ -211,3 +215,85 @@ def test_support_is_read_once(net):
         assert theta[f"process.read{j}"].shape == (2, 5, 16)
         kept[f"process.read{j}.1.weight"] = torch.zeros(16, 8, dtype=torch.float64)
     assert torch.equal(learner.predict(kept, x), wanted)
+
+
+# The page's world --------------------------------------------------------------------------------
+
+
+def test_planes_have_the_moments_they_name_and_follow_their_seed():
+    draw = planes(30, 40, 400, seed=3, dims=4, noise=0.5)(7)
+    again, other = planes(30, 40, 400, 3, 4, 0.5)(7), planes(30, 40, 400, 4, 4, 0.5)(7)
+    assert torch.equal(draw.query.y, again.query.y) and not torch.equal(draw.query.y, other.query.y)
+    (x, y), query = draw.support, draw.query
+    assert x.shape == (400, 30, 4) and y.shape == (400, 30, 1) and query.x.shape == (400, 40, 4)
+    every = torch.cat([y, query.y], 1)
+    assert abs(every.square().mean() - 1.25) < 0.1 and abs(every.mean()) < 0.02
+    found = torch.linalg.lstsq(torch.cat([x, query.x], 1), every).solution
+    residual = every - torch.cat([x, query.x], 1) @ found
+    assert abs(residual.square().sum(1).mean() / 66 - 0.25) < 0.01  # 70 rows less 4 weights
+    assert abs(found.square().mean() - 0.25) < 0.03
+
+
+def test_the_best_plane_is_the_posterior_mean():
+    """By importance weights: the mean of many weights drawn from the prior, each by its likelihood."""
+    draw, g = planes(3, 5, 1, seed=2, dims=2, noise=0.5)(0), torch.Generator().manual_seed(0)
+    (x, y), xq = (over(lambda d: d[0].double(), draw.support)), draw.query.x[0].double()
+    w = torch.randn(400_000, 2, generator=g, dtype=torch.float64) / 2**0.5
+    share = torch.softmax(-(w @ x.T - y.T).square().sum(1) / (2 * 0.25), 0)
+    ours = answer(best_plane(0.5), {}, Batch(x, y), xq)
+    assert (ours[:, 0] - xq @ (share @ w)).abs().max() < 5e-3
+
+
+def test_harmonics_are_sines_and_cosines():
+    x = rand(3, 2)
+    ours = Harmonics((0.5, 2.0))(x)
+    for d in range(2):
+        wanted = [
+            0.5 * x[:, d],
+            *(f(w * x[:, d]) for f in (torch.sin, torch.cos) for w in (0.5, 2)),
+        ]
+        columns = [d, 2 + 2 * d, 3 + 2 * d, 6 + 2 * d, 7 + 2 * d]
+        assert torch.equal(ours[:, columns], torch.stack(wanted, 1))
+
+
+def test_another_frequency_is_another_x():
+    """A sin(ωx − φ): the same curves as at frequency 1 and x' = ωx, and the exact answer knows it."""
+    fast, slow = (noisy_sinusoids(4, 9, 3, seed=1, frequency=w)(2) for w in (2.0, 1.0))
+    assert torch.equal(fast.support.x, slow.support.x)
+    a = sinusoids(1, 1, 3, seed=1, dtype=torch.float64, frequency=1.5)(0)
+    b = sinusoids(1, 1, 3, seed=1, dtype=torch.float64)(0)
+    assert not torch.equal(a.query.y, b.query.y)
+    (x, y), xq = over(lambda d: d[0], fast.support), fast.query.x[0]
+    ours = answer(best_possible(0.3, frequency=2.0), {}, Batch(x, y), xq)
+    assert torch.equal(ours, answer(best_possible(0.3), {}, Batch(2 * x, y), 2 * xq))
+
+
+def test_the_exact_answer_is_best_at_its_own_frequency():
+    draws = noisy_sinusoids(10, 50, 100, seed=4, frequency=1.5)
+    knows, takes_one = (
+        evaluate(best_possible(0.3, frequency=w), {}, draws, 100, mse_loss, progress=False).mean
+        for w in (1.5, 1.0)
+    )
+    assert knows < 0.13 < 1 < takes_one
+
+
+def test_the_rate_rises_and_falls():
+    how = rising_adam(0.1, 50, rise=0.2)
+    rule = how["optimizer"]([torch.zeros(1, requires_grad=True)])
+    schedule, rates = how["schedule"](rule), []
+    for _ in range(50):
+        rates.append(rule.param_groups[0]["lr"])
+        rule.step()
+        if len(rates) < 50:
+            schedule.step()
+    peak = rates.index(max(rates))
+    assert abs(rates[0] - 0.1 / 25) < 1e-12 and abs(max(rates) - 0.1) < 1e-12 and peak == 9
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[-1] < 1e-5
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_an_expanded_network_is_its_halves_after_the_expansion():
+    net, first = seeded(lambda: mlp(5, (7,), 2)).float(), Harmonics((0.5, 1.0))
+    x = torch.randn(4, 1, generator=G)
+    both = expanded(net, first)
+    assert torch.equal(both(x), net.head(net.body(first(x)))) and both.head is net.head

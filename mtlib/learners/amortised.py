@@ -118,13 +118,13 @@ def in_context(
     parts: dict[str, nn.Module] = {
         "item": nn.Linear(d, hidden, bias=False),
         "target": nn.Linear(reads, hidden),
-        "answer": normed(nn.Linear(hidden, answers)),
+        "answer": prenormed(nn.Linear(hidden, answers)),
     }
     for j in range(layers):
-        parts[f"ask{j}"] = normed(nn.Linear(hidden, hidden, bias=False))
-        parts[f"read{j}"] = normed(nn.Linear(hidden, 2 * hidden, bias=False))
+        parts[f"ask{j}"] = prenormed(nn.Linear(hidden, hidden, bias=False))
+        parts[f"read{j}"] = prenormed(nn.Linear(hidden, 2 * hidden, bias=False))
         parts[f"mix{j}"] = nn.Linear(hidden, hidden, bias=False)
-        parts[f"think{j}"] = normed(
+        parts[f"think{j}"] = prenormed(
             nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
         )
     own, listed = networks(net, **parts)
@@ -134,7 +134,7 @@ def in_context(
         k, v = read.chunk(2, -1)
         a = attend(*(split(t, heads) for t in (f[f"ask{j}"](phi, h), k, v)))
         h = h + f[f"mix{j}"](phi, a.transpose(-3, -2).flatten(-2))
-        return h + f[f"think{j}"](phi, h)  # type: ignore[no-any-return]
+        return h + f[f"think{j}"](phi, h)
 
     def adapt(phi: Params, support: Batch) -> Params:
         zs = z(phi, support.x)
@@ -220,7 +220,7 @@ def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
-def normed(*layers: nn.Module) -> nn.Module:
+def prenormed(*layers: nn.Module) -> nn.Module:
     """A layer norm, then these: its own scale and shift would be those of the next linear layer."""
     first: Any = layers[0]
     return nn.Sequential(nn.LayerNorm(first.in_features, elementwise_affine=False), *layers)
@@ -228,7 +228,8 @@ def normed(*layers: nn.Module) -> nn.Module:
 
 def split(t: Tensor, heads: int) -> Tensor:
     """Columns into heads: (R, N, H·d) -> (R, H, N, d)."""
-    return t.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    apart: Tensor = t.unflatten(-1, (heads, -1))
+    return apart.transpose(-3, -2)
 
 
 def readings(y: Tensor, ways: int | None) -> Tensor:
