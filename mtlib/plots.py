@@ -77,6 +77,7 @@ METHODS = {
     **dict.fromkeys(("biases", "film's average"), (GREYS, 0)),
     "factors": (GREYS, 1),
     "boosting": (GREYS, 2),
+    "share of the class": (GREYS, 1),
     **dict.fromkeys(("which sources", "pulled"), (ORANGES, 0)),
     **dict.fromkeys(("one weight", "one source"), (ORANGES, 1)),
     "a weight each": (ORANGES, 2),
