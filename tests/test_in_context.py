@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, features, over
 from mtlib.data.linear import best_plane, planes
-from mtlib.data.sinusoids import best_possible, noisy_sinusoids, sinusoids
+from mtlib.data.sinusoids import best_possible, noisy_sinusoids, sinusoids, varied_sinusoids
 from mtlib.evaluate import evaluate
 from mtlib.learners.amortised import gaussian_nll, in_context, point
 from mtlib.nets import Harmonics, expanded, mlp, two_halves
@@ -266,6 +266,20 @@ def test_another_frequency_is_another_x():
     (x, y), xq = over(lambda d: d[0], fast.support), fast.query.x[0]
     ours = answer(best_possible(0.3, frequency=2.0), {}, Batch(x, y), xq)
     assert torch.equal(ours, answer(best_possible(0.3), {}, Batch(2 * x, y), 2 * xq))
+
+
+def test_every_second_step_has_few_points():
+    """And clean queries lie on the curve: two amplitudes and a phase are told by the query alone."""
+    both = [varied_sinusoids(20, 9, 2, 0, clean_queries=c, few=4) for c in (False, True)]
+    plain = varied_sinusoids(20, 9, 2, 0)
+    sizes = [both[0](step).support.y.shape[1] for step in range(60)]
+    assert max(sizes[1::2]) == 4 and max(sizes[::2]) > 15 and min(sizes) == 1
+    for step in (0, 2, 4):
+        assert torch.equal(both[0](step).query.y, plain(step).query.y)
+        assert torch.equal(both[1](step).support.y, plain(step).support.y)
+        x, y = over(lambda d: d[0].double(), both[1](step).query)
+        fit = torch.linalg.lstsq(torch.cat([x.sin(), x.cos()], 1), y).solution
+        assert (torch.cat([x.sin(), x.cos()], 1) @ fit - y).abs().max() < 1e-4
 
 
 def test_the_exact_answer_is_best_at_its_own_frequency():
