@@ -224,6 +224,10 @@ def test_planes_have_the_moments_they_name_and_follow_their_seed():
     draw = planes(30, 40, 400, seed=3, dims=4, noise=0.5)(7)
     again, other = planes(30, 40, 400, 3, 4, 0.5)(7), planes(30, 40, 400, 4, 4, 0.5)(7)
     assert torch.equal(draw.query.y, again.query.y) and not torch.equal(draw.query.y, other.query.y)
+    clean = planes(30, 40, 400, 3, 4, 0.5, clean_queries=True)(7)
+    assert torch.equal(clean.support.y, draw.support.y) and torch.equal(clean.query.x, draw.query.x)
+    weights = torch.linalg.lstsq(clean.query.x, clean.query.y).solution
+    assert (clean.query.x @ weights - clean.query.y).abs().max() < 1e-4
     (x, y), query = draw.support, draw.query
     assert x.shape == (400, 30, 4) and y.shape == (400, 30, 1) and query.x.shape == (400, 40, 4)
     every = torch.cat([y, query.y], 1)

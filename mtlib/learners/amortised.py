@@ -115,9 +115,10 @@ def in_context(
             f"expected heads that divide hidden = {hidden}, got {heads}; each has hidden/heads columns"
         )
     reads, answers = (1, 2) if ways is None else (ways, ways)
+    item, target = tokens(d, reads, hidden)
     parts: dict[str, nn.Module] = {
-        "item": nn.Linear(d, hidden, bias=False),
-        "target": nn.Linear(reads, hidden),
+        "item": item,
+        "target": target,
         "answer": prenormed(nn.Linear(hidden, answers)),
     }
     for j in range(layers):
@@ -218,6 +219,17 @@ def networks(
 def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Module:
     """One hidden layer: (..., inputs) -> (..., outputs)."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def tokens(items: int, targets: int, hidden: int) -> tuple[nn.Linear, nn.Linear]:
+    """E (without a shift) and U, u, drawn as one linear layer of [z, y] would be: neither drowns the other in a token."""
+    item, target = nn.Linear(items, hidden, bias=False), nn.Linear(targets, hidden)
+    both = nn.Linear(items + targets, hidden)
+    with torch.no_grad():
+        item.weight.copy_(both.weight[:, :items])
+        target.weight.copy_(both.weight[:, items:])
+        target.bias.copy_(both.bias)
+    return item, target
 
 
 def prenormed(*layers: nn.Module) -> nn.Module:
