@@ -63,10 +63,10 @@ def by_hand(phi, z, y, zq, layers, heads):
     ]
     tokens.append(w["item.weight"] @ zq)
     for j in range(layers):
-        support = [w[f"read{j}.1.weight"] @ norm(h) for h in tokens[:-1]]
+        support = [w[f"read{j}.weight"] @ norm(h) for h in tokens[:-1]]
         moved = []
         for h in tokens:
-            q = w[f"ask{j}.1.weight"] @ norm(h)
+            q = w[f"ask{j}.weight"] @ norm(h)
             d, parts = len(q) // heads, []
             for a in range(heads):
                 at = slice(a * d, (a + 1) * d)
@@ -75,11 +75,11 @@ def by_hand(phi, z, y, zq, layers, heads):
                 share = softmax([q[at] @ k / np.sqrt(d) for k in keys])
                 parts.append(sum(s * v for s, v in zip(share, values, strict=True)))
             h = h + w[f"mix{j}.weight"] @ np.concatenate(parts)
-            u = w[f"think{j}.1.weight"] @ norm(h) + w[f"think{j}.1.bias"]
+            u = w[f"widen{j}.weight"] @ norm(h) + w[f"widen{j}.bias"]
             u = u * (1 + erf(u / np.sqrt(2))) / 2
-            moved.append(h + w[f"think{j}.3.weight"] @ u + w[f"think{j}.3.bias"])
+            moved.append(h + w[f"narrow{j}.weight"] @ u + w[f"narrow{j}.bias"])
         tokens = moved
-    return w["answer.1.weight"] @ norm(tokens[-1]) + w["answer.1.bias"]
+    return w["answer.weight"] @ norm(tokens[-1]) + w["answer.bias"]
 
 
 def test_real_targets_are_the_formula(net):
@@ -126,12 +126,12 @@ def test_one_layer_can_be_one_step_of_gradient_descent():
     phi["process.target.weight"][2], phi["process.target.weight"][6] = 1, -1
     for head, sign in ((0, 1), (4, -1)):
         for i in range(2):
-            phi["process.ask0.1.weight"][head + i, i] = sign * beta * up * np.sqrt(4)
-            phi["process.read0.1.weight"][head + i, i] = up
-        phi["process.read0.1.weight"][8 + head, 2] = up
+            phi["process.ask0.weight"][head + i, i] = sign * beta * up * np.sqrt(4)
+            phi["process.read0.weight"][head + i, i] = up
+        phi["process.read0.weight"][8 + head, 2] = up
         phi["process.mix0.weight"][2, head] = sign * rate / (2 * beta)
         phi["process.mix0.weight"][6, head] = -sign * rate / (2 * beta)
-    phi["process.answer.1.weight"][0, 2] = up
+    phi["process.answer.weight"][0, 2] = up
     x = rand(n, 2)
     x, y, xq = x - x.mean(0), rand(n, 1), rand(5, 2)
     z, zq = (torch.cat([v, torch.ones(len(v), 1, dtype=v.dtype)], 1) for v in (x, xq))
@@ -143,7 +143,7 @@ def test_silent_queries_read_a_mean_as_cnp_does(net):
     """With silent queries the softmax is uniform: what is read is a mean over items, as in `cnp`."""
     learner = small(net, layers=1)
     phi, support, x = louder(learner), task(width=1), rand(4, 2)
-    phi["process.ask0.1.weight"] *= 0
+    phi["process.ask0.weight"] *= 0
     theta = learner.adapt(phi, support)
     values = theta["process.read0"][..., 8:].mean(1, keepdim=True)
     mean = {**theta, "process.read0": torch.cat([0 * values, values], -1)}
@@ -210,10 +210,10 @@ def test_support_is_read_once(net):
     phi, support, x = louder(learner), task(), rand(4, 2)
     theta = learner.adapt(phi, support)
     wanted = learner.predict(theta, x)
-    kept = {k: v for k, v in theta.items() if ".1.weight" not in k or "read" not in k}
+    kept = {k: v for k, v in theta.items() if ".weight" not in k or "read" not in k}
     for j in range(2):
         assert theta[f"process.read{j}"].shape == (2, 5, 16)
-        kept[f"process.read{j}.1.weight"] = torch.zeros(16, 8, dtype=torch.float64)
+        kept[f"process.read{j}.weight"] = torch.zeros(16, 8, dtype=torch.float64)
     assert torch.equal(learner.predict(kept, x), wanted)
 
 
