@@ -3802,6 +3802,8 @@ BAD |= {
     "rising_adam: a rate of 0": (lambda: rising_adam(0.0, 10), "rate > 0"),
     "rising_adam: one step": (lambda: rising_adam(0.1, 1), "steps"),
     "rising_adam: more than all steps": (lambda: rising_adam(0.1, 10, 1.5), "rise"),
+    "varied_sinusoids: few that are many": (lambda: varied_sinusoids(5, few=6), "at most shots"),
+    "varied_sinusoids: few that are none": (lambda: varied_sinusoids(5, few=0), "few"),
     "sinusoids: a frequency of 0": (lambda: sinusoids(frequency=0.0), "frequency > 0"),
     "best_possible: a frequency of NaN": (
         lambda: best_possible(frequency=NAN),

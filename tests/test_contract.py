@@ -144,8 +144,8 @@ ROWS = {
         head=False,
         classes={
             "process.target.weight": (1,),
-            "process.answer.1.weight": (0,),
-            "process.answer.1.bias": (0,),
+            "process.answer.weight": (0,),
+            "process.answer.bias": (0,),
         },
     ),
     "linear_probe": Row(linear_probe, "body", head=False, vmap=False),

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, features, over
 from mtlib.data.linear import best_plane, planes
-from mtlib.data.sinusoids import best_possible, noisy_sinusoids, sinusoids
+from mtlib.data.sinusoids import best_possible, noisy_sinusoids, sinusoids, varied_sinusoids
 from mtlib.evaluate import evaluate
 from mtlib.learners.amortised import gaussian_nll, in_context, point
 from mtlib.nets import Harmonics, expanded, mlp, two_halves
@@ -63,10 +63,10 @@ def by_hand(phi, z, y, zq, layers, heads):
     ]
     tokens.append(w["item.weight"] @ zq)
     for j in range(layers):
-        support = [w[f"read{j}.1.weight"] @ norm(h) for h in tokens[:-1]]
+        support = [w[f"read{j}.weight"] @ norm(h) for h in tokens[:-1]]
         moved = []
         for h in tokens:
-            q = w[f"ask{j}.1.weight"] @ norm(h)
+            q = w[f"ask{j}.weight"] @ norm(h)
             d, parts = len(q) // heads, []
             for a in range(heads):
                 at = slice(a * d, (a + 1) * d)
@@ -75,11 +75,11 @@ def by_hand(phi, z, y, zq, layers, heads):
                 share = softmax([q[at] @ k / np.sqrt(d) for k in keys])
                 parts.append(sum(s * v for s, v in zip(share, values, strict=True)))
             h = h + w[f"mix{j}.weight"] @ np.concatenate(parts)
-            u = w[f"think{j}.1.weight"] @ norm(h) + w[f"think{j}.1.bias"]
+            u = w[f"widen{j}.weight"] @ norm(h) + w[f"widen{j}.bias"]
             u = u * (1 + erf(u / np.sqrt(2))) / 2
-            moved.append(h + w[f"think{j}.3.weight"] @ u + w[f"think{j}.3.bias"])
+            moved.append(h + w[f"narrow{j}.weight"] @ u + w[f"narrow{j}.bias"])
         tokens = moved
-    return w["answer.1.weight"] @ norm(tokens[-1]) + w["answer.1.bias"]
+    return w["answer.weight"] @ norm(tokens[-1]) + w["answer.bias"]
 
 
 def test_real_targets_are_the_formula(net):
@@ -126,12 +126,12 @@ def test_one_layer_can_be_one_step_of_gradient_descent():
     phi["process.target.weight"][2], phi["process.target.weight"][6] = 1, -1
     for head, sign in ((0, 1), (4, -1)):
         for i in range(2):
-            phi["process.ask0.1.weight"][head + i, i] = sign * beta * up * np.sqrt(4)
-            phi["process.read0.1.weight"][head + i, i] = up
-        phi["process.read0.1.weight"][8 + head, 2] = up
+            phi["process.ask0.weight"][head + i, i] = sign * beta * up * np.sqrt(4)
+            phi["process.read0.weight"][head + i, i] = up
+        phi["process.read0.weight"][8 + head, 2] = up
         phi["process.mix0.weight"][2, head] = sign * rate / (2 * beta)
         phi["process.mix0.weight"][6, head] = -sign * rate / (2 * beta)
-    phi["process.answer.1.weight"][0, 2] = up
+    phi["process.answer.weight"][0, 2] = up
     x = rand(n, 2)
     x, y, xq = x - x.mean(0), rand(n, 1), rand(5, 2)
     z, zq = (torch.cat([v, torch.ones(len(v), 1, dtype=v.dtype)], 1) for v in (x, xq))
@@ -143,7 +143,7 @@ def test_silent_queries_read_a_mean_as_cnp_does(net):
     """With silent queries the softmax is uniform: what is read is a mean over items, as in `cnp`."""
     learner = small(net, layers=1)
     phi, support, x = louder(learner), task(width=1), rand(4, 2)
-    phi["process.ask0.1.weight"] *= 0
+    phi["process.ask0.weight"] *= 0
     theta = learner.adapt(phi, support)
     values = theta["process.read0"][..., 8:].mean(1, keepdim=True)
     mean = {**theta, "process.read0": torch.cat([0 * values, values], -1)}
@@ -210,10 +210,10 @@ def test_support_is_read_once(net):
     phi, support, x = louder(learner), task(), rand(4, 2)
     theta = learner.adapt(phi, support)
     wanted = learner.predict(theta, x)
-    kept = {k: v for k, v in theta.items() if ".1.weight" not in k or "read" not in k}
+    kept = {k: v for k, v in theta.items() if ".weight" not in k or "read" not in k}
     for j in range(2):
         assert theta[f"process.read{j}"].shape == (2, 5, 16)
-        kept[f"process.read{j}.1.weight"] = torch.zeros(16, 8, dtype=torch.float64)
+        kept[f"process.read{j}.weight"] = torch.zeros(16, 8, dtype=torch.float64)
     assert torch.equal(learner.predict(kept, x), wanted)
 
 
@@ -224,6 +224,10 @@ def test_planes_have_the_moments_they_name_and_follow_their_seed():
     draw = planes(30, 40, 400, seed=3, dims=4, noise=0.5)(7)
     again, other = planes(30, 40, 400, 3, 4, 0.5)(7), planes(30, 40, 400, 4, 4, 0.5)(7)
     assert torch.equal(draw.query.y, again.query.y) and not torch.equal(draw.query.y, other.query.y)
+    clean = planes(30, 40, 400, 3, 4, 0.5, clean_queries=True)(7)
+    assert torch.equal(clean.support.y, draw.support.y) and torch.equal(clean.query.x, draw.query.x)
+    weights = torch.linalg.lstsq(clean.query.x, clean.query.y).solution
+    assert (clean.query.x @ weights - clean.query.y).abs().max() < 1e-4
     (x, y), query = draw.support, draw.query
     assert x.shape == (400, 30, 4) and y.shape == (400, 30, 1) and query.x.shape == (400, 40, 4)
     every = torch.cat([y, query.y], 1)
@@ -266,6 +270,20 @@ def test_another_frequency_is_another_x():
     (x, y), xq = over(lambda d: d[0], fast.support), fast.query.x[0]
     ours = answer(best_possible(0.3, frequency=2.0), {}, Batch(x, y), xq)
     assert torch.equal(ours, answer(best_possible(0.3), {}, Batch(2 * x, y), 2 * xq))
+
+
+def test_every_second_step_has_few_points():
+    """And clean queries lie on the curve: two amplitudes and a phase are told by the query alone."""
+    both = [varied_sinusoids(20, 9, 2, 0, clean_queries=c, few=4) for c in (False, True)]
+    plain = varied_sinusoids(20, 9, 2, 0)
+    sizes = [both[0](step).support.y.shape[1] for step in range(60)]
+    assert max(sizes[1::2]) == 4 and max(sizes[::2]) > 15 and min(sizes) == 1
+    for step in (0, 2, 4):
+        assert torch.equal(both[0](step).query.y, plain(step).query.y)
+        assert torch.equal(both[1](step).support.y, plain(step).support.y)
+        x, y = over(lambda d: d[0].double(), both[1](step).query)
+        fit = torch.linalg.lstsq(torch.cat([x.sin(), x.cos()], 1), y).solution
+        assert (torch.cat([x.sin(), x.cos()], 1) @ fit - y).abs().max() < 1e-4
 
 
 def test_the_exact_answer_is_best_at_its_own_frequency():

@@ -137,10 +137,12 @@ def planes(
     seed: int = 0,
     dims: int = 5,
     noise: float = 0.5,
+    clean_queries: bool = False,
 ) -> Stream:
     """Linear regression, each task with weights of its own: y = wᵀx + σ ε, w ~ N(0, I/D), x ~ N(0, I), ε ~ N(0, 1), σ = `noise`.
 
-    So that E[y²] = 1 + σ². `stream(step)` -> Episode, support x: (T, shots, D), y: (T, shots, 1), query alike, its noise too.
+    So that E[y²] = 1 + σ². `stream(step)` -> Episode, support x: (T, shots, D), y: (T, shots, 1), query alike; with
+    `clean_queries` the noise falls on the support alone, and on the same places as without.
     Raises ValueError for a negative noise, and for numbers below 1. {cite}`garg2022incontext`
     """
     positive(shots=shots, queries=queries, tasks=tasks, dims=dims)
@@ -151,7 +153,9 @@ def planes(
         g = torch.Generator().manual_seed(1_000_003 * seed + step)
         w = torch.randn(tasks, dims, 1, generator=g) / dims**0.5
         x = torch.randn(tasks, shots + queries, dims, generator=g)
-        y = x @ w + noise * torch.randn(tasks, shots + queries, 1, generator=g)
+        off = noise * torch.randn(tasks, shots + queries, 1, generator=g)
+        off[:, shots:] *= not clean_queries
+        y = x @ w + off
         return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]))
 
     return stream

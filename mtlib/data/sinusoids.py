@@ -142,18 +142,29 @@ def side_by_side(curves: int = 400, points: int = 2, seed: int = 0, noise: float
 
 
 def varied_sinusoids(
-    shots: int = 20, queries: int = 20, tasks: int = 25, seed: int = 0, noise: float = 0.3
+    shots: int = 20,
+    queries: int = 20,
+    tasks: int = 25,
+    seed: int = 0,
+    noise: float = 0.3,
+    clean_queries: bool = False,
+    few: int | None = None,
 ) -> Stream:
     """`noisy_sinusoids` with n support points, n ~ U{1, …, `shots`}, one n for all curves of a step.
 
-    `stream(step)` -> Episode, support x and y: (T, n, 1), query: (T, queries, 1). Raises ValueError as
-    `noisy_sinusoids`.
+    With `few`, every second step, from the second on, has n ~ U{1, …, `few`}. `stream(step)` -> Episode, support x and y:
+    (T, n, 1), query: (T, queries, 1). Raises ValueError as `noisy_sinusoids`, and where `few` is not from 1 to `shots`.
     """
-    positive(shots=shots)
-    each = [noisy_sinusoids(n, queries, tasks, seed, noise) for n in range(1, shots + 1)]
+    positive(shots=shots, few=shots if few is None else few)
+    if few is not None and few > shots:
+        raise ValueError(f"expected few of at most shots = {shots} points, got {few}")
+    each = [
+        noisy_sinusoids(n, queries, tasks, seed, noise, clean_queries) for n in range(1, shots + 1)
+    ]
 
     def stream(step: int) -> Episode | Batch:
-        n = int(np.random.default_rng([seed, step]).integers(1, shots + 1))
+        most = few if few is not None and step % 2 else shots
+        n = int(np.random.default_rng([seed, step]).integers(1, most + 1))
         return each[n - 1](step)
 
     return stream

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import gelu, layer_norm, pad, softplus
 
-from mtlib.core import Batch, Learner, Params, apply, below, features, parameters
+from mtlib.core import Batch, Learner, Params, apply, below, features, parameters, require
 from mtlib.learners.metric import above, attend, body_of, check_targets, width
 from mtlib.tasks import positive, within
 
@@ -115,42 +115,40 @@ def in_context(
             f"expected heads that divide hidden = {hidden}, got {heads}; each has hidden/heads columns"
         )
     reads, answers = (1, 2) if ways is None else (ways, ways)
-    parts: dict[str, nn.Module] = {
-        "item": nn.Linear(d, hidden, bias=False),
-        "target": nn.Linear(reads, hidden),
-        "answer": prenormed(nn.Linear(hidden, answers)),
-    }
+    item, target = tokens(d, reads, hidden)
+    parts = {"item": item, "target": target, "answer": nn.Linear(hidden, answers)}
     for j in range(layers):
-        parts[f"ask{j}"] = prenormed(nn.Linear(hidden, hidden, bias=False))
-        parts[f"read{j}"] = prenormed(nn.Linear(hidden, 2 * hidden, bias=False))
+        parts[f"ask{j}"] = nn.Linear(hidden, hidden, bias=False)
+        parts[f"read{j}"] = nn.Linear(hidden, 2 * hidden, bias=False)
         parts[f"mix{j}"] = nn.Linear(hidden, hidden, bias=False)
-        parts[f"think{j}"] = prenormed(
-            nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
-        )
-    own, listed = networks(net, **parts)
-    f = dict(zip(parts, listed, strict=True))
+        parts[f"widen{j}"] = nn.Linear(hidden, 2 * hidden)
+        parts[f"narrow{j}"] = nn.Linear(2 * hidden, hidden)
+    own, _ = networks(net, **parts)
 
-    def layer(phi: Params, j: int, h: Tensor, read: Tensor) -> Tensor:
+    def layer(phi: Params, j: int, h: Tensor, known: Tensor, read: Tensor) -> Tensor:
+        """Tokens h, |h| = `known`, after layer j, where `read` are the support's keys and values."""
         k, v = read.chunk(2, -1)
-        a = attend(*(split(t, heads) for t in (f[f"ask{j}"](phi, h), k, v)))
-        h = h + f[f"mix{j}"](phi, a.transpose(-3, -2).flatten(-2))
-        return h + f[f"think{j}"](phi, h)
+        a = attend(*(split(t, heads) for t in (linear(phi, f"ask{j}", known), k, v)))
+        h = h + linear(phi, f"mix{j}", a.transpose(-3, -2).flatten(-2))
+        return h + linear(phi, f"narrow{j}", gelu(linear(phi, f"widen{j}", normal(h))))
 
     def adapt(phi: Params, support: Batch) -> Params:
+        require(phi, (f"process.{name}.weight" for name in parts))
         zs = z(phi, support.x)
         y = check_targets(zs, support.y)
-        h = f["item"](phi, zs) + f["target"](phi, readings(y, ways))  # (R, N, hidden)
+        h = linear(phi, "item", zs) + linear(phi, "target", readings(y, ways))  # (R, N, hidden)
         theta = {**phi, "process.classes": y.sum(0)}
         for j in range(layers):
-            theta[f"process.read{j}"] = f[f"read{j}"](phi, h)
-            h = layer(phi, j, h, theta[f"process.read{j}"]) if j < layers - 1 else h
+            known = normal(h)
+            theta[f"process.read{j}"] = read = linear(phi, f"read{j}", known)
+            h = layer(phi, j, h, known, read) if j < layers - 1 else h
         return theta
 
     def predict(theta: Params, x: Any) -> Tensor:
-        h = f["item"](theta, z(theta, x))[None]  # (1, B, hidden)
+        h = linear(theta, "item", z(theta, x))[None]  # (1, B, hidden)
         for j in range(layers):
-            h = layer(theta, j, h, theta[f"process.read{j}"])
-        out = f["answer"](theta, h)  # (R, B, answers)
+            h = layer(theta, j, h, normal(h), theta[f"process.read{j}"])
+        out = linear(theta, "answer", normal(h))  # (R, B, answers)
         if ways is None:
             return distribution(out.transpose(0, 1), floor)
         return out[0, :, : len(theta["process.classes"])]
@@ -220,10 +218,26 @@ def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
-def prenormed(*layers: nn.Module) -> nn.Module:
-    """A layer norm, then these: its own scale and shift would be those of the next linear layer."""
-    first: Any = layers[0]
-    return nn.Sequential(nn.LayerNorm(first.in_features, elementwise_affine=False), *layers)
+def tokens(items: int, targets: int, hidden: int) -> tuple[nn.Linear, nn.Linear]:
+    """E (without a shift) and U, u, drawn as one linear layer of [z, y] would be: neither drowns the other in a token."""
+    item, target = nn.Linear(items, hidden, bias=False), nn.Linear(targets, hidden)
+    both = nn.Linear(items + targets, hidden)
+    with torch.no_grad():
+        item.weight.copy_(both.weight[:, :items])
+        target.weight.copy_(both.weight[:, items:])
+        target.bias.copy_(both.bias)
+    return item, target
+
+
+def linear(theta: Params, name: str, h: Tensor) -> Tensor:
+    """W h + b, of the entries under `process.<name>`."""
+    at = f"process.{name}"
+    return torch.nn.functional.linear(h, theta[f"{at}.weight"], theta.get(f"{at}.bias"))
+
+
+def normal(h: Tensor) -> Tensor:
+    """|h|, the layer norm, without a scale and a shift: they would be those of the next linear layer."""
+    return layer_norm(h, h.shape[-1:])
 
 
 def split(t: Tensor, heads: int) -> Tensor:
