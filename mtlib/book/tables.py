@@ -268,7 +268,7 @@ def contenders(
 
 
 def longer(
-    tables: Mapping[str, Table], rate: float, steps: int = 3000, orders: int = 8, seed: int = 0
+    tables: Mapping[str, Table], rate: float, steps: int = 1800, orders: int = 8, seed: int = 0
 ) -> dict[str, dict[str, list[float]]]:
     """One network after more `steps`, on what `contenders` meets with this seed: reading -> column -> a number for each table.
 
