@@ -267,17 +267,29 @@ def contenders(
     return found
 
 
-def longer(
-    tables: Mapping[str, Table], rate: float, steps: int = 1800, orders: int = 8, seed: int = 0
+def lengths(
+    tables: Mapping[str, Table],
+    rate: float,
+    steps: tuple[int, int] = (600, 1800),
+    splits: int = 2,
+    rows: Sequence[int] = ROWS,
+    drawn: int = MADE_UP,
 ) -> dict[str, dict[str, list[float]]]:
-    """One network after more `steps`, on what `contenders` meets with this seed: reading -> column -> a number for each table.
+    """A network after a short and after a long training, on what `contenders` meets with seed 0: name -> column -> each table.
 
-    It reads each table once ("longer"), and `orders` times as `reading` says ("longer, 8 orders").
+    Names are "short", "long", "long, 8 orders", which reads each table eight times as `reading` says, and "logistic
+    regression". Numbers have four digits, for a record.
     """
-    learner, phi = trained(rate, seed, steps)
+    short, long = (trained(rate, 0, n) for n in steps)
+    ways = {
+        "short": reading(*short, COLUMNS),
+        "long": reading(*long, COLUMNS),
+        "long, 8 orders": reading(*long, COLUMNS, 8),
+        "logistic regression": logistic,
+    }
     found = {}
-    for name, times in (("longer", 1), (f"longer, {orders} orders", orders)):
-        whole = _everywhere(reading(learner, phi, COLUMNS, times), tables, ROWS, 2, MADE_UP, seed)
+    for name, classifier in ways.items():
+        whole = _everywhere(classifier, tables, rows, splits, drawn, 0)
         found[name] = {
             c: [float(f"{v:.4g}") for v in each.tolist()] for c, (_, each) in whole.items()
         }
