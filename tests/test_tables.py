@@ -276,15 +276,44 @@ def test_training_on_made_up_tables_beats_the_share_of_the_class():
 # The record ----------------------------------------------------------------------------------
 
 
+def gap(one, other, column):
+    """Mean and half the wider of Student's intervals over seeds and over tables, from the record's numbers."""
+    ways = recorded("in_context_tables").details["tables"]["ways"]
+    a, b = (ways[w]["columns"][column] for w in (one, other))
+    halves = []
+    for key in ("runs", "groups"):
+        d = np.subtract(a[key], b[key])
+        halves.append(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+    return np.mean(np.subtract(a["runs"], b["runs"])), max(halves)
+
+
+def test_the_record_has_five_seeds_of_ten_tables():
+    ways = recorded("in_context_tables").details["tables"]["ways"]
+    assert [*ways["in context"]["tuning"]] == [f"{r:g}" for r in protocol.RATES]
+    assert not ways["in context"]["edge"]
+    for name, way in ways.items():
+        for column, own in way["columns"].items():
+            n = 10 if "rows" in column else protocol.MADE_UP
+            assert (len(own["runs"]), len(own["groups"])) == (5, n)
+            assert np.isclose(np.mean(own["runs"]), np.mean(own["groups"]), atol=2e-4), name
+
+
 def test_what_the_section_says_of_the_record_computed_anew():
-    held = recorded("in_context_tables")
-    ways = held.details["tables"]["ways"]
-    assert len(ways["in context"]["columns"]["log-loss, 10 rows"]["runs"]) == 5
-    for column, at in ways["in context"]["columns"].items():
-        n = 10 if "rows" in column else protocol.MADE_UP
-        for name, way in ways.items():
-            own = way["columns"][column]
-            assert len(own["groups"]) == n and np.isclose(
-                np.mean(own["runs"]), np.mean(own["groups"]), atol=2e-4
-            ), (name, column)
-        assert at["runs"] != ways["boosting"]["columns"][column]["runs"]
+    mean, half = gap("in context", "logistic regression", "accuracy, 100 rows")
+    assert abs(mean) + half < 0.04, "level in accuracy"
+    mean, half = gap("in context", "logistic regression", "log-loss, made up")
+    assert mean - half > 0, "behind on its own prior"
+    ten, hundred = (gap("in context", "boosting", f"log-loss, {n} rows") for n in (10, 100))
+    assert ten[0] + ten[1] < 0 < hundred[0] - hundred[1], "boosting: ahead, then behind"
+
+
+def test_each_table_of_the_record_as_the_section_tells_it():
+    ways = recorded("in_context_tables").details["tables"]["ways"]
+    own, rival = (
+        np.array(ways[w]["columns"]["log-loss, 100 rows"]["groups"])
+        for w in ("in context", "logistic regression")
+    )
+    behind = dict(zip(REAL, own - rival, strict=True))
+    apart = ("cancer", "wine", "digits 3, 8", "digits 4, 9")
+    assert min(behind[k] for k in apart) > 0.2 > max(v for k, v in behind.items() if k not in apart)
+    assert behind["iris"] < 0
