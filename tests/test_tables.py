@@ -261,7 +261,7 @@ def test_made_up_tables_of_a_seed_are_others_than_those_of_training():
 
 def test_training_on_made_up_tables_beats_the_share_of_the_class():
     one = {k: REAL[k] for k in ("cancer", "wine")}
-    few = contenders(one, steps=40, splits=1, rows=(25,), drawn=20)
+    few = contenders(one, steps=100, splits=1, rows=(25,), drawn=20)
     own, chance = (
         few[k].test(s, 0)
         for k, s in (("in context", 3e-3), ("share of the class", "on the rows it has"))
