@@ -92,9 +92,10 @@ def in_context(
         h ← h + O_l softmax( Q_l |h| (K_l |S|)ᵀ / √d ) V_l |S|,   h ← h + MLP_l |h|,   l = 1 … `layers`,
 
     |·| the layer norm, S the support's tokens at this layer, (N, `hidden`), softmax over them for each of `heads` heads of
-    width d = `hidden`/`heads`; MLP has one hidden layer of 2 `hidden`. Queries do not see one another, and nothing tells the
-    place of an item: an answer depends on the *set* of support items alone. `adapt` reads the support; θ carries its keys
-    and values as `process.read<l>` (R, N, 2 `hidden`). `predict` is one pass of the queries.
+    width d = `hidden`/`heads`; MLP has one hidden layer of 2 `hidden` with a GELU. Queries do not see one another, and nothing
+    tells the place of an item: an answer depends on the *set* of support items alone, and a support repeated as a whole gives
+    the same answer. `adapt` reads the support; θ carries its keys and values as `process.read<l>` (R, N, 2 `hidden`), l from 0.
+    `predict` is one pass of the queries.
 
     ways=None: real targets. A linear layer gives (μ, a), predicted as in `cnp`, (B, 2W): for `gaussian_nll`. Each of the R = W
     targets is read by itself, so their order does not matter; what one target says about another is not used.
