@@ -11,9 +11,10 @@ import torch
 from mtlib.core import Batch, Episode, Stream
 from mtlib.tasks import check_seed, positive, whole
 
-LIMIT = 4.0  # standardised values beyond are brought to here
+LIMIT = 4.0  # standardised values beyond it are brought to here
 
 Rng = np.random.Generator
+"""The source of all draws: numpy's generator."""
 
 
 def tables(
@@ -147,7 +148,10 @@ def classes(rng: Rng, rows: int, d: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 Kind = Callable[[Rng, int, int], tuple[np.ndarray, np.ndarray]]
+"""`kind(rng, rows, d)` -> the columns x (rows, d), and a score (rows,) that the class is a cut of."""
+
 KINDS: dict[str, Kind] = {f.__name__: f for f in (linear, network, steps, causal, classes)}
+"""The ways in which a table comes about, by name."""
 
 
 def _table(
