@@ -6,7 +6,7 @@ They are plain `nn.Module`s; nothing here knows about tasks. Their norm is `mtli
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from numbers import Integral
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from mtlib.core import expect
+from mtlib.core import expect, half
 from mtlib.norm import Norm, Statistics
 from mtlib.run.copies import Called, before, copyable, evaluating, private, replaced
 from mtlib.run.devices import random_kept
@@ -72,6 +72,36 @@ class Widths(nn.Module):
                 f"expected {len(self.blocks)} columns, one for each number in blocks, got x of shape {tuple(x.shape)}"
             )
         return x * self.s.exp()[self.blocks]
+
+
+class Harmonics(nn.Module):
+    """x in sines and cosines: [ω₁ x, sin(ω₁ x), cos(ω₁ x), …, sin(ω_J x), cos(ω_J x)] for x (…, D), as (…, D(1 + 2J)).
+
+    ω are the `frequencies`, in radians for one unit of x; all columns of x come by kind, sines together. There is nothing to
+    train. Raises ValueError unless they are above 0, at least one, and where x has not a last axis.
+
+    ```pycon
+    >>> Harmonics((1.0, 2.0))(torch.tensor([[torch.pi]])).round(decimals=2).abs()
+    tensor([[3.1400, 0.0000, 0.0000, 1.0000, 1.0000]])
+
+    ```
+    """
+
+    omega: Tensor
+
+    def __init__(self, frequencies: Sequence[float]):
+        super().__init__()
+        listed = isinstance(frequencies, Sequence) and not isinstance(frequencies, str)
+        expect(listed and len(frequencies) > 0, "frequencies, at least one number", frequencies)
+        for omega in frequencies:
+            above_zero(frequencies=omega)
+        self.register_buffer("omega", torch.tensor([float(w) for w in frequencies]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        expect(x.ndim > 0 and x.is_floating_point(), "real x with columns, (…, D)", x)
+        omega = self.omega.to(x)
+        a = (x[..., None] * omega).flatten(-2)
+        return torch.cat([omega[0] * x, a.sin(), a.cos()], -1)
 
 
 def wrap(
@@ -315,6 +345,21 @@ def mlp(inputs: int, hidden: Iterable[int], outputs: int, seed: int | None = Non
     with seeded(seed):
         layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         return two_halves(nn.Sequential(*layers), nn.Linear(sizes[-1], outputs))
+
+
+def expanded(net: nn.Module, first: nn.Module) -> nn.Sequential:
+    """head(body(first(x))): the network on x as `first` shows it, in `Harmonics` for one. Its halves are the network's own.
+
+    ```pycon
+    >>> expanded(mlp(5, (40,), 1), Harmonics((0.5, 1.0)))(torch.zeros(3, 1)).shape
+    torch.Size([3, 1])
+
+    ```
+    Raises ValueError for a network without halves, TypeError unless `first` is a module.
+    """
+    if not isinstance(first, nn.Module):
+        raise TypeError(f"expected first to be an nn.Module, an instance, got {first!r}")
+    return two_halves(nn.Sequential(first, half(net, "body")), half(net, "head"))
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -77,6 +77,7 @@ METHODS = {
     **dict.fromkeys(("biases", "film's average"), (GREYS, 0)),
     "factors": (GREYS, 1),
     "boosting": (GREYS, 2),
+    "share of the class": (GREYS, 1),
     **dict.fromkeys(("which sources", "pulled"), (ORANGES, 0)),
     **dict.fromkeys(("one weight", "one source"), (ORANGES, 1)),
     "a weight each": (ORANGES, 2),
@@ -85,6 +86,7 @@ METHODS = {
     "share known": (ORANGES, 2),
     "learned prior": (BLUES, 2),
     "learned optimizer": (BLUES, 0),
+    "in context": (BLUES, 2),
     **dict.fromkeys(("gradient descent", "momentum"), (GREYS, 1)),
     "Adam": (GREYS, 2),
 }

@@ -48,6 +48,7 @@ from mtlib.run.trainee import (
     walk,
 )
 from mtlib.tasks import (
+    above_zero,
     check_draw,
     check_shapes,
     finite,
@@ -55,6 +56,7 @@ from mtlib.tasks import (
     positive,
     some_tasks,
     takes,
+    whole,
     within,
 )
 
@@ -87,6 +89,31 @@ def cosine_adam(rate: float, steps: int, decay: float = 0.0) -> dict[str, Any]:
         "optimizer": partial(adam, lr=rate),
         "schedule": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
     }
+
+
+def rising_adam(rate: float, steps: int, rise: float = 0.1) -> dict[str, Any]:
+    """Adam whose rate rises to `rate` along half a cosine, and then falls: for `fit(..., **rising_adam(1e-3, steps))`.
+
+    It rises from `rate`/25 for the share `rise` of the `steps`, and falls to nearly 0 for the rest. Raises
+    ValueError for a rate of 0 or below, fewer than two steps, or a share outside of (0, 1].
+
+    ```pycon
+    >>> sorted(rising_adam(1e-3, steps=100))
+    ['optimizer', 'schedule']
+
+    ```
+    """
+    above_zero(rate=rate, rise=rise)
+    whole(2, steps=steps)
+    within(0, 1, rise=rise)
+    schedule = partial(
+        torch.optim.lr_scheduler.OneCycleLR,
+        max_lr=rate,
+        total_steps=steps,
+        pct_start=rise,
+        cycle_momentum=False,
+    )
+    return {"optimizer": partial(torch.optim.Adam, lr=rate), "schedule": schedule}
 
 
 class Run(NamedTuple):

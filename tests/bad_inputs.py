@@ -37,6 +37,7 @@ from mtlib.bilevel import (
 )
 from mtlib.book import cold_start, generalising, pictures, sentences, training
 from mtlib.book import directions as adaptation
+from mtlib.book import tables as small_tables
 from mtlib.book.across import Across, Rival
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.choices import Tuning, over_units
@@ -91,15 +92,18 @@ from mtlib.data import (
     own,
     tf_binding,
 )
+from mtlib.data import tables as made_up
 from mtlib.data.download import Remote, digest_of, fetch, members
 from mtlib.data.glyphs import glyphs
 from mtlib.data.linear import (
     around,
+    best_plane,
     directions,
     error_after,
     exact_stream,
     linear_tasks,
     losses_at_rest,
+    planes,
     resting,
     samples,
     spanned,
@@ -135,7 +139,7 @@ from mtlib.evaluate import (
 )
 from mtlib.joint import joint, own_columns, risks, toward
 from mtlib.learners import hyper, optimizer
-from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, point
+from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, in_context, point
 from mtlib.learners.closed_form import (
     alpaca,
     anil_at_once,
@@ -240,9 +244,11 @@ from mtlib.models.detection import photographs as stream_of_photographs
 from mtlib.models.efficientnet import EfficientNetLite0, pooled
 from mtlib.models.encoders import encoded, hashed, minilm
 from mtlib.nets import (
+    Harmonics,
     Widths,
     conv2,
     conv4,
+    expanded,
     mlp,
     normed,
     policy_net,
@@ -300,7 +306,7 @@ from mtlib.tasks import (
     uneven,
     within,
 )
-from mtlib.train import Diverged, Run, cosine_adam, fit, groups
+from mtlib.train import Diverged, Run, cosine_adam, fit, groups, rising_adam
 from mtlib.transfer import (
     align,
     critics,
@@ -330,6 +336,9 @@ DATASET = torch.utils.data.TensorDataset(torch.zeros(8, 30), torch.arange(8))
 ROWS = Batch(torch.rand(8, 30), torch.arange(8) % 5)
 Z = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.arange(12) % 3
+ONE_TABLE = {
+    "one": small_tables.Table(np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2, "")
+}
 USERS = cold_start.Users(torch.ones(8, 1), torch.ones(8, 1), np.array([0]), np.array([8]))
 LABELLED = (torch.eye(3).repeat(4, 1), np.arange(12) % 3)
 SAID = sentences.Said(LABELS, LABELS == 0, torch.rand(12), torch.rand(12))
@@ -468,6 +477,7 @@ LEARNERS: dict[str, Callable[[Any], Any]] = {
     "laplacian_shot": laplacian_shot,
     "cnp": cnp,
     "attentive_cnp": attentive_cnp,
+    "in_context": in_context,
     "weight_decay": lambda net: hyper.weight_decay(net, cross_entropy, 0.1, 1),
     "reweighted": lambda net: hyper.reweighted(net, cross_entropy, 0.1, 1, 5),
 }
@@ -1851,6 +1861,21 @@ BAD |= {
     "cnp: a negative floor": (lambda: cnp(NET, floor=-0.1), "floor"),
     "cnp: a floor above 1": (lambda: cnp(NET, floor=1.5), "floor"),
     "attentive_cnp: no hidden units": (lambda: attentive_cnp(NET, 0), "hidden"),
+    "in_context: no hidden units": (lambda: in_context(NET, hidden=0), "hidden"),
+    "in_context: a floor above 1": (lambda: in_context(NET, floor=1.5), "floor"),
+    "in_context: no layers": (lambda: in_context(NET, layers=0), "layers"),
+    "in_context: half a head": (lambda: in_context(NET, heads=0.5), "heads"),
+    "in_context: heads that do not divide": (lambda: in_context(NET, heads=5), "divide hidden"),
+    "in_context: no classes": (lambda: in_context(NET, 0), "ways"),
+    "in_context: a word for the classes": (lambda: in_context(NET, "two"), "ways"),
+    "in_context: more classes than it has": (
+        lambda: gives(NET, make=lambda net: in_context(net, 2)),
+        "at most ways = 2",
+    ),
+    "in_context: class numbers": (
+        lambda: gives(NET, Batch(SUPPORT.x, LABELS), lambda net: in_context(net, 3)),
+        r"\(.*W\)|one-hot",
+    ),
     "gaussian_nll: an odd number of columns": (
         lambda: gaussian_nll(torch.ones(4, 3), torch.ones(4, 1)),
         "two columns",
@@ -3435,6 +3460,72 @@ BAD |= {
 # data -------------------------------------------------------------------------------------------------
 
 BAD |= {
+    "tables: one column": (lambda: made_up.tables(columns=1), "at least 2 columns"),
+    "tables: an unknown kind": (lambda: made_up.tables(kinds=["forest"]), "kinds out of"),
+    "tables: a kind without a list": (lambda: made_up.tables(kinds="linear"), "kinds out of"),
+    "tables: rows from many to few": (lambda: made_up.tables(rows=(50, 5)), "from at least 2"),
+    "tables: rows as one number": (lambda: made_up.tables(rows=50), "rows as"),
+    "tables: no seed": (lambda: made_up.tables(seed=None), "seed"),
+    "tables: no queries": (lambda: made_up.tables(queries=0), "queries"),
+    "prepared: more columns than the network has": (
+        lambda: made_up.prepared(np.ones((5, 9)), 3, 4),
+        "d from 1 to 4",
+    ),
+    "prepared: no support row": (lambda: made_up.prepared(np.ones((5, 3)), 0, 4), "learn from"),
+    "prepared: an infinite value": (
+        lambda: made_up.prepared(np.full((5, 3), np.inf), 2, 4),
+        "finite",
+    ),
+    "standardised: one row": (lambda: made_up.standardised(np.ones(5), 2), "a table"),
+    "standardised: no support row": (
+        lambda: made_up.standardised(np.ones((5, 2)), 0),
+        "learn from",
+    ),
+    "scored: no table": (
+        lambda: small_tables.scored(small_tables.majority, {}, (10,)),
+        "at least one table",
+    ),
+    "scored: answers that are no probabilities": (
+        lambda: small_tables.scored(lambda x, y, q: 2 * np.ones(len(q)), ONE_TABLE, (10,), 1),
+        "a probability",
+    ),
+    "scored: an answer for all rows": (
+        lambda: small_tables.scored(lambda x, y, q: np.ones(1), ONE_TABLE, (10,), 1),
+        "a probability",
+    ),
+    "scored: more rows than there are": (
+        lambda: small_tables.scored(small_tables.majority, ONE_TABLE, (99,), 1),
+        "labels",
+    ),
+    "logistic: one class": (
+        lambda: small_tables.logistic(np.ones((4, 2)), np.zeros(4, int), np.ones((1, 2))),
+        "both classes",
+    ),
+    "boosting of a table: one class": (
+        lambda: small_tables.boosting(np.ones((4, 2)), np.zeros(4, int), np.ones((1, 2))),
+        "both classes",
+    ),
+    "majority: one-hot rows": (
+        lambda: small_tables.majority(np.ones((4, 2)), np.eye(4, 2), np.ones((1, 2))),
+        "both classes",
+    ),
+    "reading: no order": (
+        lambda: small_tables.reading(protonet(NET), PHI, 30, 0),
+        "orders",
+    ),
+    "reading of a table: one class": (
+        lambda: small_tables.reading(protonet(NET), PHI, 30)(
+            np.ones((4, 2)), np.zeros(4, int), np.ones((1, 2))
+        ),
+        "both classes",
+    ),
+    "trained: no steps": (lambda: small_tables.trained(1e-3, 0, 0), "steps"),
+    "trained: a negative rate": (lambda: small_tables.trained(-1e-3, 0, 1), "rate"),
+    "contenders: no steps": (lambda: small_tables.contenders(ONE_TABLE, steps=0), "steps"),
+    "lengths: no steps": (lambda: small_tables.lengths(ONE_TABLE, 1e-3, (0, 1)), "steps"),
+    "lengths: a negative rate": (lambda: small_tables.lengths(ONE_TABLE, -1.0, (1, 1)), "rate"),
+    "source_of: no table": (lambda: small_tables.source_of({}), "at least one table"),
+    "on_made_up: no table": (lambda: small_tables.on_made_up(small_tables.majority, 0, 0), "drawn"),
     "sinusoids: no shots": (lambda: sinusoids(shots=0), "expected shots to be a whole number"),
     "sinusoids: no seed": (lambda: sinusoids(seed=None), "seed"),
     "best_possible: no noise": (lambda: best_possible(0.0), "noise > 0"),
@@ -3791,6 +3882,31 @@ BAD |= {
     ),
     "over_units: scores": (lambda: over_units({"a": 0.5}, "a"), "a contest"),
     "over_units: a number for the contest": (lambda: over_units(0.5, "a"), "a contest"),
+    "expanded: a function": (lambda: expanded(NET, torch.sin), "nn.Module"),
+    "expanded: a network without halves": (
+        lambda: expanded(torch.nn.Linear(2, 2), Harmonics((1.0,))),
+        "two named halves",
+    ),
+    "rising_adam: a rate of 0": (lambda: rising_adam(0.0, 10), "rate > 0"),
+    "rising_adam: one step": (lambda: rising_adam(0.1, 1), "steps"),
+    "rising_adam: more than all steps": (lambda: rising_adam(0.1, 10, 1.5), "rise"),
+    "varied_sinusoids: few that are many": (lambda: varied_sinusoids(5, few=6), "at most shots"),
+    "varied_sinusoids: few that are none": (lambda: varied_sinusoids(5, few=0), "few"),
+    "sinusoids: a frequency of 0": (lambda: sinusoids(frequency=0.0), "frequency > 0"),
+    "best_possible: a frequency of NaN": (
+        lambda: best_possible(frequency=NAN),
+        "frequency > 0",
+    ),
+    "Harmonics: no frequency": (lambda: Harmonics(()), "at least one"),
+    "Harmonics: a number": (lambda: Harmonics(2.0), "frequencies"),
+    "Harmonics: a frequency of 0": (lambda: Harmonics((1.0, 0.0)), "frequencies > 0"),
+    "Harmonics: a frequency of NaN": (lambda: Harmonics((NAN,)), "frequencies > 0"),
+    "Harmonics: class numbers": (lambda: Harmonics((1.0,))(LABELS), "real x"),
+    "planes: negative noise": (lambda: planes(noise=-1.0), "noise"),
+    "planes: no dimensions": (lambda: planes(dims=0), "dims"),
+    "planes: half a task": (lambda: planes(tasks=2.5), "tasks"),
+    "planes: a word for the seed": (lambda: planes(seed="a"), "seed"),
+    "best_plane: no noise": (lambda: best_plane(0.0), "noise > 0"),
     "Widths: a gap in the blocks": (lambda: Widths(torch.tensor([0, 2])), "without a gap"),
     "Widths: real numbers": (lambda: Widths(torch.rand(3)), "whole numbers"),
     "Widths: x of another width": (
@@ -3916,6 +4032,7 @@ BAD |= {
             "metaoptnet",
             "cnp",
             "attentive_cnp",
+            "in_context",
             "entropy_finetune",
             "bd_cspn",
             "laplacian_shot",

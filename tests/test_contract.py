@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from mtlib.bilevel import bilevel
 from mtlib.core import Batch, Episode, Learner, Loss, over
-from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll
+from mtlib.learners.amortised import attentive_cnp, cnp, gaussian_nll, in_context
 from mtlib.learners.closed_form import alpaca, anil_at_once, bayesian, metaoptnet, r2d2, ridge
 from mtlib.learners.context import cavia, protomaml
 from mtlib.learners.finetune import (
@@ -130,6 +130,24 @@ ROWS = {
     "metaoptnet": Row(metaoptnet, "body", own="svm", head=False),
     "cnp": Row(cnp, "body", own="process", head=False, loss=gaussian_nll),
     "attentive_cnp": Row(attentive_cnp, "body", own="process", head=False, loss=gaussian_nll),
+    "in_context": Row(
+        lambda net: in_context(net, hidden=8, layers=2, heads=2),
+        "body",
+        own="process",
+        head=False,
+        loss=gaussian_nll,
+    ),
+    "in_context_classes": Row(
+        lambda net: in_context(net, WAYS, hidden=8, layers=2, heads=2),
+        "body",
+        own="process",
+        head=False,
+        classes={
+            "process.target.weight": (1,),
+            "process.answer.weight": (0,),
+            "process.answer.bias": (0,),
+        },
+    ),
     "linear_probe": Row(linear_probe, "body", head=False, vmap=False),
 }
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlib.core import Batch, Episode, Stream, expect
-from mtlib.tasks import check_seed, check_tensor, positive, whole, within
+from mtlib.core import Batch, Episode, Learner, Params, Stream, expect
+from mtlib.tasks import above_zero, check_seed, check_tensor, positive, whole, within
 
 
 class LinearTasks(NamedTuple):
@@ -128,6 +128,57 @@ def samples(
     x = rng.normal(size=(tasks, rows, dims))
     y = x @ w + noise * rng.normal(size=(tasks, rows, 1))
     return Batch(torch.from_numpy(x).float(), torch.from_numpy(y).float())
+
+
+def planes(
+    shots: int = 10,
+    queries: int = 20,
+    tasks: int = 25,
+    seed: int = 0,
+    dims: int = 5,
+    noise: float = 0.5,
+    clean_queries: bool = False,
+) -> Stream:
+    """Linear regression, each task with weights of its own: y = wᵀx + σ ε, w ~ N(0, I/D), x ~ N(0, I), ε ~ N(0, 1), σ = `noise`.
+
+    So that E[y²] = 1 + σ². `stream(step)` -> Episode, support x: (T, shots, D), y: (T, shots, 1), query alike; with
+    `clean_queries` the noise falls on the support alone, and on the same places as without.
+    Raises ValueError for a negative noise, and for numbers below 1. {cite}`garg2022incontext`
+    """
+    positive(shots=shots, queries=queries, tasks=tasks, dims=dims)
+    check_seed(seed)
+    within(0, noise=noise)
+
+    def stream(step: int) -> Episode:
+        g = torch.Generator().manual_seed(1_000_003 * seed + step)
+        w = torch.randn(tasks, dims, 1, generator=g) / dims**0.5
+        x = torch.randn(tasks, shots + queries, dims, generator=g)
+        off = noise * torch.randn(tasks, shots + queries, 1, generator=g)
+        off[:, shots:] *= not clean_queries
+        y = x @ w + off
+        return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]))
+
+    return stream
+
+
+def best_plane(noise: float = 0.5) -> Learner:
+    """The exact posterior mean of `planes`: ridge regression with the true prior.
+
+    E[w | S] = (XᵀX + σ² D I)⁻¹ Xᵀy, σ = `noise`: no learner has a lower expected squared error there. There is nothing to
+    train: φ is empty; θ["weight"] is (D, 1). `predict`: x (B, D) -> (B, 1). Raises ValueError unless `noise` is above 0.
+    """
+    above_zero(noise=noise)
+
+    def adapt(phi: Params, support: Batch) -> Params:
+        x, y = support
+        dims = x.shape[-1]
+        a = x.mT @ x + noise**2 * dims * torch.eye(dims).to(x)
+        return {**phi, "weight": torch.linalg.solve(a, x.mT @ y)}
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        return x @ theta["weight"]
+
+    return Learner(dict, adapt, predict)
 
 
 # What tasks share -----------------------------------------------------------------------------

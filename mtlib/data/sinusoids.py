@@ -23,12 +23,14 @@ def sinusoids(
     tasks: int = 25,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    frequency: float = 1.0,
 ) -> Stream:
-    """Tasks y = A sin(x − φ), A ~ U(0.1, 5), φ ~ U(0, π), x ~ U(−5, 5); no noise.
+    """Tasks y = A sin(ωx − φ), A ~ U(0.1, 5), φ ~ U(0, π), x ~ U(−5, 5); no noise. The paper's ω = `frequency` is 1.
 
     `stream(step)` -> Episode, support x and y: (T, shots, 1), query: (T, queries, 1).
     """
     positive(shots=shots, queries=queries, tasks=tasks)
+    above_zero(frequency=frequency)
     check_seed(seed)
     if not dtype.is_floating_point:
         raise ValueError(
@@ -39,7 +41,9 @@ def sinusoids(
         rng = np.random.default_rng([seed, step])
         a, phase = rng.uniform(*AMPLITUDE, (tasks, 1, 1)), rng.uniform(*PHASE, (tasks, 1, 1))
         x = rng.uniform(*RANGE, (tasks, shots + queries, 1))
-        all_x, all_y = (torch.from_numpy(v).to(dtype) for v in (x, a * np.sin(x - phase)))
+        all_x, all_y = (
+            torch.from_numpy(v).to(dtype) for v in (x, a * np.sin(frequency * x - phase))
+        )
         support, query = slice(shots), slice(shots, None)
         return Episode(
             Batch(all_x[:, support], all_y[:, support]), Batch(all_x[:, query], all_y[:, query])
@@ -55,15 +59,16 @@ def noisy_sinusoids(
     seed: int = 0,
     noise: float = 0.3,
     clean_queries: bool = False,
+    frequency: float = 1.0,
 ) -> Stream:
-    """The curves of `sinusoids` with noise on every y: y = A sin(x − φ) + σ ε, ε ~ N(0, 1), σ = `noise`.
+    """The curves of `sinusoids` with noise on every y: y = A sin(ωx − φ) + σ ε, ε ~ N(0, 1), σ = `noise`, ω = `frequency`.
 
     `stream(step)` -> Episode, support x and y: (T, shots, 1), query: (T, queries, 1). The noise follows (`seed`, step),
     too. With `clean_queries` it falls on the support set alone, and a query's error is the distance from the curve.
     Raises ValueError as `sinusoids`, and where `noise` is negative.
     """
     within(0, noise=noise)
-    clean = sinusoids(shots, queries, tasks, seed)
+    clean = sinusoids(shots, queries, tasks, seed, frequency=frequency)
 
     def stream(step: int) -> Episode:
         g = torch.Generator().manual_seed(1_000_003 * seed + step)
@@ -137,18 +142,29 @@ def side_by_side(curves: int = 400, points: int = 2, seed: int = 0, noise: float
 
 
 def varied_sinusoids(
-    shots: int = 20, queries: int = 20, tasks: int = 25, seed: int = 0, noise: float = 0.3
+    shots: int = 20,
+    queries: int = 20,
+    tasks: int = 25,
+    seed: int = 0,
+    noise: float = 0.3,
+    clean_queries: bool = False,
+    few: int | None = None,
 ) -> Stream:
     """`noisy_sinusoids` with n support points, n ~ U{1, …, `shots`}, one n for all curves of a step.
 
-    `stream(step)` -> Episode, support x and y: (T, n, 1), query: (T, queries, 1). Raises ValueError as
-    `noisy_sinusoids`.
+    With `few`, every second step, from the second on, has n ~ U{1, …, `few`}. `stream(step)` -> Episode, support x and y:
+    (T, n, 1), query: (T, queries, 1). Raises ValueError as `noisy_sinusoids`, and where `few` is not from 1 to `shots`.
     """
-    positive(shots=shots)
-    each = [noisy_sinusoids(n, queries, tasks, seed, noise) for n in range(1, shots + 1)]
+    positive(shots=shots, few=shots if few is None else few)
+    if few is not None and few > shots:
+        raise ValueError(f"expected few of at most shots = {shots} points, got {few}")
+    each = [
+        noisy_sinusoids(n, queries, tasks, seed, noise, clean_queries) for n in range(1, shots + 1)
+    ]
 
     def stream(step: int) -> Episode | Batch:
-        n = int(np.random.default_rng([seed, step]).integers(1, shots + 1))
+        most = few if few is not None and step % 2 else shots
+        n = int(np.random.default_rng([seed, step]).integers(1, most + 1))
         return each[n - 1](step)
 
     return stream
@@ -159,7 +175,7 @@ def waves(x: Tensor) -> Tensor:
     return torch.cat([torch.sin(x), -torch.cos(x)], 1)
 
 
-def best_possible(noise: float = 0.3, points: int = 100) -> Learner:
+def best_possible(noise: float = 0.3, points: int = 100, frequency: float = 1.0) -> Learner:
     """The exact posterior mean of `noisy_sinusoids`: no learner has a lower expected squared error on them.
 
     A sin(x − φ) = u sin x − v cos x with (u, v) = A (cos φ, sin φ), so the mean of all curves given the support set is
@@ -169,10 +185,10 @@ def best_possible(noise: float = 0.3, points: int = 100) -> Learner:
     σ = `noise`, with A and φ uniform where `sinusoids` draws them; the integrals over both are Gauss–Legendre sums of
     `points` nodes an axis. There is nothing to train: φ is empty. θ["mean"] (2,) is E[(u, v) | S] and θ["square"]
     (2, 2) is E[(u, v)(u, v)ᵀ | S], which gives the posterior's spread. `predict`: x (B, 1) -> (B, 1). With the noise of
-    the query the error is about 1.39, .203, .134, .109, .099 at 1, 3, 5, 10, 20 points. Raises ValueError unless `noise`
-    is above 0: without noise, two points nearly always tell the curve.
+    the query the error is about 1.39, .203, .134, .109, .099 at 1, 3, 5, 10, 20 points. With another `frequency` ω, x is
+    ωx here, too. Raises ValueError unless `noise` and ω are above 0: without noise, two points nearly always tell the curve.
     """
-    above_zero(noise=noise)
+    above_zero(noise=noise, frequency=frequency)
     positive(points=points)
     nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(points))
     a, phase = (low + (high - low) * (nodes + 1) / 2 for low, high in (AMPLITUDE, PHASE))
@@ -182,13 +198,13 @@ def best_possible(noise: float = 0.3, points: int = 100) -> Learner:
 
     def adapt(phi: Params, support: Batch) -> Params:
         x, y = support
-        each, z = grid.to(x), waves(x)  # (G, 2), (N, 2)
+        each, z = grid.to(x), waves(frequency * x)  # (G, 2), (N, 2)
         off = (each @ (z.T @ z) * each).sum(1) - 2 * each @ (z.T @ y)[:, 0]  # Σ (y − f)² − Σ y²
         p = torch.softmax(log_prior.to(x) - off / (2 * noise**2), 0)
         return {**phi, "mean": p @ each, "square": (p[:, None] * each).T @ each}
 
     def predict(theta: Params, x: Tensor) -> Tensor:
-        return waves(x) @ theta["mean"][:, None]
+        return waves(frequency * x) @ theta["mean"][:, None]
 
     return Learner(dict, adapt, predict)
 
