@@ -155,7 +155,7 @@ def test_a_function_takes_the_place_of_the_photographs():
     means = data.map(lambda x: x.float().mean((2, 3)))
     assert means.support.items.shape == (2, 3, 3) and means.query.names == ["a", "b"]
     assert torch.equal(means.query.items[1, 2], data.query.items[1, 2].float().mean((1, 2)))
-    with pytest.raises(ValueError, match="a row for each item"):
+    with pytest.raises(ValueError, match="expected f to give 6 rows"):
         data.map(lambda x: x[:3])
 
 

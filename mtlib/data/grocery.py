@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache as once
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mtlib.core import Stream
+from mtlib.core import Stream, over
 from mtlib.data.crates import crates
 from mtlib.data.download import (
     Remote,
@@ -87,23 +87,40 @@ class Folders(NamedTuple):
         """`episodes(...)` with support sets from the one folder and queries from the other."""
         return episodes(self.support, queries_from=self.query, **how)  # type: ignore[arg-type]
 
-    def mixed(self) -> ClassSet:
-        """All photographs of each class in one set, 36 of the real ones: the trap."""
-        both = [self.support.items, self.query.items]
-        return self.support._replace(
-            items=torch.cat(both, 1), source=f"{self.support.source}, both folders mixed"
+    def numbered(self) -> Folders:
+        """The same with each item replaced by the number of its class, (C, n, 1): a stream's twin, which tells who is who."""
+        return Folders(
+            *(
+                d._replace(
+                    items=torch.arange(len(d.names))
+                    .view(-1, 1, 1)
+                    .expand(-1, d.items.shape[1], 1)
+                    .float()
+                )
+                for d in self
+            )
         )
 
-    def map(self, f: Callable[[Tensor], Tensor]) -> Folders:
-        """The same classes with `f(items)` in the place of their items: (N, 3, h, w) of uint8 -> (N, *item)."""
+    def mixed(self) -> ClassSet:
+        """All photographs of each class in one set, 36 of the real ones: the trap."""
+        both = torch.cat([self.support.items, self.query.items], 1)
+        return self.support._replace(
+            items=both, source=f"{self.support.source}, both folders mixed"
+        )
+
+    def map(self, f: Callable[[Tensor], Any]) -> Folders:
+        """The same classes with `f(items)` in the place of their items: (N, 3, h, w) of uint8 -> (N, *item), or a nest of such."""
         functions(1, f=f)
 
         def mapped(data: ClassSet) -> ClassSet:
-            z = f(data.items.flatten(0, 1))
-            if not isinstance(z, Tensor) or len(z) != data.items.shape[0] * data.items.shape[1]:
-                got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-                raise ValueError(f"expected f to give a row for each item, got {got}")
-            return data._replace(items=z.unflatten(0, data.items.shape[:2]))
+            classes, n = data.items.shape[:2]
+
+            def row(d: Tensor) -> Tensor:
+                if len(d) != classes * n:
+                    raise ValueError(f"expected f to give {classes * n} rows, got {tuple(d.shape)}")
+                return d.unflatten(0, (classes, n))
+
+            return data._replace(items=over(row, f(data.items.flatten(0, 1))))
 
         return Folders(mapped(self.support), mapped(self.query))
 

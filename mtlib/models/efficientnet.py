@@ -18,6 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d, pad, relu6
 
 from mtlib.data.download import Altered, Unreachable, cache
 from mtlib.models.backbones import Evaluated, ReadImages
+from mtlib.nets import seeded
 from mtlib.run import checkpoint
 from mtlib.tasks import positive, whole
 
@@ -249,6 +250,22 @@ def _frozen(
     with contextlib.suppress(OSError):  # then the next call encodes again
         checkpoint.write(place, checkpoint.Checkpoint({"z": z}, {"key": key}))
     return z
+
+
+def seen(images: Tensor, size: int = 112, pretrained: bool = True) -> tuple[Tensor, str]:
+    """Features (B, 1280) of images (B, 1 or 3, h, w) in [0, 1], and what made them, in words.
+
+    `pooled`'s, where the weights' package is installed and `pretrained` is true; otherwise those of the same network with
+    random numbers, and the words say so. A page that reads them judges no claim on the latter.
+    """
+    if pretrained and has_efficientnet():
+        return pooled(images, size), "EfficientNet-Lite0 with ImageNet's weights"
+    with seeded(0):
+        net = EfficientNetLite0()
+    read = ReadImages(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    with torch.no_grad():
+        z = torch.cat([net.features(read(part)) for part in images.split(32)])
+    return z, "EfficientNet-Lite0 with random weights (stand-in)"
 
 
 class _Same(nn.Conv2d):
