@@ -250,8 +250,8 @@ def _until_error(
 def reduced(path: Path) -> bytes:
     """A photograph of 348 × 348 pixels as a JPEG of 128 × 128 (Lanczos, quality 85). Raises ValueError for another."""
     with (
-        parsing(path, "a photograph of groceries"),
-        Image.open(io.BytesIO(content(path)), formats=["JPEG"]) as image,
+        parsing(path, "a photograph of groceries, a JPEG as expected"),
+        Image.open(path, formats=["JPEG"]) as image,
     ):
         if image.size != (SOURCE, SOURCE):
             raise ValueError(f"expected {SOURCE}×{SOURCE} pixels, got {image.size}")
