@@ -57,14 +57,14 @@ class Shop:
 
     @cached_property
     def _seen(self) -> tuple[dict[str, Folders], str]:
-        made_by = set()
+        made_by = [""]
 
         def features(x: Tensor) -> Tensor:
-            z, how = self.features(x)
-            made_by.add(how)
+            z, made_by[0] = self.features(x)
             return z
 
-        return {part: self.photos[part].map(features) for part in PARTS}, *made_by
+        found = {part: self.photos[part].map(features) for part in PARTS}
+        return found, made_by[0]
 
     def features(self, x: Tensor) -> tuple[Tensor, str]:
         """Frozen features (N, D) of photographs (N, 3, h, w) of bytes, and what made them."""
@@ -144,10 +144,13 @@ class Shop:
     def whitened(self, settings: Sequence[float]) -> Way:
         """SimpleShot after `whitening` of the training photographs' features; a setting is the shrinkage."""
 
+        @cache
+        def solved(shrinkage: float) -> Params:
+            return whitening(*pool(self.z["train"].mixed()), shrinkage)
+
         def train(setting: float, seed: int, share: int) -> tuple[Learner, Params]:
             net = two_halves(nn.Linear(self.width, self.width), nn.Linear(self.width, 5))
-            how = whitening(*pool(self.z["train"].mixed()), setting)
-            return ready("z", simpleshot(net), {**self.centre, **how})
+            return ready("z", simpleshot(net), {**self.centre, **solved(setting)})
 
         return Way("transfer", train, settings, drawn=False)
 
@@ -218,9 +221,9 @@ class Shop:
             phi = _fitted(
                 bilevel(learner, _sharp(0.3)), learner.init(), drawn, setting, steps // share
             )
-            stored = protonet(conv4(5, 3, filters, self.small, "stored", seed=seed).to(device()))
+            frozen = conv4(5, 3, filters, self.small, "stored", seed=seed).to(device())
             some = [move(own.support.items[:, k].contiguous(), device()) for k in (0, 5, 10)]
-            return ready("small", stored, calibrate(stored.net, phi, some))
+            return ready("small", protonet(frozen), calibrate(frozen, phi, some))
 
         return Way("meta", train, settings)
 
@@ -253,7 +256,7 @@ class Shop:
     def misread(self, part: str) -> Folders:
         """A part's features, as {"z": …}, where photographs are normalised by ImageNet's mean and deviation instead."""
         net = efficientnet_lite0()
-        net.read = ReadImages(None)
+        net.read = ReadImages(self.size)
 
         def look(x: Tensor) -> dict[str, Tensor]:
             with torch.no_grad():

@@ -118,7 +118,8 @@ class Folders(NamedTuple):
             def row(d: Tensor) -> Tensor:
                 if len(d) != classes * n:
                     raise ValueError(f"expected f to give {classes * n} rows, got {tuple(d.shape)}")
-                return d.unflatten(0, (classes, n))
+                parted: Tensor = d.unflatten(0, (classes, n))
+                return parted
 
             return data._replace(items=over(row, f(data.items.flatten(0, 1))))
 

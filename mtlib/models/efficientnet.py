@@ -237,7 +237,8 @@ def _frozen(
     if kept is not None:
         return kept
     layout = torch.channels_last  # a third faster on a CPU
-    net = efficientnet_lite0().to(device, memory_format=layout)
+    net = efficientnet_lite0().to(device)
+    net = net.to(memory_format=layout)  # type: ignore[call-overload]
     read = read.to(device)
     parts = []
     with torch.no_grad():
