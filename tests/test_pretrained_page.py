@@ -11,11 +11,13 @@ from sklearn.covariance import shrunk_covariance
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
+from mtlib.book import shop as module
 from mtlib.book.pictures import photographs
 from mtlib.book.results import recorded
 from mtlib.core import Batch, parameters
 from mtlib.data.grocery import groceries
 from mtlib.learners.metric import centred, protonet, simpleshot, whitening
+from mtlib.models import efficientnet
 from mtlib.models.efficientnet import has_efficientnet, pooled, seen
 from mtlib.nets import residual, two_halves
 from mtlib.plots import figure
@@ -115,15 +117,49 @@ def test_random_weights_say_so():
 
 def test_support_and_queries_come_from_different_folders(small):
     space = run_until("pretrained", "found")
-    stream = space["test_tasks"](space["data"]["test"])["5 labels"]
-    draw, shop = stream(0), space["shops"]["test"]
-    kept = {k: d.items.float().flatten(0, 1).mean((1, 2, 3)) for k, d in shop._asdict().items()}
-    colours = {
-        k: v.mean(1)
-        for k, v in {"s": draw.support.x["colour"][0], "q": draw.query.x["colour"][0]}.items()
-    }
-    near = lambda x, y: (255 * x[:, None] - y).abs().min(1).values.max()  # noqa: E731
-    assert near(colours["s"], kept["support"]) < 1e-2 and near(colours["q"], kept["query"]) < 1e-2
+    draw, shown = space["asked"](space["test"])["5 labels"](0), space["shown"]
+    for part, folder in zip(draw, shown, strict=True):
+        own = folder.items.float().mean((3, 4)).flatten(0, 1) / 255
+        gap = (part.x["colour"].flatten(0, 1)[:, None] - own).abs().amax(-1)
+        assert gap.min(1).values.max() < 1e-4, "a photograph of another folder"
+    twin = space["asked"](shown.numbered())["5 labels"](0)
+    classes = twin.query.x[..., 0].long()
+    for t in range(len(classes)):
+        for k in range(5):
+            assert len(classes[t][draw.query.y[t].argmax(1) == k].unique()) == 1
+
+
+def choices(space):
+    return {k: way["setting"] for k, way in space["found"].found["ways"].items()}
+
+
+def test_the_settings_are_chosen_without_test_labels(small, monkeypatch):
+    before = run_until("pretrained", "found")
+    plain = module.groceries
+
+    def other(part="train", size=128):
+        data = plain(part, size)
+        if part != "test":
+            return data
+        order = torch.randperm(len(data.support.names), generator=torch.manual_seed(0))
+        return data._replace(support=data.support._replace(items=data.support.items[order]))
+
+    monkeypatch.setattr(module, "groceries", other)
+    after = run_until("pretrained", "found")
+    assert choices(before) == choices(after) and len(choices(after)) == 5
+    assert not torch.equal(
+        before["shown"].support.items.float().mean(1), after["shown"].support.items.float().mean(1)
+    )
+
+
+def test_without_weights_the_page_says_so_and_judges_nothing(small, monkeypatch, capsys):
+    monkeypatch.setattr(efficientnet, "has_efficientnet", lambda: False)
+    space = run_until("pretrained", "found")
+    assert space["shop"].made_by.endswith("random weights (stand-in)")
+    assert space["found"].data.endswith("(stand-in)") and not space["found"].kept
+    assert "random weights" in capsys.readouterr().out
+    space["found"].judge("a claim", False)
+    assert "not judged on stand-in data" in capsys.readouterr().out
 
 
 def held():
