@@ -170,16 +170,16 @@ def by_scikit(reader, shots: int, number: int = 400) -> float:
     """Nearest class mean on the page's test tasks, by scikit-learn; `reader` gives the rows of both folders (C, 18, D)."""
     shop = groceries("test")
     index = torch.arange(23 * 18).view(23, 18, 1)
-    data = [d._replace(items=index) for d in shop]
+    data = [d._replace(items=index + i * index.numel()) for i, d in enumerate(shop)]
     stream = episodes(data[0], 5, shots, 5, 20, seed=1, queries_from=data[1])
-    flat, right = [r.reshape(-1, r.shape[-1]) for r in reader], []
+    flat, right = np.concatenate([r.reshape(-1, r.shape[-1]) for r in reader]), []
     for step in range(number // 20):
         draw = stream(step)
         for t in range(20):
             (s, ys), (q, yq) = ((p.x[t, :, 0].numpy(), p.y[t].argmax(1).numpy()) for p in draw)
-            means = [flat[0][s][ys == k].mean(0) for k in range(5)]
+            means = [flat[s][ys == k].mean(0) for k in range(5)]
             model = KNeighborsClassifier(1).fit(means, range(5))
-            right.append(np.mean(model.predict(flat[1][q]) == yq))
+            right.append(np.mean(model.predict(flat[q]) == yq))
     return float(np.mean(right))
 
 
