@@ -362,6 +362,36 @@ def expanded(net: nn.Module, first: nn.Module) -> nn.Sequential:
     return two_halves(nn.Sequential(first, half(net, "body")), half(net, "head"))
 
 
+class Residual(nn.Module):
+    """z + W₂ relu(W₁ z + b₁) + b₂: (B, D) -> (B, D). W₂ and b₂ start at zero, so that it begins as the identity."""
+
+    def __init__(self, features: int, hidden: int):
+        super().__init__()
+        positive(features=features, hidden=hidden)
+        self.first, self.second = nn.Linear(features, hidden), zero_linear(hidden, features)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h: Tensor = z + self.second(torch.relu(self.first(z)))
+        return h
+
+
+def residual(features: int, hidden: int, outputs: int, seed: int | None = None) -> nn.Sequential:
+    """A `Residual` body on features that are there already, and a linear head: (B, features) -> (B, outputs).
+
+    What a frozen backbone gives is where its training begins: an untrained body leaves every distance as it is. `seed` as
+    in `mlp`.
+
+    ```pycon
+    >>> net, z = residual(6, 4, outputs=3, seed=0), torch.rand(2, 6)
+    >>> torch.equal(net.body(z), z)
+    True
+
+    ```
+    """
+    with seeded(seed):
+        return two_halves(Residual(features, hidden), nn.Linear(features, outputs))
+
+
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer of zeros: as a head it says the same of everything until it is trained."""
     positive(inputs=inputs, outputs=outputs)

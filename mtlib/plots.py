@@ -60,6 +60,8 @@ METHODS = {
     **dict.fromkeys(("joint", "summed loss", "the summed loss"), (ORANGES, 3)),
     **dict.fromkeys(("no norm, ", "own statistics"), (ORANGES, 4)),
     **dict.fromkeys(("L2-SP", "LoRA", "feature pull"), (ORANGES, 4)),
+    "SimpleShot": (ORANGES, 2),
+    "whitened class means": (ORANGES, 4),
     **dict.fromkeys(("IRM", "Mixup"), (ORANGES, 0)),
     **dict.fromkeys(("VREx", "inter-domain Mixup"), (ORANGES, 1)),
     "Group DRO": (ORANGES, 2),

@@ -85,6 +85,7 @@ from mtlib.data import (
     characters,
     clinc,
     digits,
+    grocery,
     heart,
     motifs,
     movietweetings,
@@ -93,6 +94,7 @@ from mtlib.data import (
     tf_binding,
 )
 from mtlib.data import tables as made_up
+from mtlib.data.crates import crates
 from mtlib.data.download import Remote, digest_of, fetch, members
 from mtlib.data.glyphs import glyphs
 from mtlib.data.linear import (
@@ -210,6 +212,7 @@ from mtlib.learners.metric import (
     set_to_set,
     simpleshot,
     squared_distances,
+    whitening,
     width,
 )
 from mtlib.learners.policy import (
@@ -241,7 +244,7 @@ from mtlib.models.detection import (
     targets,
 )
 from mtlib.models.detection import photographs as stream_of_photographs
-from mtlib.models.efficientnet import EfficientNetLite0, pooled
+from mtlib.models.efficientnet import EfficientNetLite0, before, last, pooled, seen
 from mtlib.models.encoders import encoded, hashed, minilm
 from mtlib.nets import (
     Harmonics,
@@ -252,6 +255,7 @@ from mtlib.nets import (
     mlp,
     normed,
     policy_net,
+    residual,
     seeded,
     two_halves,
     wrap,
@@ -748,6 +752,9 @@ BAD |= {
     "mlp: a fraction of a unit": (lambda: mlp(3, (8.5,), 2), "hidden.* whole number"),
     "mlp: words for sizes": (lambda: mlp("3", (8,), 2), "inputs to be a whole number"),
     "mlp: a seed that is no number": (lambda: mlp(3, (8,), 2, seed="a"), "seed"),
+    "residual: no features": (lambda: residual(0, 4, 2), "features"),
+    "residual: a hidden layer of none": (lambda: residual(4, 0, 2), "hidden"),
+    "residual: a seed that is no number": (lambda: residual(4, 4, 2, seed="a"), "seed"),
     "conv4: images too small": (lambda: conv4(size=12), "at least 16 pixels"),
     "conv4: no ways": (lambda: conv4(0), "expected ways to be a whole number"),
     "conv4: a width of 0": (lambda: conv4(width=0), "expected width to be a whole number"),
@@ -2422,6 +2429,15 @@ BAD |= {
         lambda: EfficientNetLite0(2).stages(torch.rand(2, 3, 32, 32), 12),
         "stride",
     ),
+    "before: more blocks than there are": (lambda: before(17, torch.rand(2, 3, 8, 8)), "blocks"),
+    "before: images from 0 to 255": (lambda: before(1, torch.rand(2, 3, 8, 8) * 255), r"\[0, 1\]"),
+    "last: no blocks": (lambda: last(0, EfficientNetLite0(2)), "blocks"),
+    "last: another network": (lambda: last(1, backbone()), "EfficientNetLite0"),
+    "seen: images of bytes": (
+        lambda: seen(torch.full((2, 3, 8, 8), 200).byte(), 32, pretrained=False),
+        r"\[0, 1\]",
+    ),
+    "seen: a size of 0": (lambda: seen(torch.rand(2, 3, 8, 8), 0, pretrained=False), "size"),
     "pooled: no image": (lambda: pooled(torch.rand(0, 1, 8, 8)), "at least one"),
     "pooled: one image": (lambda: pooled(torch.rand(1, 8, 8)), r"\(B, 1 or 3, h, w\)"),
     "pooled: numpy images": (lambda: pooled(np.zeros((2, 3, 8, 8), np.float32)), "tensor"),
@@ -2671,6 +2687,18 @@ BAD |= {
     "task: an answer too few": (
         lambda: pictures.task(None, torch.rand(5, 8, 8), torch.rand(25, 8, 8), torch.zeros(24)),
         "answers",
+    ),
+    "photographs: grey ones": (
+        lambda: pictures.photographs(
+            None, torch.rand(2, 8, 8), torch.rand(4, 8, 8), torch.zeros(4), ["a", "b"]
+        ),
+        r"shown \(W, 3, h, w\)",
+    ),
+    "photographs: a name too few": (
+        lambda: pictures.photographs(
+            None, torch.rand(2, 3, 8, 8), torch.rand(4, 3, 8, 8), torch.zeros(4), ["a"]
+        ),
+        "names",
     ),
     "lookalikes: a network": (lambda: pictures.lookalikes(backbone(), PHI, DATA), "learner"),
     "lookalikes: items that are no images": (
@@ -3129,6 +3157,17 @@ BAD |= {
         lambda: on_axes(lambda axes: losses(axes, {"a": RUN}, window=0)),
         "window",
     ),
+    "whitening: one-hot rows": (lambda: whitening(Z, torch.eye(len(Z)), 0.5), "class numbers"),
+    "whitening: more than all": (lambda: whitening(Z, LABELS, 1.5), "shrinkage"),
+    "whitening: a row for each class": (
+        lambda: whitening(torch.rand(3, 2), torch.arange(3), 0.5),
+        "more rows than the 3 classes",
+    ),
+    "whitening: fewer rows than features": (
+        lambda: whitening(torch.rand(6, 9), torch.arange(6) % 2, 0.0),
+        "larger shrinkage",
+    ),
+    "whitening: features of NaN": (lambda: whitening(Z * torch.nan, LABELS, 0.5), "finite"),
     "centred: images for rows": (lambda: centred(NET, PHI, torch.zeros(2, 3)), "cannot read"),
     "heart.read: a text": (lambda: heart.read(written("a.data", "hello, world"), "A"), "a.data"),
     "heart.read: columns missing": (lambda: heart.read(written("a.data", "1,2,3"), "A"), "a.data"),
@@ -3702,6 +3741,12 @@ BAD |= {
     "with_share: more than all": (lambda: with_share(torch.arange(8) % 2, 1.5, 0), "share"),
     "with_share: a class too few": (lambda: with_share(torch.zeros(8).long(), 0.5, 0), "items"),
     "sentiment.drawn: an unknown site": (lambda: drawn_site("Google"), "Amazon"),
+    "groceries: an unknown part": (lambda: grocery.groceries("validation"), "expected a part"),
+    "groceries: a size of none": (lambda: grocery.groceries("val", size=0), "size"),
+    "grocery.reduced: a text": (lambda: grocery.reduced(written("a.jpg", "hello")), "a.jpg"),
+    "Folders.map: no function": (lambda: grocery.Folders(DATA, DATA).map(3), "function"),
+    "crates: no classes": (lambda: crates(0), "classes"),
+    "crates: a visit before the first": (lambda: crates(1, visit=-1), "visit"),
     "bccd: an unknown part": (lambda: bccd.bccd("valid"), "expected a part"),
     "blood_cells: a size of one number": (lambda: bccd.blood_cells(size=320), "size"),
     "annotation: no XML": (lambda: bccd.annotation(b"hello"), "XML|annotation"),

@@ -197,6 +197,26 @@ def test_a_stopped_recording_goes_on_where_it_stopped(full, monkeypatch):
     assert run(rest).found == whole and len(rest) == 2 and len(calls) == 5
 
 
+def test_where_nothing_is_drawn_one_run_stands_for_all_seeds(full, monkeypatch):
+    """What the record keeps is what runs of all seeds give, and the name of the groups is the caller's."""
+    monkeypatch.setenv("MTLIB_RECORD", "1")
+    calls = []
+    plain = ways(calls)["ProtoNet"]
+    still = plain._replace(
+        train=lambda how, seed, share: plain.train(how, 7, share), settings=(1.0,), drawn=False
+    )
+    test = named()
+    args = (cut(test, 2), {"c": cut(test, 1)}, DATA)
+    how = {"of": {"c": cut(alphabets(test), 1)}, "seeds": 3, "episodes": 20, "groups": "shelves"}
+    one = contest("trees", "still", {"a": still}, *args, **how)
+    assert len([c for c in calls if c[2] == 1]) == 1
+    all_three = contest("trees", "drawn", {"a": still._replace(drawn=True)}, *args, **how)
+    assert len([c for c in calls if c[2] == 1]) == 4
+    assert one.found["ways"]["a"]["columns"] == all_three.found["ways"]["a"]["columns"]
+    assert len(one.runs("a")) == 3 and one.found["groups"] == "shelves"
+    assert "± shelves" in one.rows()["a"]
+
+
 def test_processes_that_record_together_find_each_others_pieces(full, monkeypatch):
     monkeypatch.setenv("MTLIB_RECORD", "1")
     one, other = room.Pieces("trees", "leaves"), room.Pieces("trees", "leaves")

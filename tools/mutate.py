@@ -33,6 +33,7 @@ from mtlib.data import (
     bccd,
     clinc,
     digits,
+    grocery,
     heart,
     movietweetings,
     omniglot,
@@ -282,6 +283,11 @@ def targets(folder: Path) -> dict[str, Target]:
             lambda b, a: movietweetings.read(a, b),
             {"f.dat": film_file, "r.dat": real_ratings},
             rated,
+        ),
+        "grocery.reduced": Target(
+            grocery.reduced,
+            {"a.jpg": _picture((348, 348), "JPEG")},
+            lambda found: Image.open(io.BytesIO(found)).size == (128, 128),
         ),
         "own.read_image, PNG": Target(
             lambda p: own.read_image(p, (3, 16, 16)), {"a.png": _picture((40, 30), "PNG")}, seen

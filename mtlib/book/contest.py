@@ -54,13 +54,15 @@ class Way(NamedTuple):
     """A contender.
 
     `kind` is "baseline", "transfer" or "meta". `train(setting, seed, share)` -> (learner, φ) trains for 1/`share` of its steps
-    and gives the learner as the tests use it. `settings` is the grid it chooses from, as `best_of` takes it.
+    and gives the learner as the tests use it. `settings` is the grid it chooses from, as `best_of` takes it. Where nothing is
+    `drawn`, no weight and no batch, one run stands for all seeds.
     """
 
     kind: str
     train: Train
     settings: Mapping[Any, Any] | Sequence[Any]
     ordered: bool = True
+    drawn: bool = True
 
 
 class Trial(NamedTuple):
@@ -268,13 +270,15 @@ def contest(
     metric: Metric = accuracy,
     higher: bool = True,
     tries: int = 1,
+    groups: str = "alphabets",
 ) -> Contest:
     """Tune, train and test every way alike; with a record of the page, only those of `live`.
 
     For each way: the setting of the best quality on `choose` tasks of `validation`, after a run of 1/`share` of the
     length with a seed of its own, or the mean of `tries` such runs; whole runs with seeds 0, …, `seeds` − 1; the `metric`
     on `episodes` tasks of each of `tests`, column -> stream. `of` has for each column the same stream over
-    `alphabets(...)`, for intervals over alphabets; without it they are over tasks. `data` is the data's source.
+    `alphabets(...)`, for intervals over alphabets, or whatever `groups` calls what they are; without it they are over tasks.
+    `data` is the data's source.
 
     At the full scale, on real data, a committed record gives settings and rows; the ways in `live` train with seed 0 and
     are held to it by `agrees`, else ValueError. Without a record these alone are tuned and run, with seed 0. With
@@ -314,14 +318,15 @@ def contest(
         test = partial(judge.test, way, _grid(way)[_told(tuned["setting"])], tests, of)
         runs = [
             pieces.keep([called, "seed", seed], partial(test, seed))
-            for seed in range(seeds if recording() else 1)
+            for seed in range(seeds if recording() and way.drawn else 1)
         ]
+        runs *= 1 if way.drawn or not recording() else seeds
         held[called] = {**tuned, "columns": {c: _column([run[c] for run in runs]) for c in tests}}
         here[called] = {c: _score(runs[0][c][0], f"{name}, {c}") for c in tests}
         sizes = {c: runs[0][c][2] for c in tests}
     if old:
         _hold(here, old, page)
-    new = {"groups": "alphabets" if of else "tasks", "sizes": sizes, "ways": held}
+    new = {"groups": groups if of else "tasks", "sizes": sizes, "ways": held}
     words = "accuracy" if metric is accuracy else "score" if higher else "error"
     return Contest(name, ways, old or new, bool(old), here, words, higher, data)
 

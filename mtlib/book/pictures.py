@@ -42,6 +42,38 @@ def task(axes: Any, shown: Tensor, asked: Tensor, said: Tensor) -> None:
     axes.grid(False)
 
 
+def photographs(
+    axes: Any, shown: Tensor, asked: Tensor, said: Tensor, names: Sequence[str]
+) -> None:
+    """One task of colour photographs, a row for each class: left of a line what was shown of it, right what was asked.
+
+    `shown` (W, 3, h, w) has a photograph a class, `asked` (W·Q, 3, h, w) is sorted by class, bytes; `said` (W·Q,) are the
+    classes that were answered. A letter on a photograph is a wrong answer, the class that it was taken for; the letter of
+    each class stands before its name.
+    """
+    ways = len(shown)
+    right = shown.ndim == 4 == asked.ndim and ways == len(names) and len(asked) % max(1, ways) == 0
+    if not right or not 0 < ways <= len(LETTERS) or said.shape != asked.shape[:1]:
+        raise ValueError(
+            f"expected photographs shown (W, 3, h, w), asked (W·Q, 3, h, w), answers (W·Q,) and W names, got "
+            f"{tuple(shown.shape)}, {tuple(asked.shape)}, {tuple(said.shape)} and {len(names)}"
+        )
+    height, width, each = *shown.shape[2:], len(asked) // ways
+    both = torch.cat([shown[:, None], asked.unflatten(0, (ways, each))], 1)  # (W, 1 + Q, 3, h, w)
+    sheet = both.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    axes.imshow(sheet.cpu().numpy())
+    for i, answer in enumerate(said.tolist()):
+        if answer != i // each:
+            at = (width * (i % each + 1.06), height * (i // each + 0.24))
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axes.text(*at, LETTERS[answer], color=TRANSFER, weight="bold", bbox=box)
+    axes.axvline(width - 0.5, color=META, linewidth=2)
+    labels = [f"{LETTERS[i]}  {name}" for i, name in enumerate(names)]
+    axes.set_xticks([])
+    axes.set_yticks([height * (i + 0.5) for i in range(ways)], labels)
+    axes.grid(False)
+
+
 class Lookalike(NamedTuple):
     """What the most frequent confusion of one group is."""
 

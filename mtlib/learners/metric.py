@@ -29,7 +29,8 @@ from mtlib.core import (
     risk,
 )
 from mtlib.learners.gradient import Rate, anil
-from mtlib.tasks import above_zero, finite, positive, within
+from mtlib.run.devices import double
+from mtlib.tasks import above_zero, finite, one_hot, positive, within
 
 
 def protonet(net: nn.Module) -> Learner:
@@ -190,6 +191,43 @@ def centred(net: nn.Module, phi: Params, x: Any) -> Params:
     mean = features(net)(phi, x).mean(0)
     finite(mean, "the mean feature")
     return {**phi, "centre.mean": mean}
+
+
+def whitening(z: Tensor, y: Tensor, shrinkage: float) -> Params:
+    """The linear map that makes classes round: {"body.weight" (D, D), "body.bias" (D,)} of z's dtype and device.
+
+    u = M (z − μ),  M = Σ^(−1/2),  Σ = (1 − λ) S + λ (tr S / D) I,  S = Σ_i (z_i − c(i)) (z_i − c(i))ᵀ / (N − C),
+    with μ the mean of the rows and c(i) that of row i's class, so that S is the covariance within classes. λ = `shrinkage` in
+    [0, 1]: at 0 the covariance of u within classes is the identity, at 1 u is z − μ times a number. It stands in
+    `two_halves(nn.Linear(D, D), head)` before class means, `protonet` or `simpleshot`, which then compare features in the
+    metric of linear discriminant analysis. Solved in float64.
+
+    z (N, D), y (N,) class numbers, N > C. Raises ValueError for rows that do not fit or are not finite, and for a Σ without
+    an inverse: shrink more. {cite}`ledoit2004well`
+    """
+    within(0, 1, shrinkage=shrinkage)
+    finite(z, "the features")
+    if z.ndim != 2 or not isinstance(y, Tensor) or y.shape != z.shape[:1] or y.is_floating_point():
+        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(
+            f"expected features z (N, D) and class numbers y (N,), got {tuple(z.shape)} and {got}"
+        )
+    (n, d), x = z.shape, double(z.detach())
+    classes, number = y.to(x.device).unique(return_inverse=True)
+    if n <= len(classes):
+        raise ValueError(f"expected more rows than the {len(classes)} classes, got {n}")
+    mean, c = x.mean(0), class_means(x, one_hot(number, len(classes), x.dtype))
+    inside = x - c[number]
+    s = inside.mT @ inside / (n - len(classes))
+    s = (1 - shrinkage) * s + shrinkage * s.trace() / d * torch.eye(d).to(s)
+    values, vectors = torch.linalg.eigh(s)
+    if values[0] <= 1e-10 * values[-1]:
+        raise ValueError(
+            f"expected a covariance with an inverse, its least eigenvalue is {values[0].item():.2g} and its largest "
+            f"{values[-1].item():.2g}: take a larger shrinkage than {shrinkage}"
+        )
+    m = vectors * values.rsqrt() @ vectors.mT
+    return {"body.weight": m.to(z), "body.bias": (-m @ mean).to(z)}
 
 
 def feat(net: nn.Module) -> Learner:

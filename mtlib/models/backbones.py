@@ -80,7 +80,7 @@ def split(
     name, last = linear[-1]
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
-    body = _Evaluated(OrderedDict(read=read, model=model)).eval()
+    body = Evaluated(OrderedDict(read=read, model=model)).eval()
     return nn.Sequential(
         OrderedDict[str, nn.Module](body=body, head=nn.Linear(last.in_features, ways))
     )
@@ -151,9 +151,9 @@ class ReadImages(nn.Module):
         self.seen = True
 
 
-class _Evaluated(nn.Sequential):
+class Evaluated(nn.Sequential):
     """Stays in evaluation mode, whatever `train()` asks of the network around it."""
 
-    def train(self, mode: bool = True) -> _Evaluated:
+    def train(self, mode: bool = True) -> Evaluated:
         super().train(False)
         return self

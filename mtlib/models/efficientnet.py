@@ -6,19 +6,21 @@ import contextlib
 import hashlib
 import io
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, pad, relu6
 
 from mtlib.data.download import Altered, Unreachable, cache
-from mtlib.models.backbones import ReadImages
+from mtlib.models.backbones import Evaluated, ReadImages
+from mtlib.nets import seeded
 from mtlib.run import checkpoint
-from mtlib.tasks import positive
+from mtlib.tasks import positive, whole
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """Of `efficientnet-lite0-57934424.pth`, 18,826,032 bytes: the weights, wherever the package lies."""
@@ -132,7 +134,7 @@ def pooled(
     size: int = 112,
     stride: int | None = None,
     cells: int = 1,
-    batch: int = 64,
+    batch: int = 32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Frozen features of images (B, 1 or 3, h, w) in [0, 1], by EfficientNet-Lite0 with its ImageNet weights.
@@ -147,6 +149,80 @@ def pooled(
     if stride is None and cells != 1:
         raise ValueError(f"expected cells=1 without a stride, got {cells}: name a stride")
     columns = FEATURES if stride is None else CHANNELS[_stride(stride)] * cells**2
+
+    def features(net: EfficientNetLite0, x: Tensor) -> Tensor:
+        if stride is None:
+            return net.features(x)
+        return adaptive_avg_pool2d(net.stages(x, stride)[stride], cells).flatten(1)
+
+    return _frozen(images, features, (columns,), size, (stride, cells), batch, device)
+
+
+def before(
+    blocks: int,
+    images: Tensor,
+    size: int = 112,
+    batch: int = 32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """What the last `blocks` of EfficientNet-Lite0's 16 blocks read of images, frozen: (B, C, ⌈`size` / s⌉, ⌈`size` / s⌉).
+
+    Kept like `pooled`'s features, with the same checks and errors. `last(blocks, net)` goes on from here: so a learner can
+    move these blocks, and the others run once for an image. C = 192 and s = 32 up to four blocks, 112 and 16 for five.
+    """
+    _, channels, stride = _input(blocks)
+    positive(size=size, batch=batch)
+    side = math.ceil(size / stride)
+
+    def maps(net: EfficientNetLite0, x: Tensor) -> Tensor:
+        h: Tensor = relu6(net.bn1(net.conv_stem(net.read(x))))
+        for block in _blocks(net)[:-blocks]:
+            h = block(h)
+        return h
+
+    return _frozen(images, maps, (channels, side, side), size, ("before", blocks), batch, device)
+
+
+def last(blocks: int, net: EfficientNetLite0) -> nn.Sequential:
+    """The last `blocks` of the network's 16 blocks and its last layer, as a network of its own: `before`'s maps -> (B, 1280).
+
+    Its parameters are those of `net`, not copies. `last(k, net)(before(k, x))` is `net.features(x)`. Its norms use their
+    stored statistics, whatever `train()` asks for.
+    """
+    _input(blocks)
+    if not isinstance(net, EfficientNetLite0):
+        raise TypeError(f"expected an EfficientNetLite0, got {type(net).__name__}")
+    end = [net.conv_head, net.bn2, nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return Evaluated(*_blocks(net)[-blocks:], *end).eval()
+
+
+def _blocks(net: EfficientNetLite0) -> list[nn.Module]:
+    return [block for stage in net.blocks for block in cast(nn.Sequential, stage)]
+
+
+def _input(blocks: int) -> tuple[int, int, int]:
+    """Of the last `blocks` blocks: how many, and the channels and the stride of the map that they read."""
+    whole(1, blocks=blocks)
+    channels, stride, inputs = 32, 2, []
+    for count, _, step, _, outside in _STAGES:
+        for i in range(count):
+            inputs.append((channels, stride))
+            channels, stride = outside, stride * (step if i == 0 else 1)
+    if blocks > len(inputs):
+        raise ValueError(f"expected at most {len(inputs)} blocks, all that there are, got {blocks}")
+    return blocks, *inputs[-blocks]
+
+
+def _frozen(
+    images: Tensor,
+    features: Callable[[EfficientNetLite0, Tensor], Tensor],
+    shape: tuple[int, ...],
+    size: int,
+    how: tuple[object, ...],
+    batch: int,
+    device: torch.device | str,
+) -> Tensor:
+    """`features(net, images)`, (B, *shape), computed once: kept under a digest of the images, the weights and `how`."""
     read = ReadImages(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     if not isinstance(images, Tensor) or images.ndim != 4:
         read(images)  # it says what is expected
@@ -155,30 +231,42 @@ def pooled(
     read(images[:1])
     read.check(images)  # all of them, kept or not
     images = images.detach().cpu().float()
-    key = _key(images, size, stride, cells)
+    key = _key(images, size, *how)
     place = cache() / "efficientnet-lite0" / f"{key[:24]}.safetensors"
-    kept = _kept(place, key, (len(images), columns))
+    kept = _kept(place, key, (len(images), *shape))
     if kept is not None:
         return kept
+    layout = torch.channels_last  # a third faster on a CPU
     net = efficientnet_lite0().to(device)
+    net = net.to(memory_format=layout)  # type: ignore[call-overload]
     read = read.to(device)
     parts = []
     with torch.no_grad():
         for part in images.split(batch):
-            x = read(part.to(device))
-            if stride is None:
-                z = net.features(x)
-            else:
-                z = adaptive_avg_pool2d(net.stages(x, stride)[stride], cells).flatten(1)
-            parts.append(z.cpu())
+            x = read(part.to(device)).contiguous(memory_format=layout)
+            parts.append(features(net, x).cpu().contiguous())
     z = torch.cat(parts)
     if not bool(z.isfinite().all()):
         raise ValueError(f"the network gave no finite features on {device}; try another device")
-    with contextlib.suppress(
-        OSError
-    ):  # if the cache cannot be written, the next call encodes again
+    with contextlib.suppress(OSError):  # then the next call encodes again
         checkpoint.write(place, checkpoint.Checkpoint({"z": z}, {"key": key}))
     return z
+
+
+def seen(images: Tensor, size: int = 112, pretrained: bool = True) -> tuple[Tensor, str]:
+    """Features (B, 1280) of images (B, 1 or 3, h, w) in [0, 1], and what made them, in words.
+
+    `pooled`'s, where the weights' package is installed and `pretrained` is true; otherwise those of the same network with
+    random numbers, and the words say so. A page that reads them judges no claim on the latter.
+    """
+    if pretrained and has_efficientnet():
+        return pooled(images, size), "EfficientNet-Lite0 with ImageNet's weights"
+    with seeded(0):
+        net = EfficientNetLite0()
+    read = ReadImages(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    with torch.no_grad():
+        z = torch.cat([net.features(read(part)) for part in images.split(32)])
+    return z, "EfficientNet-Lite0 with random weights (stand-in)"
 
 
 class _Same(nn.Conv2d):
@@ -269,15 +357,15 @@ def _bytes() -> bytes:
     return data
 
 
-def _key(images: Tensor, size: int, stride: int | None, cells: int) -> str:
-    facts = (SHA256, size, stride, cells, tuple(images.shape))
+def _key(images: Tensor, size: int, *how: object) -> str:
+    facts = (SHA256, size, *how, tuple(images.shape))
     digest = hashlib.sha256(repr(facts).encode())
     for part in images.split(1024):
         digest.update(part.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _kept(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
+def _kept(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
     try:
         held = checkpoint.read(path)
         z = held.tensors["z"]
