@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from mtlib.joint import Penalty, joint
 from mtlib.norm import calibrate
 from mtlib.tasks import check_seed, functions, one_hot, one_of, positive, whole
 from mtlib.train import cosine_adam, fit
-from mtlib.transfer.averaging import barrier, interpolated
+from mtlib.transfer.averaging import added, barrier, interpolated, task_vector, ties
 
 View = Callable[[Tensor], Tensor]
 """What is done to images (B, 1, h, w) before a network reads them; the digits stay what they are."""
@@ -184,6 +186,63 @@ def merging(
 COLUMNS: dict[str, int | None] = {"all": None, "first two": 2}
 
 
+def summing(
+    net: nn.Module,
+    among: Sequence[str],
+    task: Callable[[str, int], Reading],
+    base: Callable[[int], Params],
+    own: Callable[[str, float, int], Params],
+    steps: int,
+    rates: Sequence[float],
+    scales: Sequence[float],
+    keeps: Sequence[float],
+) -> dict[str, Trial]:
+    """Ways to one network for some tasks, each a trial of `measured`, and two references: the start, and a network each.
+
+    `task(name, seed)` is a reading, `base(seed)` the network that all start from, `own(name, rate, seed)` that network trained
+    on at one task. The sum of task vectors chooses rate and scale, TIES the share that it keeps, too, and joint training, with
+    as many images of each task, its rate.
+    """
+    functions(2, task=task)
+    functions(1, base=base)
+    functions(3, own=own)
+    expect(len(among) > 1, "two tasks or more", among)
+
+    def tasks(seed: int) -> list[Reading]:
+        return [task(name, seed) for name in among]
+
+    def trial(kind: str, make: Callable[[Any, int], Params], settings: Sequence[Any]) -> Trial:
+        return merging(kind, net, tasks, lambda s, seed: [make(s, seed)] * len(among), settings)
+
+    def vectors(rate: float, seed: int) -> list[Params]:
+        return [task_vector(base(seed), own(name, rate, seed)) for name in among]
+
+    @cache
+    def one(keep: float, rate: float, seed: int) -> Params:
+        return ties(vectors(rate, seed), keep)
+
+    def summed(how: Any, seed: int) -> Params:
+        rate, scale = how
+        return added(base(seed), vectors(rate, seed), scale)
+
+    def elected(how: Any, seed: int) -> Params:
+        return added(base(seed), [one(*how[:2], seed)], how[2])
+
+    def jointly(rate: float, seed: int) -> Params:
+        return onward(net, base(seed), tasks(seed), rate, steps, 0)
+
+    def each(rate: float, seed: int) -> list[Params]:
+        return [own(name, rate, seed) for name in among]
+
+    return {
+        "not trained on": trial("baseline", lambda _, seed: base(seed), [0]),
+        "a network each": merging("baseline", net, tasks, each, rates),
+        "joint training": trial("transfer", jointly, rates),
+        "sum": trial("transfer", summed, [*product(rates, scales)]),
+        "TIES": trial("transfer", elected, [*product(keeps, rates, scales)]),
+    }
+
+
 Two = Callable[[str, str, int], tuple[Reading, Reading]]
 """`readings(source, target, seed)` -> the target's reading and the source's."""
 
@@ -191,7 +250,7 @@ Two = Callable[[str, str, int], tuple[Reading, Reading]]
 def both_ways(
     net: nn.Module, readings: Two, made: Callable[[str, str, int], tuple[Sequence[Params], float]]
 ) -> Callable[[str, str, int], Mapping[str, Tensor]]:
-    """For a `Method` of `directions`: what is read right of the "target" and the "source", the mean of "both", a "setting".
+    """For a `Method` of `directions`: accuracy on "both", what is read right of the "target" and the "source", a "setting".
 
     `made(source, target, seed)` gives networks and the number of the setting that they took. The mean of the networks'
     probabilities answers: of several, they are an ensemble.
@@ -205,7 +264,7 @@ def both_ways(
             p = torch.stack([answers(net, phi, data) for phi in networks]).mean(0)
             hits[name] = (p.argmax(1) == data.tested.y).float()
         both = torch.stack([v.mean() for v in hits.values()]).mean()
-        return {**hits, "both": both, "setting": torch.tensor(float(setting))}
+        return {"both": both, **hits, "setting": torch.tensor(float(setting))}
 
     return adapt
 
