@@ -84,6 +84,10 @@ METHODS = {
     "logistic recalibration": (ORANGES, 2),
     "share known": (ORANGES, 2),
     "learned prior": (BLUES, 2),
+    **dict.fromkeys(("a network each", "source's network"), (GREYS, 0)),
+    "not trained on": (GREYS, 1),
+    "TIES": (ORANGES, 2),
+    "sum": (ORANGES, 0),
 }
 """The beginning of a method's name -> its family's shades, and which. The longest beginning that fits decides."""
 

@@ -315,7 +315,7 @@ def along(axes: Any, found: Contest, ways: Sequence[str], shares: Sequence[float
         )
         band(axes, shares, mean, half, column, colour)
     axes.axhline(0, color=REFERENCE, linestyle="--", linewidth=1)
-    axes.set(xlabel="share λ of the second network", ylabel="accuracy, minus the first's")
+    axes.set(xlabel="share λ of the second network", ylabel="points of accuracy, minus the first")
     axes.legend()
 
 
