@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from mtlib.book.contest import TUNING_SEED
+from mtlib.book.directions import Method, directions
 from mtlib.book.merging import (
     answers,
+    between_columns,
     both_ways,
     by_digit,
     connected,
+    differences,
     merging,
     onward,
     reading,
@@ -149,3 +152,18 @@ def test_sums_of_tasks_are_those_of_the_package():
     torch.testing.assert_close(trials["a network each"].test(0.01, 0)["all"][1], own)
     assert list(trials["TIES"].settings) == [(1.0, 0.01, 0.5)]
     assert trials["not trained on"].kind == trials["a network each"].kind == "baseline"
+
+
+def test_differences_of_ways_that_did_not_run_say_so():
+    methods = {
+        k: Method(
+            "transfer",
+            lambda a, b, s, k=k: {"x": torch.tensor(len(k) + 0.0), "y": torch.tensor(s + 0.0)},
+        )
+        for k in ("one", "three")
+    }
+    found = directions("after", "none", methods, [("a", "b"), ("b", "a")], "drawn", [*methods])
+    assert differences({"gap": (found, "three", "one", "x")}) == {"gap": "200.0 ± 0.0"}
+    assert differences({"gap": (found, "five", "one", "x")}) == {"gap": "not run"}
+    assert between_columns(found, "one", "x", "y") == "300.0 ± 0.0"
+    assert between_columns(found, "five", "x", "y") == "not run"

@@ -350,3 +350,11 @@ def differences(gaps: Mapping[str, tuple[Contest, str, str, str]]) -> dict[str, 
         else "not run"
         for name, (c, one, other, column) in gaps.items()
     }
+
+
+def between_columns(found: Contest, way: str, one: str, other: str) -> str:
+    """What a way has more in one column than in another, paired by direction and seed, in points; or that it did not run."""
+    if way not in found or found.each(way, one).numel() < 2:
+        return "not run"
+    gap = widest(found.each(way, one) - found.each(way, other))
+    return f"{100 * gap.mean:.1f} ± {100 * gap.interval:.1f}"
