@@ -4023,6 +4023,14 @@ BAD |= {
         lambda: merging.merging("transfer", NET, lambda seed: [READING], lambda s: [PHI], [1]),
         "make",
     ),
+    "along: one end of a line": (
+        lambda: merging.along(None, None, ["start"], (0.0,)),
+        "two shares",
+    ),
+    "along: a way without a share": (
+        lambda: merging.along(None, None, ["start", "end"], (0.0, 0.5, 1.0)),
+        "two shares",
+    ),
     "summing: one task": (
         lambda: merging.summing(NET, ["a"], MAKE2, MAKE1, MAKE3, 1, (0.1,), (1.0,), (0.2,)),
         "two tasks",
