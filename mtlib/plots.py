@@ -91,6 +91,10 @@ METHODS = {
     "in context": (BLUES, 2),
     **dict.fromkeys(("gradient descent", "momentum"), (GREYS, 1)),
     "Adam": (GREYS, 2),
+    **dict.fromkeys(("a network each", "source's network"), (GREYS, 0)),
+    "not trained on": (GREYS, 1),
+    "TIES": (ORANGES, 2),
+    "sum": (ORANGES, 0),
 }
 """The beginning of a method's name -> its family's shades, and which. The longest beginning that fits decides."""
 

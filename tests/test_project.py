@@ -94,6 +94,7 @@ NEED_PAGES = {
     "mtlib.book.shop",
     "mtlib.book.weighing",
     "mtlib.book.tables",
+    "mtlib.book.merging",
 }
 # A room that needs one of these says so where it is absent.
 OPTIONAL = {"sentence_transformers", "transformers", "torchvision"}
