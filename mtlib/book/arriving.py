@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlib.book.contest import Contest
-from mtlib.core import expect
+from mtlib.book.directions import Direction
+from mtlib.core import Batch, Params, apply, expect
+from mtlib.norm import calibrate
+from mtlib.run.copies import evaluating
 from mtlib.tasks import check_seed, check_tensor, positive
 from mtlib.transfer.selection import check_logits
-from mtlib.transfer.test_time import alarm, changes, varieties
+from mtlib.transfer.test_time import alarm, changes, least_variety, tent, varieties
 
 ORDERS = ("mixed", "uneven", "sorted")
 """How items arrive: in random order; with classes of unequal shares, 0.6ᵏ as many of the k-th; one class after the other."""
@@ -43,8 +46,72 @@ def arrivals(y: Tensor, order: str, seed: int) -> Tensor:
     return torch.from_numpy(shuffled)
 
 
+class Frozen(NamedTuple):
+    """A trained network as it stays: what one that adapts is compared with, without a label."""
+
+    net: nn.Module
+    params: Params  # with the norms' statistics of unlabelled images of the target
+    least: float  # variety below which one window in a hundred of the source's held-out images lies
+
+
+def frozen(
+    net: nn.Module, phi: Params, seen: Tensor, own: Tensor, held: Tensor, window: int
+) -> Frozen:
+    """The network with the statistics of the target's `seen` images; `own` and `held` are the source's, seen and held out."""
+    at_home = calibrate(net, phi, [own])
+    answers = _read(net, at_home, held)
+    return Frozen(net, calibrate(net, phi, [seen]), least_variety(answers, window))
+
+
+def arriving(
+    twin: Frozen,
+    data: Batch,
+    order: str,
+    size: int,
+    rate: float,
+    seed: int,
+    window: int,
+    **how: Any,
+) -> dict[str, Tensor]:
+    """`watched` of `tent(..., rate, **how)` on the items of `data` in batches of `size` in an order, beside the frozen twin.
+
+    With `reset=True` it goes back to where it began as soon as more than a fifth of the answers of a window are not the
+    twin's.
+    """
+    positive(size=size)
+    i = arrivals(data.y, order, seed)
+    x, y = data.x[i], data.y[i]
+    before = _read(twin.net, twin.params, x)
+
+    def watch(answers: Tensor, first: int) -> bool:
+        n, most = len(answers), CHANGED[-1]
+        if n < window:
+            return False
+        last = slice(first + n - window, first + n)
+        return bool(changes(answers[-window:], before[last], window)[-1] > most)
+
+    how["watch"] = watch if how.pop("reset", False) else None
+    found = tent(twin.net, twin.params, x.split(size), rate, **how)
+    return watched(found.logits, before, y, twin.least, window)
+
+
+@torch.no_grad()
+def _read(net: nn.Module, phi: Params, x: Tensor) -> Tensor:
+    with evaluating():
+        return apply(net)(phi, x)
+
+
+def rate_for(
+    target: str, between: Sequence[Direction], found: Mapping[float, Sequence[float]]
+) -> float:
+    """The rate that is best on the directions to the other targets: `found` is rate -> its quality in each direction."""
+    others = [i for i, (_, b) in enumerate(between) if b != target]
+    expect(bool(others) and bool(found), "qualities in directions to other targets", between)
+    return max(found, key=lambda rate: float(np.mean([found[rate][i] for i in others])))
+
+
 def watched(
-    logits: Tensor, frozen: Tensor, y: Tensor, least: float, window: int
+    logits: Tensor, before: Tensor, y: Tensor, least: float, window: int
 ) -> dict[str, Tensor]:
     """Who is right, (n,) twice, and after how many items something happened, −1 for never: a run as a record keeps it.
 
@@ -52,11 +119,11 @@ def watched(
     same items. "variety": `varieties` below `least`. "entropy": the mean entropy of a window below 0.2. "changed 10" and
     "changed 20": `changes` above a tenth, above a fifth.
     """
-    a, b = check_logits(logits), check_logits(frozen)
+    a, b = check_logits(logits), check_logits(before)
     positive(window=window)
     expect(a.shape == b.shape and y.shape == a.shape[:1], "answers (n, C) twice, y (n,)", y)
-    right, before = ((v.argmax(1) == y).double() for v in (a, b))
-    behind = (before - right).unfold(0, window, 1).mean(1)
+    right, other = ((v.argmax(1) == y).double() for v in (a, b))
+    behind = (other - right).unfold(0, window, 1).mean(1)
     entropy = torch.special.entr(torch.softmax(a, 1)).sum(1).unfold(0, window, 1).mean(1)
     moved, varied = changes(a, b, window), varieties(a, window)
     told: dict[str, int | None] = {
@@ -66,7 +133,7 @@ def watched(
         **{f"changed {100 * k:.0f}": alarm(moved, window, above=k) for k in CHANGED},
     }
     items = {k: torch.tensor(-1.0 if n is None else float(n)) for k, n in told.items()}
-    return {"accuracy": right, "frozen": before, **items}
+    return {"accuracy": right, "frozen": other, **items}
 
 
 def noticed(found: Contest, column: str, among: list[str], fell: str = "fell 10") -> dict[str, Any]:

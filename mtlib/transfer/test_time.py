@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Params, expect, fixed, load, norms, require_statistics
-from mtlib.run.devices import double
 from mtlib.tasks import check_seed, functions, positive, within
 from mtlib.transfer.selection import check_logits
 
