@@ -142,6 +142,7 @@ def noticed(found: Contest, column: str, among: list[str], fell: str = "fell 10"
     In time is before the fall, or with it, on the same window. "Items ahead" is the median over those in time. An alarm
     after which no fall comes is false.
     """
+    _check_contest(found)
     at, down = (torch.cat([found.each(k, c).flatten() for k in among]) for c in (column, fell))
     falls, rang = down > 0, at > 0
     soon = falls & rang & (at <= down)
@@ -159,5 +160,10 @@ def noticed(found: Contest, column: str, among: list[str], fell: str = "fell 10"
 
 def fallen(found: Contest, methods: Mapping[str, str], fell: str = "fell 10") -> dict[str, str]:
     """Method's column -> how many of its runs fell, '7 of 30'."""
+    _check_contest(found)
     runs = {c: found.each(k, fell).flatten() for c, k in methods.items()}
     return {c: f"{int((v > 0).sum())} of {len(v)}" for c, v in runs.items()}
+
+
+def _check_contest(found: object) -> None:
+    expect(isinstance(found, Contest), "a contest of directions, as `directions` gives it", found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -56,13 +56,29 @@ def mean_entropy(logits: Tensor, below: float = math.inf) -> Tensor:
     logits: (B, C). Of all items it is TENT's {cite}`wang2021tent`. With below = 0.4 log C the unsure are left out, as EATA
     and SAR do {cite}`niu2022eata,niu2023sar`; EATA also weights what is left, and SAR takes sharpness-aware steps.
     """
-    check_logits(logits)
+    real = isinstance(logits, Tensor) and logits.ndim == 2 and logits.is_floating_point()
+    expect(real and logits.shape[1] > 1, "logits (B, C) of two classes or more", logits)
     expect(not isinstance(below, bool) and below > 0, "below > 0, in nats", below)
     log_p = torch.log_softmax(logits, -1).clamp(min=torch.finfo(logits.dtype).min)
     h = -(log_p.exp() * log_p).sum(-1)
     kept = (h.detach() < below).to(h)
     found: Tensor = (h * kept).sum() / kept.sum().clamp(min=1)
     return found
+
+
+def online(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Any],
+    loss: Callable[[Tensor], Tensor] = mean_entropy,
+) -> Iterator[Tensor]:
+    """The loop of TENT: each batch is answered as it comes; then one step lowers the loss of these answers, which it yields."""
+    for x in batches:
+        logits = net(x)
+        optimizer.zero_grad()
+        _finite(loss(logits)).backward()
+        optimizer.step()
+        yield logits.detach()
 
 
 class Online(NamedTuple):
@@ -101,22 +117,16 @@ def tent(
     start = {**unread, **phi}
     moving = {k: p for k, p in own.named_parameters() if p.requires_grad}
     own = own.to(phi[next(iter(moving))].device) if moving.keys() <= phi.keys() else own
-
-    def begin() -> torch.optim.Optimizer:
-        load(own, start)
-        return torch.optim.Adam(moving.values(), lr=rate)
-
-    optimizer, said, resets = begin(), [], []
-    for x in batches:
-        logits = own(x)
-        entropy = loss(logits)
-        expect(bool(entropy.isfinite()), "a finite loss of each batch's logits", entropy)
-        optimizer.zero_grad()
-        entropy.backward()
-        optimizer.step()
-        said.append(logits.detach())
-        if watch and watch(torch.cat(said)[sum(resets[-1:]) :], sum(resets[-1:])):
-            optimizer = begin()
+    optimizer = torch.optim.Adam(moving.values(), lr=rate)
+    load(own, start)
+    said: list[Tensor] = []
+    resets: list[int] = []
+    for logits in online(own, optimizer, batches, loss):
+        said.append(logits)
+        first = resets[-1] if resets else 0
+        if watch is not None and watch(torch.cat(said)[first:], first):
+            load(own, start)
+            optimizer.state.clear()
             resets.append(sum(map(len, said)))
     expect(bool(said), "at least one batch of inputs", batches)
     found = {k: p.detach().clone() for k, p in moving.items()}
@@ -174,6 +184,11 @@ def alarm(
     expect((below is None) != (above is None), "one bound, below= or above=", (below, above))
     over = values > above if above is not None else values < below
     return window + int(over.to(torch.uint8).argmax()) if bool(over.any()) else None
+
+
+def _finite(value: Tensor) -> Tensor:
+    expect(bool(value.isfinite()), "a finite loss of each batch's logits", value)
+    return value
 
 
 def _answers(logits: Tensor, window: int) -> Tensor:
