@@ -4037,7 +4037,15 @@ BAD |= {
         "at least a window of 10",
     ),
     "noticed: a mean for a contest": (lambda: arriving.noticed({}, "variety", ["a"]), "contest"),
-    "fallen: a mean for a contest": (lambda: arriving.fallen({}, {"a": "a"}), "contest"),
+    "beside: a mean for a contest": (lambda: arriving.beside({}, "a"), "contest"),
+    "traces: an unknown order": (
+        lambda: arriving.traces(None, Batch(ANSWERS, LABELS), "random", 4, 0.1, 0, 6),
+        "mixed",
+    ),
+    "arriving.trained: no rate": (
+        lambda: arriving.trained(NORMED, parameters(NORMED), Batch(ANSWERS, LABELS), -1.0, 3, 0),
+        "rate",
+    ),
 }
 
 OPEN = {
