@@ -139,8 +139,9 @@ def varieties(logits: Tensor, window: int) -> Tensor:
     log C where all classes are foretold equally often, 0 where one is: so a collapse shows. It also falls where the items
     themselves are of fewer classes.
     """
-    p = torch.softmax(_answers(logits, window), 1)
-    return torch.special.entr(_means(p, window)).sum(1)
+    means = _means(torch.softmax(_answers(logits, window), 1), window)
+    found: Tensor = torch.special.entr(means).sum(1)
+    return found
 
 
 def changes(logits: Tensor, frozen: Tensor, window: int) -> Tensor:
@@ -182,7 +183,7 @@ def alarm(
     right = isinstance(values, Tensor) and values.ndim == 1 and not bool(values.isnan().any())
     expect(right, "values, one for each window, none NaN", values)
     expect((below is None) != (above is None), "one bound, below= or above=", (below, above))
-    over = values > above if above is not None else values < below
+    over = values > above if below is None else values < below
     return window + int(over.to(torch.uint8).argmax()) if bool(over.any()) else None
 
 
