@@ -36,6 +36,7 @@ from mtlib.bilevel import (
     unrolled,
 )
 from mtlib.book import arriving, cold_start, generalising, pictures, sentences
+from mtlib.book import cold_start, generalising, merging, pictures, sentences
 from mtlib.book import directions as adaptation
 from mtlib.book.across import Across, Rival
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
@@ -303,6 +304,7 @@ from mtlib.tasks import (
 from mtlib.train import Diverged, Run, cosine_adam, fit, groups
 from mtlib.transfer import (
     align,
+    averaging,
     critics,
     recalibration,
     selection,
@@ -3921,6 +3923,124 @@ BAD |= {
     "ahead: a data loader": (lambda: ahead(LOADER), "stream"),
     "ahead: no workers": (lambda: ahead(STREAM, 0), "workers"),
     "ahead: a function inside a function": (lambda: ahead(lambda step: DRAW), "cannot be pickled"),
+}
+
+# averaging, and its page -------------------------------------------------------------------------
+
+AVERAGED = [{"w": torch.rand(3), "b": torch.rand(1)} for _ in range(2)]
+OTHER_SHAPE = {"w": torch.rand(4), "b": torch.rand(1)}
+DIGITS = digits.Domain(torch.rand(400, 1, 16, 16), torch.arange(400) % 10, "drawn")
+READING = merging.reading(DIGITS, held=2, tested=20, seen=40)
+MAKE1, MAKE2, MAKE3 = (lambda a: PHI), (lambda a, b: READING), (lambda a, b, c: PHI)
+BAD |= {
+    "interpolated: heads of other sizes": (
+        lambda: averaging.interpolated(AVERAGED[0], OTHER_SHAPE, 0.5),
+        "'w' of the same shape.*apart",
+    ),
+    "interpolated: a member that diverged": (
+        lambda: averaging.interpolated(
+            AVERAGED[0], {**AVERAGED[1], "w": torch.full((3,), NAN)}, 0.5
+        ),
+        "diverge",
+    ),
+    "interpolated: a share of NaN": (lambda: averaging.interpolated(*AVERAGED, NAN), "share"),
+    "interpolated: a share as a word": (lambda: averaging.interpolated(*AVERAGED, "half"), "share"),
+    "interpolated: two dtypes": (
+        lambda: averaging.interpolated(
+            AVERAGED[0], {k: v.double() for k, v in AVERAGED[1].items()}, 0.5
+        ),
+        "dtype",
+    ),
+    "interpolated: a network": (lambda: averaging.interpolated(NET, NET, 0.5), "φ"),
+    "uniform_soup: one φ": (lambda: averaging.uniform_soup(AVERAGED[0]), "list of members"),
+    "uniform_soup: no member": (lambda: averaging.uniform_soup([]), "at least one"),
+    "uniform_soup: other entries": (
+        lambda: averaging.uniform_soup([AVERAGED[0], {"w": torch.rand(3)}]),
+        "'b'.*alone",
+    ),
+    "greedy_soup: a member of another network": (
+        lambda: averaging.greedy_soup([AVERAGED[0], OTHER_SHAPE], lambda phi: 0.0),
+        "same shape",
+    ),
+    "greedy_soup: a quality of NaN": (
+        lambda: averaging.greedy_soup(AVERAGED, lambda phi: NAN),
+        "finite quality",
+    ),
+    "greedy_soup: a Score for a number": (
+        lambda: averaging.greedy_soup(AVERAGED, lambda phi: interval(torch.rand(5))),
+        "score.mean",
+    ),
+    "greedy_soup: a quality of two arguments": (
+        lambda: averaging.greedy_soup(AVERAGED, lambda net, phi: 0.0),
+        "quality",
+    ),
+    "task_vector: heads of other sizes": (
+        lambda: averaging.task_vector(AVERAGED[0], OTHER_SHAPE),
+        "same shape",
+    ),
+    "task_vector: another network": (
+        lambda: averaging.task_vector(AVERAGED[0], {"v": torch.rand(3)}),
+        "same entries",
+    ),
+    "added: one vector for a list": (
+        lambda: averaging.added(AVERAGED[0], AVERAGED[1]),
+        "list of task vectors",
+    ),
+    "added: a vector of another network": (
+        lambda: averaging.added(AVERAGED[0], [{"v": torch.rand(3)}]),
+        "another network",
+    ),
+    "added: no scale": (lambda: averaging.added(AVERAGED[0], [AVERAGED[1]], NAN), "scale"),
+    "ties: nothing to keep": (lambda: averaging.ties(AVERAGED, 0.0), "keep"),
+    "ties: percent for a share": (lambda: averaging.ties(AVERAGED, 20), "keep"),
+    "ties: vectors of two networks": (
+        lambda: averaging.ties([AVERAGED[0], OTHER_SHAPE]),
+        "same shape",
+    ),
+    "barrier: no end": (lambda: averaging.barrier([1.0, 2.0, 1.0], [0.0, 0.5, 0.9]), "the last 1"),
+    "barrier: the middle alone": (lambda: averaging.barrier([1.0], [0.5]), "three shares"),
+    "barrier: a loss of NaN": (
+        lambda: averaging.barrier([1.0, NAN, 1.0], [0.0, 0.5, 1.0]),
+        "finite losses",
+    ),
+    "reading: images for a domain": (lambda: merging.reading(DATA.items), "domain"),
+    "reading: more labels than there are": (
+        lambda: merging.reading(DIGITS, shots=500, seen=10),
+        "500|505",
+    ),
+    "onward: one reading for a list": (
+        lambda: merging.onward(NET, PHI, READING, 0.01, 1, 0),
+        "a list",
+    ),
+    "onward: no reading": (lambda: merging.onward(NET, PHI, [], 0.01, 1, 0), "at least one"),
+    "answers: a part that is not there": (
+        lambda: merging.answers(NET, PHI, READING, "train"),
+        "part",
+    ),
+    "by_digit: one network for two readings": (
+        lambda: merging.by_digit(NET, [PHI], [READING] * 2),
+        "a network for each",
+    ),
+    "merging: a setting alone": (
+        lambda: merging.merging("transfer", NET, lambda seed: [READING], lambda s: [PHI], [1]),
+        "make",
+    ),
+    "summing: one task": (
+        lambda: merging.summing(NET, ["a"], MAKE2, MAKE1, MAKE3, 1, (0.1,), (1.0,), (0.2,)),
+        "two tasks",
+    ),
+    "summing: φ for the start": (
+        lambda: merging.summing(NET, ["a", "b"], MAKE2, PHI, MAKE3, 1, (0.1,), (1.0,), (0.2,)),
+        "base",
+    ),
+    "both_ways: φ for a function": (
+        lambda: merging.both_ways(NET, MAKE3, PHI),
+        "made",
+    ),
+    "connected: a pair that is no function": (
+        lambda: merging.connected(NET, MAKE3, (PHI, PHI), (0.0, 0.5, 1.0)),
+        "pair",
+    ),
 }
 
 # still open --------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ NEED_PAGES = {
     "mtlib.book.heads",
     "mtlib.book.ways",
     "mtlib.book.weighing",
+    "mtlib.book.merging",
 }
 # A room that needs one of these says so where it is absent.
 OPTIONAL = {"sentence_transformers", "transformers", "torchvision"}

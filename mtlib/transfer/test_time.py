@@ -183,7 +183,7 @@ def alarm(
     right = isinstance(values, Tensor) and values.ndim == 1 and not bool(values.isnan().any())
     expect(right, "values, one for each window, none NaN", values)
     expect((below is None) != (above is None), "one bound, below= or above=", (below, above))
-    over = values > above if below is None else values < below
+    over = values < below if below is not None else values > (above or 0.0)
     return window + int(over.to(torch.uint8).argmax()) if bool(over.any()) else None
 
 
