@@ -35,8 +35,7 @@ from mtlib.bilevel import (
     sharpness,
     unrolled,
 )
-from mtlib.book import arriving, cold_start, generalising, pictures, sentences
-from mtlib.book import cold_start, generalising, merging, pictures, sentences
+from mtlib.book import arriving, cold_start, generalising, merging, pictures, sentences
 from mtlib.book import directions as adaptation
 from mtlib.book.across import Across, Rival
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
