@@ -4157,6 +4157,7 @@ BAD |= {
     ),
     "noticed: a mean for a contest": (lambda: arriving.noticed({}, "variety", ["a"]), "contest"),
     "beside: a mean for a contest": (lambda: arriving.beside({}, "a"), "contest"),
+    "fell: a mean for a contest": (lambda: arriving.fell({}, "a"), "contest"),
     "traces: an unknown order": (
         lambda: arriving.traces(None, Batch(ANSWERS, LABELS), "random", 4, 0.1, 0, 6),
         "mixed",

@@ -307,7 +307,9 @@ def watched(
     return {"accuracy": right, "frozen": other, **items}
 
 
-def noticed(found: Contest, column: str, among: list[str], fell: str = "fell 10") -> dict[str, Any]:
+def noticed(
+    found: Contest, column: str, among: Sequence[str], fall: str = "fell 10"
+) -> dict[str, Any]:
     """What an alarm of `watched` did over all runs of the methods `among`, as a row of a table: runs that fell, and that did not.
 
     In time is before the fall, or with it, on the same window. "Items ahead" is the median over those in time. An alarm
@@ -315,7 +317,7 @@ def noticed(found: Contest, column: str, among: list[str], fell: str = "fell 10"
     """
     _check_contest(found)
     ran = [k for k in among if k in found]
-    at, down = (torch.cat([found.each(k, c).flatten() for k in ran]) for c in (column, fell))
+    at, down = (torch.cat([found.each(k, c).flatten() for k in ran]) for c in (column, fall))
     falls, rang = down > 0, at > 0
     soon = falls & rang & (at <= down)
     ahead = (down - at)[soon]
@@ -330,6 +332,15 @@ def noticed(found: Contest, column: str, among: list[str], fell: str = "fell 10"
     }
 
 
+def fell(found: Contest, method: str) -> str:
+    """How many runs of `watched` fell by ten points, '7 of 30'."""
+    _check_contest(found)
+    if method not in found:
+        return "not run"
+    runs = found.each(method, "fell 10").flatten()
+    return f"{int((runs > 0).sum())} of {len(runs)}"
+
+
 def beside(found: Contest, method: str) -> str:
     """What a run of `watched` has more than its frozen twin, in points, and how many of its runs fell by ten: '−3.1 ± 2.0 (4)'."""
     _check_contest(found)
@@ -338,8 +349,8 @@ def beside(found: Contest, method: str) -> str:
     gap = found.each(method, "accuracy") - found.each(method, "frozen")
     score = widest(gap) if max(gap.shape) > 1 else None
     half = f" ± {100 * score.interval:.1f}" if score else ""
-    fell = int((found.each(method, "fell 10") > 0).sum())
-    return f"{100 * gap.mean().item():+.1f}{half} ({fell})".replace("-", "−")
+    many = int((found.each(method, "fell 10") > 0).sum())
+    return f"{100 * gap.mean().item():+.1f}{half} ({many})".replace("-", "−")
 
 
 def _check_contest(found: object) -> None:
