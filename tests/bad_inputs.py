@@ -4155,7 +4155,7 @@ BAD |= {
         ),
         "at least a window of 10",
     ),
-    "noticed: a mean for a contest": (lambda: arriving.noticed({}, "variety", ["a"]), "contest"),
+    "noticed: a mean for a contest": (lambda: arriving.noticed({}, "variety", ["a"], 6), "contest"),
     "beside: a mean for a contest": (lambda: arriving.beside({}, "a"), "contest"),
     "fell: a mean for a contest": (lambda: arriving.fell({}, "a"), "contest"),
     "traces: an unknown order": (

@@ -307,26 +307,31 @@ def watched(
     return {"accuracy": right, "frozen": other, **items}
 
 
-def noticed(
-    found: Contest, column: str, among: Sequence[str], fall: str = "fell 10"
-) -> dict[str, Any]:
-    """What an alarm of `watched` did over all runs of the methods `among`, as a row of a table: runs that fell, and that did not.
+def noticed(found: Contest, column: str, among: Sequence[str], window: int) -> dict[str, int | str]:
+    """What an alarm of `watched` did over all runs of the methods `among`, as a row of a table.
 
-    In time is before the fall, or with it, on the same window. "Items ahead" is the median over those in time. An alarm
-    after which no fall comes is false.
+    In time is in or before the window in which a run fell by ten points; "before 5" the same of five points, in runs that
+    fell by ten. "Items ahead" is the median in those that fell after the first window, where nothing could be earlier. An
+    alarm in a run that does not fall is false.
     """
     _check_contest(found)
+    positive(window=window)
     ran = [k for k in among if k in found]
-    at, down = (torch.cat([found.each(k, c).flatten() for k in ran]) for c in (column, fall))
+    if not ran:
+        return {"fell": "not run"}
+    at, down, five = (
+        torch.cat([found.each(k, c).flatten() for k in ran]) for c in (column, "fell 10", "fell 5")
+    )
     falls, rang = down > 0, at > 0
     soon = falls & rang & (at <= down)
-    ahead = (down - at)[soon]
+    ahead = (down - at)[soon & (down > window)]
     return {
         "fell": int(falls.sum()),
         "in time": int(soon.sum()),
+        "before 5": int((soon & (at <= five)).sum()),
         "late": int((falls & rang & ~soon).sum()),
         "missed": int((falls & ~rang).sum()),
-        "items ahead": f"{float(ahead.median()):.0f}" if len(ahead) else "",
+        "items ahead": f"{ahead.median().item():.0f}" if len(ahead) else "",
         "did not fall": int((~falls).sum()),
         "false alarms": int((~falls & rang).sum()),
     }
