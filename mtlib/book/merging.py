@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import product
+from itertools import cycle, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mtlib.book.contest import TUNING_SEED, Trial
+from mtlib.book.contest import TUNING_SEED, Contest, Trial
+from mtlib.book.directions import widest
 from mtlib.book.page import device
 from mtlib.core import Batch, Params, apply, expect, move
 from mtlib.data.digits import Domain, few, halves, redrawn
 from mtlib.joint import Penalty, joint
 from mtlib.norm import calibrate
+from mtlib.plots import COLOURS, GREYS, REFERENCE, band
 from mtlib.tasks import check_seed, functions, one_hot, one_of, positive, whole
 from mtlib.train import cosine_adam, fit
 from mtlib.transfer.averaging import added, barrier, interpolated, task_vector, ties
@@ -300,3 +302,51 @@ def connected(
         return {**{f"{s:g}": e for s, e in zip(shares, along, strict=True)}, **barriers}
 
     return adapt
+
+
+def along(axes: Any, found: Contest, ways: Sequence[str], shares: Sequence[float]) -> None:
+    """Accuracy of `ways`, which stand at the `shares` of a line, minus that of the first: target, source and both, in points."""
+    expect(len(ways) == len(shares) > 1, "a way for each of two shares or more", list(ways))
+    for colour, column in zip(COLOURS, ("target", "source", "both"), strict=False):
+        first = found.each(ways[0], column)
+        rows = [widest(found.each(k, column) - first) for k in ways[1:]]
+        mean, half = (
+            [0.0, *(100 * v for v in part)] for part in zip(*(r[:2] for r in rows), strict=True)
+        )
+        band(axes, shares, mean, half, column, colour)
+    axes.axhline(0, color=REFERENCE, linestyle="--", linewidth=1)
+    axes.set(xlabel="share λ of the second network", ylabel="accuracy, minus the first's")
+    axes.legend()
+
+
+def hills(axes: Sequence[Any], found: Contest, shares: Sequence[float]) -> None:
+    """Errors along the line of each pair that ran (left), and its barrier with both kinds of statistics (right), in points."""
+    ran = [k for k in found.ways if k in found]
+    for colour, name in zip(cycle(COLOURS), ran, strict=False):
+        errors = [100 * found.mean(name, f"{s:g}") for s in shares]
+        axes[0].plot(shares, errors, color=colour, marker=".", label=name)
+    for i, (column, label) in enumerate(
+        {"barrier": "taken anew", "averaged statistics": "averaged"}.items()
+    ):
+        places = [j + 0.4 * i for j in range(len(ran))]
+        axes[1].barh(
+            places,
+            [100 * found.mean(k, column) for k in ran],
+            0.4,
+            color=GREYS[i],
+            label=f"statistics {label}",
+        )
+    axes[0].set(xlabel="share λ of the second network", ylabel="error, %")
+    axes[1].set(yticks=range(len(ran)), yticklabels=ran, xlabel="barrier, points of error")
+    axes[0].legend()
+    axes[1].legend()
+
+
+def differences(gaps: Mapping[str, tuple[Contest, str, str, str]]) -> dict[str, str]:
+    """Name -> (contest, one way, another, column) as name -> their paired difference in points, or that they did not run."""
+    return {
+        name: c.minus(one, other, column).points().removeprefix("+")
+        if c.found["ways"] and one in c and other in c
+        else "not run"
+        for name, (c, one, other, column) in gaps.items()
+    }
