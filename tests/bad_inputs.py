@@ -35,7 +35,7 @@ from mtlib.bilevel import (
     sharpness,
     unrolled,
 )
-from mtlib.book import cold_start, generalising, merging, pictures, sentences, training
+from mtlib.book import arriving, cold_start, generalising, merging, pictures, sentences, training
 from mtlib.book import directions as adaptation
 from mtlib.book import tables as small_tables
 from mtlib.book.across import Across, Rival
@@ -317,6 +317,7 @@ from mtlib.transfer import (
     critics,
     recalibration,
     selection,
+    test_time,
     transferability,
     unseen,
     weights,
@@ -4307,6 +4308,121 @@ _OPEN: dict[str, str] = {
     """,
 }
 """By the file where it is to be mended: function, colon, and what of the table is not named there yet."""
+
+ANSWERS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+NORMED = two_halves(nn.Sequential(nn.Linear(30, 8), nn.BatchNorm1d(8)), nn.Linear(8, 5))
+BAD |= {
+    "scales: no norm": (lambda: test_time.scales(NET), "norms"),
+    "scales: parameters for the network": (lambda: test_time.scales(PHI), "network"),
+    "at_test: other statistics": (
+        lambda: test_time.at_test(NORMED, "target"),
+        r'"batch" or "stored"',
+    ),
+    "at_test: no norm": (lambda: test_time.at_test(NET), "norms"),
+    "mean_entropy: class numbers": (lambda: test_time.mean_entropy(LABELS), r"logits \(B, C\)"),
+    "mean_entropy: one class": (lambda: test_time.mean_entropy(torch.zeros(3, 1)), "two classes"),
+    "mean_entropy: nothing is below": (
+        lambda: test_time.mean_entropy(ANSWERS, below=0.0),
+        "below > 0",
+    ),
+    "tent: no batch": (lambda: test_time.tent(NORMED, parameters(NORMED), [], 0.1), "one batch"),
+    "tent: a negative rate": (
+        lambda: test_time.tent(NORMED, parameters(NORMED), [torch.zeros(4, 30)], -0.1),
+        "rate",
+    ),
+    "tent: another network's parameters": (
+        lambda: test_time.tent(NORMED, PHI, [torch.zeros(4, 30)], 0.1),
+        "parameters named|entries",
+    ),
+    "tent: no statistics to be read": (
+        lambda: test_time.tent(
+            NORMED, parameters(NORMED), [torch.zeros(4, 30)], 0.1, statistics="stored"
+        ),
+        "calibrate",
+    ),
+    "tent: NaN": (
+        lambda: test_time.tent(NORMED, parameters(NORMED), [torch.full((4, 30), NAN)], 0.1),
+        "finite loss",
+    ),
+    "tent: a loss of two arguments": (
+        lambda: test_time.tent(
+            NORMED, parameters(NORMED), [torch.zeros(4, 30)], 0.1, loss=cross_entropy
+        ),
+        "loss to be a function of 1 argument",
+    ),
+    "online: NaN": (
+        lambda: list(
+            test_time.online(
+                NORMED, torch.optim.SGD(NORMED.parameters(), lr=0.0), [torch.full((4, 30), NAN)]
+            )
+        ),
+        "finite loss",
+    ),
+    "varieties: probabilities": (
+        lambda: test_time.varieties(torch.full((12, 4), 0.25), 6),
+        "got probabilities",
+    ),
+    "varieties: a window of more than there are": (
+        lambda: test_time.varieties(ANSWERS, 13),
+        "at least a window of 13",
+    ),
+    "changes: answers to other items": (
+        lambda: test_time.changes(ANSWERS, ANSWERS[:8], 6),
+        "the same items",
+    ),
+    "changes: class numbers": (lambda: test_time.changes(ANSWERS, LABELS, 6), r"\(n, "),
+    "least_variety: no window": (lambda: test_time.least_variety(ANSWERS, 0), "window"),
+    "least_variety: percent": (
+        lambda: test_time.least_variety(ANSWERS, 6, chance=5),
+        "chance.*from 0 to 1",
+    ),
+    "alarm: no bound": (lambda: test_time.alarm(torch.zeros(3), 6), "one bound"),
+    "alarm: logits": (lambda: test_time.alarm(ANSWERS, 6, below=1.0), "one for each window"),
+    "arrivals: an unknown order": (lambda: arriving.arrivals(LABELS, "random", 0), "mixed"),
+    "arrivals: one-hot rows": (lambda: arriving.arrivals(ANSWERS, "mixed", 0), "classes y"),
+    "watched: labels of other items": (
+        lambda: arriving.watched(ANSWERS, ANSWERS, LABELS[:5], 1.0, 6),
+        r"y \(n,\)",
+    ),
+    "watched: a window of none": (
+        lambda: arriving.watched(ANSWERS, ANSWERS, LABELS, 1.0, 0),
+        "window",
+    ),
+    "rate_for: no other target": (
+        lambda: arriving.rate_for("b", [("a", "b")], {0.1: [1.0]}),
+        "other targets",
+    ),
+    "rate_for: no rate": (
+        lambda: arriving.rate_for("b", [("a", "b"), ("b", "a")], {}),
+        "other targets",
+    ),
+    "arriving: batches of none": (
+        lambda: arriving.arriving(None, Batch(ANSWERS, LABELS), "mixed", 0, 0.1, 0, 6),
+        "size",
+    ),
+    "frozen: a window of more than is held out": (
+        lambda: arriving.frozen(
+            NORMED,
+            parameters(NORMED),
+            torch.randn(9, 30),
+            torch.randn(9, 30),
+            torch.randn(9, 30),
+            10,
+        ),
+        "at least a window of 10",
+    ),
+    "noticed: a mean for a contest": (lambda: arriving.noticed({}, "variety", ["a"], 6), "contest"),
+    "beside: a mean for a contest": (lambda: arriving.beside({}, "a"), "contest"),
+    "fell: a mean for a contest": (lambda: arriving.fell({}, "a"), "contest"),
+    "traces: an unknown order": (
+        lambda: arriving.traces(None, Batch(ANSWERS, LABELS), "random", 4, 0.1, 0, 6),
+        "mixed",
+    ),
+    "arriving.trained: no rate": (
+        lambda: arriving.trained(NORMED, parameters(NORMED), Batch(ANSWERS, LABELS), -1.0, 3, 0),
+        "rate",
+    ),
+}
 
 OPEN = {
     f"{function}: {kind}": file

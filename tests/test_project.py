@@ -86,6 +86,7 @@ NEED_PAGES = {
     "mtlib.book.contest",
     "mtlib.book.pictures",
     "mtlib.book.directions",
+    "mtlib.book.arriving",
     "mtlib.book.across",
     "mtlib.book.choices",
     "mtlib.book.sentences",

@@ -26,7 +26,7 @@ def entropy(logits: Tensor) -> float:
     logits: (n, C) on the target's items. Predicting one class for everything also reaches its minimum, 0. Raises
     ValueError for another shape, numbers that are not finite, or rows that are probabilities.
     """
-    p = torch.softmax(_logits(logits), 1)
+    p = torch.softmax(check_logits(logits), 1)
     return float(torch.special.entr(p).sum(1).mean())
 
 
@@ -36,7 +36,7 @@ def information(logits: Tensor) -> float:
     logits: (n, C). Between 0 and log C, in nats: high if each prediction is confident and all together are varied. It
     assumes that the classes are about equally frequent in the target. {cite}`bridle1991unsupervised`
     """
-    p = torch.softmax(_logits(logits), 1)
+    p = torch.softmax(check_logits(logits), 1)
     of_mean = torch.special.entr(p.mean(0)).sum()
     return float(of_mean - torch.special.entr(p).sum(1).mean())
 
@@ -50,7 +50,7 @@ def temperature(logits: Tensor, y: Tensor) -> float:
     logit that the model expects is the one it gets. Raises ValueError where no T does, as all answers are right or logits
     do not follow the labels at all.
     """
-    z = _logits(logits)
+    z = check_logits(logits)
     check_tensor(y, "y")
     if z.shape[1] < 2:
         raise ValueError(f"expected logits of at least two classes, got {tuple(z.shape)}")
@@ -88,7 +88,7 @@ def class_shares(logits: Tensor, before: Tensor | None = None, steps: int = 100)
     {cite}`saerens2002adjusting`
     """
     positive(steps=steps)
-    p = torch.softmax(_logits(logits), 1)
+    p = torch.softmax(check_logits(logits), 1)
     first = torch.full_like(p[0], 1 / p.shape[1]) if before is None else double(before).to(p)
     if first.shape != p[0].shape or bool((first <= 0).any()) or abs(float(first.sum()) - 1) > 1e-6:
         raise ValueError(f"expected {p.shape[1]} shares above 0 that sum to 1, got {before}")
@@ -158,7 +158,7 @@ def dev(losses: Tensor, weights: Tensor) -> float:
     return (weighted.mean() + eta * weights.mean() - eta).item()
 
 
-def _logits(logits: Tensor) -> Tensor:
+def check_logits(logits: Tensor) -> Tensor:
     """Logits (n, C) in float64. Raises ValueError for rows that are probabilities: softmax would flatten them."""
     found = rows(logits, "logits")
     sure = torch.finfo(logits.dtype).eps if logits.is_floating_point() else 0.0
