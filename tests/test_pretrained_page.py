@@ -11,11 +11,13 @@ from sklearn.covariance import shrunk_covariance
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
+from mtlib.book import contest
 from mtlib.book import shop as module
 from mtlib.book.pictures import photographs
 from mtlib.book.results import recorded
 from mtlib.core import Batch, parameters
 from mtlib.data.grocery import groceries
+from mtlib.evaluate import answers
 from mtlib.learners.metric import centred, protonet, simpleshot, whitening
 from mtlib.models import efficientnet
 from mtlib.models.efficientnet import has_efficientnet, pooled, seen
@@ -117,12 +119,12 @@ def test_random_weights_say_so():
 
 def test_support_and_queries_come_from_different_folders(small):
     space = run_until("pretrained", "found")
-    draw, shown = space["asked"](space["test"])["5 labels"](0), space["shown"]
+    draw, shown = space["asked"](space["test"], "5 labels")(0), space["shown"]
     for part, folder in zip(draw, shown, strict=True):
         own = folder.items.float().mean((3, 4)).flatten(0, 1) / 255
         gap = (part.x["colour"].flatten(0, 1)[:, None] - own).abs().amax(-1)
         assert gap.min(1).values.max() < 1e-4, "a photograph of another folder"
-    twin = space["asked"](shown.numbered())["5 labels"](0)
+    twin = space["asked"](shown.numbered(), "5 labels")(0)
     classes = twin.query.x[..., 0].long()
     for t in range(len(classes)):
         for k in range(5):
@@ -130,7 +132,27 @@ def test_support_and_queries_come_from_different_folders(small):
 
 
 def choices(space):
-    return {k: way["setting"] for k, way in space["found"].found["ways"].items()}
+    return {
+        (n, k): way["setting"]
+        for n, c in space["found"].items()
+        for k, way in c.found["ways"].items()
+    }
+
+
+def test_settings_are_chosen_with_as_many_labels_as_are_tested_with(small, monkeypatch):
+    seen, plain = [], contest.contest
+
+    def spy(page, name, ways, validation, tests, **how):
+        seen.append((name, validation(0), *(s(0) for s in tests.values())))
+        return plain(page, name, ways, validation, tests, **how)
+
+    monkeypatch.setattr(contest, "contest", spy)
+    run_until("pretrained", "moved")
+    assert len(seen) == 6
+    for name, judged, tested in seen:
+        labels = int(name.split(", ")[1][0])
+        assert judged.support.y.shape[1] == tested.support.y.shape[1] == 5 * labels, name
+        assert judged.query.y.shape[1] == tested.query.y.shape[1] == 25
 
 
 def test_the_settings_are_chosen_without_test_labels(small, monkeypatch):
@@ -146,7 +168,7 @@ def test_the_settings_are_chosen_without_test_labels(small, monkeypatch):
 
     monkeypatch.setattr(module, "groceries", other)
     after = run_until("pretrained", "found")
-    assert choices(before) == choices(after) and len(choices(after)) == 5
+    assert choices(before) == choices(after) and len(choices(after)) == 10
     assert not torch.equal(
         before["shown"].support.items.float().mean(1), after["shown"].support.items.float().mean(1)
     )
@@ -156,14 +178,18 @@ def test_without_weights_the_page_says_so_and_judges_nothing(small, monkeypatch,
     monkeypatch.setattr(efficientnet, "has_efficientnet", lambda: False)
     space = run_until("pretrained", "found")
     assert space["shop"].made_by.endswith("random weights (stand-in)")
-    assert space["found"].data.endswith("(stand-in)") and not space["found"].kept
+    one = space["found"]["1 label"]
+    assert one.data.endswith("(stand-in)") and not one.kept
     assert "random weights" in capsys.readouterr().out
-    space["found"].judge("a claim", False)
+    one.judge("a claim", False)
     assert "not judged on stand-in data" in capsys.readouterr().out
 
 
-def held():
-    return recorded("pretrained").details["groceries"]["ways"]
+LABELS = {"1 label": 1, "5 labels": 5}
+
+
+def held(column="1 label", name="groceries"):
+    return recorded("pretrained").details[f"{name}, {column}"]["ways"]
 
 
 def by_scikit(reader, shots: int, number: int = 400) -> float:
@@ -184,18 +210,19 @@ def by_scikit(reader, shots: int, number: int = 400) -> float:
 
 
 @there
-@pytest.mark.parametrize(("column", "shots"), [("1 label", 1), ("5 labels", 5)])
+@pytest.mark.parametrize(("column", "shots"), LABELS.items())
 def test_mean_colour_by_scikit_learn(column, shots):
     colours = [d.items.double().mean((3, 4)).numpy() / 255 for d in groceries("test")]
-    runs = held()["raw inputs, mean colour"]["columns"][column]["runs"]
+    runs = held(column)["raw inputs, mean colour"]["columns"][column]["runs"]
     assert by_scikit(colours, shots) == pytest.approx(runs[0], abs=2e-3)
     assert len(runs) == 5 and np.ptp(runs) == 0, "nothing is drawn"
 
 
 @there
 @weights
+@pytest.mark.parametrize(("column", "shots"), LABELS.items())
 @pytest.mark.parametrize("name", ["class means", "SimpleShot", "whitened class means"])
-def test_frozen_features_by_scikit_learn(name):
+def test_frozen_features_by_scikit_learn(name, column, shots):
     """Features from the cache or computed anew; the closed form with scikit-learn's covariance."""
     look = lambda x: pooled(x.float() / 255, 128).double()  # noqa: E731
     z = [d.items.numpy() for d in groceries("test").map(look)]
@@ -205,30 +232,64 @@ def test_frozen_features_by_scikit_learn(name):
         if name != "SimpleShot":
             gap = train - train.mean(1, keepdims=True)
             gap = gap.reshape(-1, gap.shape[-1])
-            s = shrunk_covariance(gap.T @ gap / (len(gap) - len(train)), held()[name]["setting"])
+            shrinkage = held(column)[name]["setting"]
+            s = shrunk_covariance(gap.T @ gap / (len(gap) - len(train)), shrinkage)
             values, vectors = np.linalg.eigh(s)
             z = [v @ (vectors / values**0.5 @ vectors.T) for v in z]
         z = [v / np.linalg.norm(v, axis=-1, keepdims=True) for v in z]
-    runs = held()[name]["columns"]["1 label"]["runs"]
-    assert by_scikit(z, 1) == pytest.approx(runs[0], abs=2e-3)
+    runs = held(column)[name]["columns"][column]["runs"]
+    assert by_scikit(z, shots) == pytest.approx(runs[0], abs=2e-3)
+    if name == "SimpleShot":  # the same tasks, the first of them, where the last block is to move
+        first = held(column, "moved")["class means before"]["columns"][column]["runs"]
+        assert by_scikit(z, shots, 40) == pytest.approx(first[0], abs=2e-3)
+
+
+def best(way):
+    """What a way's best setting had on validation tasks."""
+    return max(q for q in way["tuning"].values() if q is not None)
 
 
 def test_the_record_holds_what_validation_chose():
     kept = recorded("pretrained")
     kinds = {e.method: e.kind for e in kept.entries}
     for kind, name in (("meta", kept.versus.ours), ("transfer", kept.versus.baseline)):
-        best = {
-            k: max(q for q in w["tuning"].values() if q is not None)
-            for k, w in held().items()
-            if kinds[k] == kind
-        }
-        assert name == max(best, key=best.__getitem__)
+        judged = {k: best(w) for k, w in held().items() if kinds[k] == kind}
+        assert name == max(judged, key=judged.__getitem__)
+    for column in LABELS:  # nor would one of the ways that only the record has be chosen
+        slow = max(best(w) for w in held(column, "slow").values())
+        assert slow < best(held(column)["ProtoNet head"])
     assert kept.versus.unit in ("seeds", "classes") and kept.versus.n in (5, 23)
     assert kept.data.endswith("(real)") and len(kept.entries) == 8
 
 
-def test_both_heads_had_the_same_chances():
-    tables = [list(held()[k]["tuning"]) for k in ("joint head", "ProtoNet head")]
+@pytest.mark.parametrize("column", LABELS)
+@pytest.mark.parametrize("name", ["groceries", "slow", "moved"])
+def test_no_edge_is_unnoticed(name, column):
+    for called, way in held(column, name).items():
+        tried = {float(s): q for s, q in way["tuning"].items() if s != "as it is"}
+        if tried:
+            assert len(tried) >= 4, called
+            assert tried[float(way["setting"])] == best(way), called
+            assert way["edge"] == (way["setting"] in (min(tried), max(tried))), called
+
+
+@pytest.mark.parametrize("column", LABELS)
+def test_both_heads_had_the_same_chances(column):
+    tables = [list(held(column)[k]["tuning"]) for k in ("joint head", "ProtoNet head")]
     assert tables[0] == tables[1] and len(tables[0]) >= 4
-    runs = [held()[k]["columns"]["1 label"]["runs"] for k in ("joint head", "ProtoNet head")]
-    assert all(len(r) == 5 and np.ptp(r) > 0 for r in runs)
+    ways = [held(column)[k]["columns"][column] for k in ("joint head", "ProtoNet head")]
+    assert all(len(w["runs"]) == 5 and np.ptp(w["runs"]) > 0 for w in ways)
+
+
+@weights
+def test_the_last_block_begins_where_the_frozen_features_are_and_practice_moves_it():
+    own = module.Shop({p: module.few(p, 6, 11) for p in module.PARTS}, 32, 16, 2, 5, 8)
+    draw = dict(ways=5, shots=1, queries=5, tasks=2, seed=0)
+    before, theta = own.practising_last(["as it is"], steps=0).train("as it is", 0, 1)
+    frozen = own.still("level", lambda net, how: simpleshot(net)).train("as it is", 0, 1)
+    a = answers(before, theta, own.inputs["test"].draw(**draw)(0))
+    b = answers(*frozen, own.data["test"].draw(**draw)(0))
+    assert torch.allclose(a, b, atol=1e-4)
+    _, moved = own.practising_last([1e-4], steps=2).train(1e-4, 0, 1)
+    still = {k for k, v in moved.items() if torch.equal(v, theta[k])}
+    assert still == {k for k in theta if "running" in k}, "the norms' statistics alone stay"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -214,6 +214,7 @@ class Shop:
     def from_scratch(self, settings: Sequence[float], steps: int, filters: int) -> Way:
         """ProtoNet of four convolutions on the small copies: practice alone, `steps` episodes of five ways."""
 
+        @cache
         def train(setting: float, seed: int, share: int) -> tuple[Learner, Params]:
             net = conv4(5, 3, filters, self.small, "batch", seed=seed)
             learner, own = protonet(net), self.only("small")
@@ -227,9 +228,33 @@ class Shop:
 
         return Way("meta", train, settings)
 
-    def inputs(self, part: str) -> Folders:
-        """What the backbone's last block reads of each photograph; kept, as the features are."""
-        return self.photos[part].map(lambda x: before(1, x.float() / 255, self.size))
+    @cached_property
+    def inputs(self) -> dict[str, Folders]:
+        """Part -> what the backbone's last block reads of each photograph; kept, as the features are."""
+        look = partial(before, 1, size=self.size)
+        return {part: self.photos[part].map(lambda x: look(x.float() / 255)) for part in PARTS}
+
+    def _end(self) -> nn.Module:
+        return two_halves(last(1, efficientnet_lite0()), nn.Linear(self.width, 5)).to(device())
+
+    def practising_last(self, settings: Sequence[float], steps: int) -> Way:
+        """SimpleShot on `inputs` after `steps` episodes of five ways that moved the last block; no steps, where it is.
+
+        Centred on the training photographs' frozen features; the centre moves with the block.
+        """
+
+        @cache
+        def train(setting: float, seed: int, share: int) -> tuple[Learner, Params]:
+            learner = simpleshot(self._end())
+            phi = {**learner.init(), "centre.mean": self.z["train"].mixed().items.mean((0, 1))}
+            phi = move(phi, device())
+            if not steps:
+                return learner, phi
+            drawn = self.inputs["train"].draw(ways=5, shots=5, queries=5, tasks=1, seed=seed)
+            objective = bilevel(learner, _sharp(10.0))
+            return learner, _fitted(objective, phi, drawn, setting, steps // share)
+
+        return Way("meta" if steps else "transfer", train, settings, drawn=steps > 0)
 
     def moving(
         self, tune: Callable[[nn.Module, float], Learner] | None, settings: Sequence[Any]
@@ -237,7 +262,7 @@ class Shop:
         """The probe's head on `inputs`, and from there `tune(network, rate)`, which moves the last block, too."""
 
         def train(setting: Any, seed: int, share: int) -> tuple[Learner, Params]:
-            net = two_halves(last(1, efficientnet_lite0()), nn.Linear(self.width, 5)).to(device())
+            net = self._end()
             probe = linear_probe(net, strength=1.0)
             if tune is None:
                 return probe, probe.init()
