@@ -41,8 +41,10 @@ def test_the_catalogue_has_every_learner():
     learners = {name for room, name in found if room not in ELSEWHERE}
     missing = {name for name in learners if not re.search(rf"\b{name}\b", code)}
     # as_is is joint training without adaptation; lp_ft, a solver and a loop for each task, is measured in `adapting`,
-    # and R2-D2 whole, ALPaCA and the steps of ANIL as one solution in `closed_form`
+    # and R2-D2 whole, ALPaCA and the steps of ANIL as one solution in `closed_form`; optimizers as learners in `problems`,
+    # and the transformer in `in_context`
     elsewhere = {"as_is", "lp_ft", "r2d2", "alpaca", "anil_at_once"}
+    elsewhere |= {"learned_optimizer", "one_rate", "in_context"}
     assert missing == elsewhere, "no line for these"
 
 
