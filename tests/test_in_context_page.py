@@ -71,14 +71,14 @@ def test_all_learners_see_x_in_the_same_sines(page):
 def test_the_record_has_the_exact_errors():
     """Of 200 curves from three points, and of 200 linear tasks, each by numpy alone."""
     details = recorded("in_context").details
-    draw = noisy_sinusoids(3, 50, 200, seed=1002, noise=0.3)(0)
+    draw = noisy_sinusoids(3, 50, 200, seed=3002, noise=0.3)(0)
     (x, y), (xq, yq) = ([v[..., 0].double().numpy() for v in part] for part in draw)
     errors = [
         ((by_sums(*task[:3], 0.3) - task[3]) ** 2).mean() for task in zip(x, y, xq, yq, strict=True)
     ]
     held = details["curves"]["ways"]["exact answer"]["columns"]["3"]["runs"][0]
     assert abs(np.mean(errors) - held) < 2e-3
-    draw = planes(10, 50, 200, seed=1002, dims=5, noise=0.5)(0)
+    draw = planes(10, 50, 200, seed=3002, dims=5, noise=0.5)(0)
     (x, y), (xq, yq) = ([v.double().numpy() for v in part] for part in draw)
     stacked = np.concatenate([x, np.tile(np.sqrt(5) * 0.5 * np.eye(5), (200, 1, 1))], 1)
     targets = np.concatenate([y, np.zeros((200, 5, 1))], 1)
