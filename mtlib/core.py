@@ -237,6 +237,7 @@ def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
             f"y is {tuple(y.shape)}. Does the head have one output for each class, and is y one-hot, `mtlib.tasks.one_hot(y, ways)`, or (N, 1)?"
         )
     expect(not isinstance(loss, type), "a loss(prediction, y), not yet its class", loss)
+    check_softmax(loss, y)
     if y.dtype != prediction.dtype and y.is_floating_point() and prediction.is_floating_point():
         wide = torch.promote_types(prediction.dtype, torch.float32)  # half precision is coarse
         prediction, y = prediction.to(wide), y.to(wide)
@@ -255,6 +256,17 @@ def expect(right: bool, what: str, found: Any) -> None:
 def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
     """One prediction per target; where the loss says `loss.columns = 2`, two (a mean and a scale): (N, 2W) for (N, W)."""
     return prediction.shape == (*y.shape[:-1], getattr(loss, "columns", 1) * y.shape[-1])
+
+
+def check_softmax(loss: Loss, y: Tensor) -> None:
+    """Raise ValueError where torch's cross-entropy is to judge one column: its softmax is 1, and the loss 0, whatever is predicted."""
+    own = getattr(loss, "func", loss)  # of a `partial`
+    softmax = own is nn.functional.cross_entropy or isinstance(own, nn.CrossEntropyLoss)
+    if softmax and y.shape[-1] == 1:
+        raise ValueError(
+            f"expected a column for each class, got one, {tuple(y.shape)}: the cross-entropy of one column is 0 whatever is "
+            "predicted. Give `mtlib.tasks.one_hot(y, 2)` and a network of two outputs, or `mse_loss` for real targets"
+        )
 
 
 def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:

@@ -12,7 +12,18 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from mtlib.core import Episode, Learner, Params, Steps, Stream, fits, move, over, take
+from mtlib.core import (
+    Episode,
+    Learner,
+    Params,
+    Steps,
+    Stream,
+    check_softmax,
+    fits,
+    move,
+    over,
+    take,
+)
 from mtlib.metrics import OF_CLASSES, Metric, accuracy, auroc, is_one_hot
 from mtlib.metrics import macro_f1 as macro_f1
 from mtlib.objective import Batched, in_chunks
@@ -163,6 +174,7 @@ class _Scored:
                 f"has {prediction.shape[-1]} outputs. `start(learner, trained)` gives a learner of the right width, "
                 "`mtlib.tasks.one_hot(y, ways)` rows of class numbers."
             )
+        check_softmax(self.metric, y)
         if y.dtype != prediction.dtype and y.is_floating_point():
             wide = torch.promote_types(prediction.dtype, torch.float32)
             prediction, y = prediction.to(wide), y.to(wide)  # as `mtlib.core.risk` does

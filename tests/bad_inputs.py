@@ -1879,7 +1879,11 @@ BAD |= {
     "in_context: a word for the classes": (lambda: in_context(NET, "two"), "ways"),
     "in_context: more classes than it has": (
         lambda: gives(NET, make=lambda net: in_context(net, 2)),
-        "at most ways = 2",
+        "2 to ways = 2",
+    ),
+    "in_context: real targets for classes": (
+        lambda: gives(NET, Batch(SUPPORT.x, SUPPORT.y[:, :1]), lambda net: in_context(net, 3)),
+        "ways=None",
     ),
     "in_context: class numbers": (
         lambda: gives(NET, Batch(SUPPORT.x, LABELS), lambda net: in_context(net, 3)),
@@ -3391,6 +3395,24 @@ BAD |= {
     "discriminative: a factor of NaN": (lambda: discriminative(NET, 0.1, NAN), "factor"),
     "discriminative: an infinite factor": (lambda: discriminative(NET, 0.1, INF), "factor"),
     "gradual: half a step": (lambda: gradual(NET, 0.1, 2.5), "every"),
+    "risk: cross-entropy of one column": (
+        lambda: risk(cross_entropy, torch.randn(3, 1), torch.randn(3, 1)),
+        "0 whatever is predicted",
+    ),
+    "risk: cross-entropy of one column, smoothed": (
+        lambda: risk(nn.CrossEntropyLoss(label_smoothing=0.1), torch.randn(3, 1), torch.ones(3, 1)),
+        "a column for each class",
+    ),
+    "evaluate: cross-entropy of one column": (
+        lambda: evaluate(
+            protonet(mlp(3, (4,), 1, seed=0)),
+            parameters(mlp(3, (4,), 1, seed=0)),
+            lambda step: Episode(*[Batch(torch.randn(2, 5, 3), torch.randn(2, 5, 1))] * 2),
+            2,
+            cross_entropy,
+        ),
+        "a column for each class",
+    ),
     "risk: no rows": (lambda: risk(mse_loss, torch.zeros(0, 3), torch.zeros(0, 3)), "one row"),
     "risk: a loss that gives a float": (
         lambda: risk(lambda p, y: 0.5, torch.zeros(4, 3), torch.zeros(4, 3)),
@@ -4396,8 +4418,8 @@ BAD |= {
         lambda: arriving.rate_for("b", [("a", "b"), ("b", "a")], {}),
         "other targets",
     ),
-    "arriving: batches of none": (
-        lambda: arriving.arriving(None, Batch(ANSWERS, LABELS), "mixed", 0, 0.1, 0, 6),
+    "streamed: batches of none": (
+        lambda: arriving.streamed(None, Batch(ANSWERS, LABELS), ("mixed", 0, 0.1, {}), 0, 6),
         "size",
     ),
     "frozen: a window of more than is held out": (
@@ -4414,9 +4436,13 @@ BAD |= {
     "noticed: a mean for a contest": (lambda: arriving.noticed({}, "variety", ["a"], 6), "contest"),
     "beside: a mean for a contest": (lambda: arriving.beside({}, "a"), "contest"),
     "fell: a mean for a contest": (lambda: arriving.fell({}, "a"), "contest"),
-    "traces: an unknown order": (
-        lambda: arriving.traces(None, Batch(ANSWERS, LABELS), "random", 4, 0.1, 0, 6),
+    "streamed: an unknown order": (
+        lambda: arriving.streamed(None, Batch(ANSWERS, LABELS), ("random", 4, 0.1, {}), 0, 6),
         "mixed",
+    ),
+    "traces: a window of more than came": (
+        lambda: arriving.traces(ANSWERS, ANSWERS, LABELS, len(LABELS) + 1),
+        "window",
     ),
     "arriving.trained: no rate": (
         lambda: arriving.trained(NORMED, parameters(NORMED), Batch(ANSWERS, LABELS), -1.0, 3, 0),

@@ -66,3 +66,13 @@ def _no_figure_left():
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The figures that are shown, open until the test ends."""
+    import matplotlib.pyplot as plt
+
+    found = []
+    monkeypatch.setattr(plt, "show", lambda: found.append(plt.gcf()))
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -41,15 +40,6 @@ from mtlib.plots import (
 from mtlib.train import Run
 
 mpl.use("Agg")
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """The figures that are shown, open until the test ends."""
-    found = []
-    monkeypatch.setattr(plt, "show", lambda: found.append(plt.gcf()))
-    yield found
-    plt.close("all")
 
 
 def score(mean):

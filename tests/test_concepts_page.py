@@ -7,7 +7,6 @@ import math
 import re
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -22,15 +21,6 @@ from mtlib.core import Batch, Episode
 from mtlib.tasks import ClassSet, episodes, one_hot
 
 mpl.use("Agg")
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """The figures that are shown, open until the test ends."""
-    found = []
-    monkeypatch.setattr(plt, "show", lambda: found.append(plt.gcf()))
-    yield found
-    plt.close("all")
 
 
 # The figures ------------------------------------------------------------------------------------

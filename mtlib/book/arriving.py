@@ -163,27 +163,8 @@ def frozen(
     return Frozen(net, calibrate(net, phi, [seen]), least_variety(answers, window))
 
 
-def arriving(
-    twin: Frozen,
-    data: Batch,
-    order: str,
-    size: int,
-    rate: float,
-    seed: int,
-    window: int,
-    **how: Any,
-) -> dict[str, Tensor]:
-    """`watched` of `tent(..., rate, **how)` on the items of `data` in batches of `size` in an order, beside the frozen twin.
-
-    With `reset=True` it goes back to where it began as soon as more than a fifth of the answers of a window are not the
-    twin's.
-    """
-    found = _streamed(twin, data, order, size, rate, seed, window, **how)
-    return watched(*found, twin.least, window)
-
-
 Setting = tuple[str, int, float, Mapping[str, Any]]
-"""The order, the size of a batch, the rate, and what else `arriving` takes."""
+"""The order, the size of a batch, the rate, and what else `tent` takes, or `reset=True` (`streamed`)."""
 
 
 def streams(
@@ -192,11 +173,11 @@ def streams(
     held: Mapping[str, tuple[Batch, Batch]],
     window: int,
 ) -> dict[str, Method]:
-    """`arriving` on each target's test images, a method for each setting; `twin(source, target, seed)` is the frozen one."""
+    """What was `watched` on each target's test images, a method for each setting; `twin(source, target, seed)` is the frozen one."""
 
     def run(setting: Setting, a: str, b: str, seed: int) -> dict[str, Tensor]:
-        order, size, rate, how = setting
-        return arriving(twin(a, b, seed), held[b][1], order, size, rate, seed, window, **how)
+        still = twin(a, b, seed)
+        return watched(*streamed(still, held[b][1], setting, seed, window), still.least, window)
 
     return {k: Method("transfer", partial(run, v)) for k, v in settings.items()}
 
@@ -215,40 +196,25 @@ def draw_traces(ax: Any, curves: Mapping[str, Tensor], window: int, classes: int
         ax.plot(x, curves[name] / most, color=colour, linestyle=line, label=label)
 
 
-def traces(
-    twin: Frozen,
-    data: Batch,
-    order: str,
-    size: int,
-    rate: float,
-    seed: int,
-    window: int,
-    **how: Any,
-) -> dict[str, Tensor]:
-    """The same run as curves over its windows: the two accuracies, `varieties` and `changes`, each (n − window + 1,)."""
-    logits, before, y = _streamed(twin, data, order, size, rate, seed, window, **how)
+def traces(logits: Tensor, before: Tensor, y: Tensor, window: int) -> dict[str, Tensor]:
+    """What `streamed` gave as curves over its windows: the two accuracies, `varieties` and `changes`, each (n − window + 1,)."""
+    seen = {"variety": varieties(logits, window), "changed": changes(logits, before, window)}
     right, other = (
         (v.argmax(1) == y).double().unfold(0, window, 1).mean(1) for v in (logits, before)
     )
-    return {
-        "adapting": right,
-        "frozen twin": other,
-        "variety": varieties(logits, window),
-        "changed": changes(logits, before, window),
-    }
+    return {"adapting": right, "frozen twin": other, **seen}
 
 
-def _streamed(
-    twin: Frozen,
-    data: Batch,
-    order: str,
-    size: int,
-    rate: float,
-    seed: int,
-    window: int,
-    **how: Any,
+def streamed(
+    twin: Frozen, data: Batch, setting: Setting, seed: int, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Answers of the network that adapts and of its twin, and the classes, in the order of arrival."""
+    """The items of `data` as they come, by `tent` beside the frozen twin: both networks' answers (n, C), and the classes (n,).
+
+    With `reset=True` it goes back to where it began as soon as more than a fifth of the answers of a window are not the
+    twin's.
+    """
+    order, size, rate, rest = setting
+    how = dict(rest)
     positive(size=size)
     i = arrivals(data.y, order, seed)
     x, y = data.x[i], data.y[i]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mtlib.data.download import Remote, Unreachable, contents, digest_of, fetch
+from mtlib.data.download import Remote, Unreachable, check_content, contents, digest_of, fetch
 from mtlib.data.parsing import number, parsing
 from mtlib.data.scenes import Photographs, scenes
 
@@ -28,9 +28,7 @@ def content_digest(path: Path) -> str:
 
 def check(path: Path) -> None:
     """Raises ValueError unless the archive at `path` holds exactly the photographs, annotations and lists of BCCD."""
-    digest = content_digest(path)
-    if digest != CONTENT:
-        raise ValueError(f"its content digest is {digest}, expected {CONTENT}")
+    check_content(sorted(_files(path).items()), CONTENT)
 
 
 ARCHIVE = Remote(

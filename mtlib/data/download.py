@@ -386,6 +386,13 @@ def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
     return total.hexdigest()
 
 
+def check_content(files: Iterable[tuple[str, bytes]], content: str) -> None:
+    """Raises ValueError unless `content` is the `digest_of` the files: the same files, however they were zipped."""
+    digest = digest_of(files)
+    if digest != content:
+        raise ValueError(f"its content digest is {digest}, expected {content}")
+
+
 @contextlib.contextmanager
 def _unharmed(path: Path) -> Iterator[None]:
     """Whatever goes wrong with an archive in the block is a ValueError that says so."""

@@ -22,8 +22,8 @@ from mtlib.data.download import (
     Remote,
     Unreachable,
     cache,
+    check_content,
     contents,
-    digest_of,
     fetch,
     in_data_folder,
 )
@@ -46,9 +46,7 @@ STAND_IN = {"train": (0, 37), "val": (37, 14), "test": (51, 23)}
 
 def check(path: Path) -> None:
     """Raises ValueError unless the archive at `path` holds exactly the photographs of this data set."""
-    digest = digest_of(contents(path, ".jpg"))
-    if digest != CONTENT:
-        raise ValueError(f"its content digest is {digest}, expected {CONTENT}")
+    check_content(contents(path, ".jpg"), CONTENT)
 
 
 ARCHIVE = Remote(

@@ -106,7 +106,7 @@ def in_context(
     `mtlib.tasks.episodes` does, and an answer hardly depends on it; a mean over permuted columns removes the rest.
 
     Inputs of varying width are filled up with zeros to the D of the network. The network's head is not used. Raises ValueError
-    like `cnp`, unless `heads` divides `hidden`, and where y has more than `ways` columns.
+    like `cnp`, unless `heads` divides `hidden`, and where y has one column or more than `ways`: a single logit would have no loss.
     {cite}`nguyen2022tnp,muller2022pfn`
     """
     z, d = features(net), _width(net, hidden, floor)
@@ -251,9 +251,10 @@ def readings(y: Tensor, ways: int | None) -> Tensor:
     """What a transformer reads beside the items: each target by itself, (W, N, 1), or all classes at once, (1, N, ways)."""
     if ways is None:
         return y.mT[..., None]
-    if y.shape[1] > ways:
+    if not 2 <= y.shape[1] <= ways:
         raise ValueError(
-            f"expected one-hot labels of at most ways = {ways} classes, got {tuple(y.shape)}: in_context(net, ways=...)"
+            f"expected one-hot labels (N, W) of 2 to ways = {ways} classes, got {tuple(y.shape)}. For more classes give "
+            "`in_context` more ways; for real targets give it none, ways=None"
         )
     return pad(y, (0, ways - y.shape[1]))[None]
 
