@@ -201,9 +201,8 @@ def load(net: nn.Module, params: Params) -> nn.Module:
             f"expected entries of {type(net).__name__} alone; {left[:5]} have no place in it. Multiply LoRA's out with "
             "`mtlib.learners.lora.merged`; load(net, net_state(net, params)) leaves behind what a method added."
         )
-    for k, v in params.items():
-        shape = here[k].shape if k in here else v.shape
-        expect(v.shape == shape, f"{k} of shape {tuple(shape)}", v)
+    for k in params.keys() & here.keys():
+        expect(params[k].shape == here[k].shape, f"{k} of shape {tuple(here[k].shape)}", params[k])
     for k in params.keys() & here.keys():
         here[k].data.copy_(params[k])
     for k in params.keys() - here:  # a norm's place for statistics, empty until now
@@ -213,19 +212,17 @@ def load(net: nn.Module, params: Params) -> nn.Module:
 
 def require(theta: Params, names: Iterable[str]) -> None:
     """Raise ValueError where `theta` lacks one of the names."""
-    if missing := [k for k in names if k not in theta]:
-        raise ValueError(
-            f"expected parameters named {missing[:5]}; got {list(theta)[:5]}. Another network's? `start(learner, trained)` carries them over."
-        )
+    missing = [k for k in names if k not in theta]
+    other = "another network's? `start(learner, trained)` carries them over"
+    expect(not missing, f"parameters named {missing[:5]} ({other})", list(theta)[:5])
 
 
 def require_statistics(theta: Params, wanted: dict[str, nn.Module]) -> None:
     """Raise ValueError where `theta` lacks a running statistic of one of these norms."""
     if missing := [k for k in wanted if k not in theta]:
         raise ValueError(
-            f"expected {missing[0]}, of the norm {type(wanted[missing[0]]).__name__}: parameters trained with a norm in "
-            "training mode have none, and those in the network are not theirs. `mtlib.norm.calibrate(net, params, batches)` "
-            "computes them; for a norm that keeps its own, call net.eval() before `parameters(net)`."
+            f"expected {missing[0]}, of the norm {type(wanted[missing[0]]).__name__}: a norm that trained in training mode has none. "
+            "`mtlib.norm.calibrate(net, params, batches)` computes them; for a norm that keeps its own, call net.eval() before `parameters(net)`."
         )
 
 
@@ -233,11 +230,10 @@ def risk(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
     """loss(ŷ, y), once the two are known to fit (torch would broadcast, or fail far from here), y in the dtype of ŷ."""
     if not fits(loss, prediction, y) or 0 in y.shape:
         raise ValueError(
-            f"expected predictions and targets of one shape (N, W), at least one row; the learner predicts {tuple(prediction.shape)}, "
-            f"y is {tuple(y.shape)}. Does the head have one output for each class, and is y one-hot, `mtlib.tasks.one_hot(y, ways)`, or (N, 1)?"
+            f"expected predictions and targets of one shape (N, W), at least one row, W ≥ 2 for cross-entropy; the learner predicts {tuple(prediction.shape)}, y is "
+            f"{tuple(y.shape)}. Does the head have one output for each class, and is y one-hot, `mtlib.tasks.one_hot(y, ways)`, or (N, 1)?"
         )
     expect(not isinstance(loss, type), "a loss(prediction, y), not yet its class", loss)
-    check_softmax(loss, y)
     if y.dtype != prediction.dtype and y.is_floating_point() and prediction.is_floating_point():
         wide = torch.promote_types(prediction.dtype, torch.float32)  # half precision is coarse
         prediction, y = prediction.to(wide), y.to(wide)
@@ -254,19 +250,11 @@ def expect(right: bool, what: str, found: Any) -> None:
 
 
 def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
-    """One prediction per target; where the loss says `loss.columns = 2`, two (a mean and a scale): (N, 2W) for (N, W)."""
-    return prediction.shape == (*y.shape[:-1], getattr(loss, "columns", 1) * y.shape[-1])
-
-
-def check_softmax(loss: Loss, y: Tensor) -> None:
-    """Raise ValueError where torch's cross-entropy is to judge one column: its softmax is 1, and the loss 0, whatever is predicted."""
+    """A prediction per target, or `loss.columns` = 2 of them, (N, 2W) for (N, W); no softmax of one column, whose loss is 0."""
     own = getattr(loss, "func", loss)  # of a `partial`
     softmax = own is nn.functional.cross_entropy or isinstance(own, nn.CrossEntropyLoss)
-    if softmax and y.shape[-1] == 1:
-        raise ValueError(
-            f"expected a column for each class, got one, {tuple(y.shape)}: the cross-entropy of one column is 0 whatever is "
-            "predicted. Give `mtlib.tasks.one_hot(y, 2)` and a network of two outputs, or `mse_loss` for real targets"
-        )
+    width = getattr(loss, "columns", 1) * y.shape[-1]
+    return prediction.shape == (*y.shape[:-1], width) and y.shape[-1] > softmax
 
 
 def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:

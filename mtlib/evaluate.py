@@ -18,7 +18,6 @@ from mtlib.core import (
     Params,
     Steps,
     Stream,
-    check_softmax,
     fits,
     move,
     over,
@@ -170,11 +169,10 @@ class _Scored:
         prediction, y = self.learner.predict(theta, episode.query.x), episode.query.y
         if not fits(self.metric, prediction, y):
             raise ValueError(
-                f"expected predictions of the targets' shape {tuple(y.shape)}, got {tuple(prediction.shape)}: the head "
-                f"has {prediction.shape[-1]} outputs. `start(learner, trained)` gives a learner of the right width, "
+                f"expected predictions of the targets' shape {tuple(y.shape)}, W ≥ 2 for cross-entropy; got {tuple(prediction.shape)}: "
+                f"the head has {prediction.shape[-1]} outputs. `start(learner, trained)` gives a learner of the right width, "
                 "`mtlib.tasks.one_hot(y, ways)` rows of class numbers."
             )
-        check_softmax(self.metric, y)
         if y.dtype != prediction.dtype and y.is_floating_point():
             wide = torch.promote_types(prediction.dtype, torch.float32)
             prediction, y = prediction.to(wide), y.to(wide)  # as `mtlib.core.risk` does

@@ -3397,11 +3397,11 @@ BAD |= {
     "gradual: half a step": (lambda: gradual(NET, 0.1, 2.5), "every"),
     "risk: cross-entropy of one column": (
         lambda: risk(cross_entropy, torch.randn(3, 1), torch.randn(3, 1)),
-        "0 whatever is predicted",
+        "W ≥ 2 for cross-entropy",
     ),
     "risk: cross-entropy of one column, smoothed": (
         lambda: risk(nn.CrossEntropyLoss(label_smoothing=0.1), torch.randn(3, 1), torch.ones(3, 1)),
-        "a column for each class",
+        "W ≥ 2 for cross-entropy",
     ),
     "evaluate: cross-entropy of one column": (
         lambda: evaluate(
@@ -3411,7 +3411,7 @@ BAD |= {
             2,
             cross_entropy,
         ),
-        "a column for each class",
+        "W ≥ 2 for cross-entropy",
     ),
     "risk: no rows": (lambda: risk(mse_loss, torch.zeros(0, 3), torch.zeros(0, 3)), "one row"),
     "risk: a loss that gives a float": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 from hypothesis import settings
 from pages import at_small_scale
 
@@ -58,6 +59,15 @@ def _fast(request, monkeypatch):
     """Tests of the fast paths themselves, marked `fast`, keep them where MTLIB_PLAIN=1 runs the rest without."""
     if request.node.get_closest_marker("fast"):
         monkeypatch.delenv("MTLIB_PLAIN", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _gradients_left_on():
+    """A test that leaves gradients off would make another one fail, far from here."""
+    yield
+    on = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    torch.set_grad_enabled(True)
+    assert on, "this test left torch's gradients off"
 
 
 @pytest.fixture(autouse=True)
