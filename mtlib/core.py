@@ -254,7 +254,7 @@ def fits(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
     own = getattr(loss, "func", loss)  # of a `partial`
     softmax = own is nn.functional.cross_entropy or isinstance(own, nn.CrossEntropyLoss)
     width = getattr(loss, "columns", 1) * y.shape[-1]
-    return prediction.shape == (*y.shape[:-1], width) and y.shape[-1] > softmax
+    return prediction.shape == (*y.shape[:-1], width) and y.shape[-1] > int(softmax)
 
 
 def reference(loss: Callable[[Params], Tensor], theta: Params) -> Params:
