@@ -69,6 +69,7 @@ def reader(ways: int) -> tuple[Any, Any, str]:
 
     Without the library transformers it is a `Stand`, which is called in the same way.
     """
+    positive(ways=ways)
     words = [*ACTS, *THINGS, *OTHERS]
     try:
         return *small_bert(words, ways), "a small BERT of transformers, not pretrained"
