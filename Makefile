@@ -45,8 +45,8 @@ book: $(READY)  ## the book at its full scale -> _build/html/index.html
 	  rm -rf _build/.jupyter_cache _build/.doctrees; echo "$$now" > $(STAMP); \
 	fi
 	MTLIB_SCALE=$(SCALE) $(BIN)/python tools/execute.py --jobs $(JOBS)
-	@# The front page shows numbers of other pages, so it is read anew each time.
-	@rm -f _build/.doctrees/book/index.doctree
+	@# These two show numbers of other pages, so they are read anew each time.
+	@rm -f _build/.doctrees/book/{index,faq}.doctree
 	@# Sphinx warns of a page only when it reads it: after a failure, let it read all again.
 	MTLIB_SCALE=$(SCALE) $(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
 

@@ -35,7 +35,16 @@ from mtlib.bilevel import (
     sharpness,
     unrolled,
 )
-from mtlib.book import arriving, cold_start, generalising, merging, pictures, sentences, training
+from mtlib.book import (
+    arriving,
+    cold_start,
+    generalising,
+    merging,
+    pictures,
+    sentences,
+    training,
+    yours,
+)
 from mtlib.book import directions as adaptation
 from mtlib.book import tables as small_tables
 from mtlib.book.across import Across, Rival
@@ -245,7 +254,7 @@ from mtlib.models.detection import (
 )
 from mtlib.models.detection import photographs as stream_of_photographs
 from mtlib.models.efficientnet import EfficientNetLite0, before, last, pooled, seen
-from mtlib.models.encoders import encoded, hashed, minilm
+from mtlib.models.encoders import encoded, hashed, minilm, small_bert
 from mtlib.nets import (
     Harmonics,
     Widths,
@@ -2594,6 +2603,16 @@ BAD |= {
     "minilm: no text": (lambda: minilm([]), "list of texts"),
     "minilm: numbers": (lambda: minilm([1, 2]), "list of texts"),
     "minilm: no batch": (lambda: minilm(["a"], batch=0), "batch"),
+    "small_bert: one text": (lambda: small_bert("hello", 2), "list of texts"),
+    "small_bert: no word": (lambda: small_bert([], 2), "at least one"),
+    "small_bert: no class": (lambda: small_bert(["hello"], 0), "ways"),
+    "photos: no class": (lambda: yours.photos(0), "classes"),
+    "photos: half a class": (lambda: yours.photos(2.5), "classes"),
+    "reader: no class": (lambda: yours.reader(0), "ways"),
+    "machines: none": (lambda: yours.machines(0), "number"),
+    "machines: no reading": (lambda: yours.machines(3, 0), "readings"),
+    "recordings: none": (lambda: yours.recordings(0), "items"),
+    "recordings: half of one": (lambda: yours.recordings(0.5), "items"),
     "hashed: one text": (lambda: hashed("hello"), "list of texts"),
     "hashed: no text": (lambda: hashed([]), "at least one"),
     "hashed: numbers": (lambda: hashed([1, 2]), "holds int"),

@@ -91,18 +91,6 @@ def test_the_fewer_the_labels_the_more_the_encoder_is_worth(page):
     assert mean(contest, frozen, "1 labels") > mean(contest, scratch, "5 labels")
 
 
-def test_the_faq_counts_the_fields_rightly():
-    """Half of the eight fields of the applications hold zero: seven say so themselves, digits by its 50 labels."""
-    fields = ("images", "detection", "intents", "sentiment", "films", "genes", "heart")
-    versus = {f: held(ROOT / f"mtlib/book/results/{f}.json")["versus"] for f in fields}
-    zero = {f for f, v in versus.items() if v["low"] <= 0 <= v["high"]}
-    assert zero == {"detection", "intents", "sentiment", "heart"}
-    scanners = held(ROOT / "mtlib/book/results/digits.json")["details"]["scanners"]
-    assert mean(scanners, "ProtoNet, 50 labels", next(iter(scanners["sizes"]))) < mean(
-        scanners, "joint, 50 labels", next(iter(scanners["sizes"]))
-    )
-
-
 @pytest.mark.parametrize(("hidden", "classes", "seen"), [(1, 3, True), (10, 16, False)])
 def test_the_solution_on_other_numbers_of_directions(page, hidden, classes, seen):
     """Within five points of what 64 classes of the same budget give, or not."""

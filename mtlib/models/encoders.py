@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mtlib.data.download import Altered, Remote, Unreachable, cache, fetch
+from mtlib.nets import seeded
 from mtlib.run import checkpoint
 from mtlib.tasks import positive
 
@@ -116,6 +117,31 @@ def encoded(texts: Sequence[str], pretrained: bool = True) -> tuple[Tensor, str]
         with contextlib.suppress(Unreachable):
             return minilm(texts), "MiniLM"
     return hashed(texts, "word", (1, 2), 384), "hashed words"
+
+
+def small_bert(words: Sequence[str], ways: int) -> tuple[Any, Any]:
+    """(tokenizer, classifier with `ways` labels): a BERT of one layer of width 32 that knows these words, with random weights.
+
+    Nothing is downloaded; the weights are those of seed 0. Raises `Unreachable` where the library transformers is not
+    installed.
+    """
+    _check_texts(words)
+    positive(ways=ways)
+    if find_spec("transformers") is None:
+        raise Unreachable(
+            "a BERT needs the library transformers; install it with `pip install transformers`, or "
+            "`pip install mtlib-book[text]`"
+        )
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, seeded(0):
+        from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+        known = Path(folder) / "vocab.txt"
+        known.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]), "utf8")
+        size = {"hidden_size": 32, "intermediate_size": 64, "num_labels": ways}
+        depth = {"num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.2}
+        sizes: dict[str, Any] = {"vocab_size": len(words) + 5, **size, **depth}
+        config = BertConfig(**sizes)
+        return BertTokenizer(str(known)), BertForSequenceClassification(config)
 
 
 def _check_texts(texts: Sequence[str]) -> None:
