@@ -50,42 +50,42 @@ WORDS = {
 log = logging.getLogger(__name__)
 
 
-class selftest(nodes.General, nodes.Element):
+class Question(nodes.General, nodes.Element):
     """A question: its text, its choices, its answers. `label`, `several`; on another page `page` and `title` of its own."""
 
 
-class selftest_question(nodes.paragraph):
+class Asked(nodes.paragraph):
     """One paragraph, the legend of the form."""
 
 
-class selftest_choices(nodes.General, nodes.Element):
+class Choices(nodes.General, nodes.Element):
     """The options."""
 
 
-class selftest_option(nodes.paragraph):
+class Choice(nodes.paragraph):
     """One paragraph, the label of a button. `letter`."""
 
 
-class selftest_answers(nodes.General, nodes.Element):
+class Reasons(nodes.General, nodes.Element):
     """The reasons, in the order of the options."""
 
 
-class selftest_answer(nodes.General, nodes.Element):
+class Reason(nodes.General, nodes.Element):
     """Why an option is right or wrong. `letter`, `right`."""
 
 
-class selftests(nodes.General, nodes.Element):
+class Place(nodes.General, nodes.Element):
     """A place for the questions of these `labels`."""
 
 
-class selftest_score(nodes.General, nodes.Element):
+class Score(nodes.General, nodes.Element):
     """How many questions of the page were answered rightly at the first try."""
 
 
 # Reading ---------------------------------------------------------------------------------------
 
 
-def read(label: str, parsed: list[nodes.Node]) -> selftest:
+def read(label: str, parsed: list[nodes.Node]) -> Question:
     """A question from the nodes of its Markdown. Errors: ValueError, which says what was expected and what came."""
     if not LABEL.fullmatch(label):
         raise ValueError(
@@ -103,18 +103,18 @@ def read(label: str, parsed: list[nodes.Node]) -> selftest:
         raise ValueError("expected at least one option marked [x]; all are marked [ ]")
     if right == len(found):
         raise ValueError("expected at least one option marked [ ]; all are marked [x]")
-    return selftest(
+    return Question(
         "",
-        moved(asked, selftest_question()),
-        selftest_choices("", *(named for named, _ in found)),
-        selftest_answers("", *(why for _, why in found)),
+        moved(asked, Asked()),
+        Choices("", *(named for named, _ in found)),
+        Reasons("", *(why for _, why in found)),
         label=label,
         ids=[f"selftest-{label}"],
         several=right > 1,
     )
 
 
-def read_option(item: nodes.Element, letter: str) -> tuple[selftest_option, selftest_answer]:
+def read_option(item: nodes.Element, letter: str) -> tuple[Choice, Reason]:
     """One item of the list: `[x] what it says`, and its reason in a nested list of one item."""
     text = item.astext().splitlines()[0] if item.astext() else ""
     if "task-list-item" not in item["classes"]:
@@ -125,14 +125,13 @@ def read_option(item: nodes.Element, letter: str) -> tuple[selftest_option, self
             f"expected one paragraph and below it one item, its reason, for option {letter}; "
             f"got {', '.join(node.tagname for node in item)}"
         )
-    box, said = item[0][:2]  # the first is what the task list made of the brackets
-    item[0].remove(box)
-    if isinstance(said, nodes.Text):
+    box = item[0].pop(0)  # what the task list made of the brackets
+    if not item[0].astext().strip() or not item[1].astext().strip():
+        raise ValueError(f"expected words in option {letter} and in its reason; got none")
+    if isinstance(said := item[0][0], nodes.Text):
         item[0].replace(said, nodes.Text(said.lstrip()))
-    named = moved(item[0], selftest_option(letter=letter))
-    return named, selftest_answer(
-        "", *item[1][0].children, letter=letter, right="checked=" in box.astext()
-    )
+    named = moved(item[0], Choice(letter=letter))
+    return named, Reason("", *item[1][0].children, letter=letter, right="checked=" in box.astext())
 
 
 def moved(paragraph: nodes.Element, to: Any) -> Any:
@@ -174,16 +173,16 @@ class SelfTests(SphinxDirective):
         names = [line.strip() for line in self.content if line.strip()]
         if not names or len(names) != len(set(names)):
             raise self.error(f"selftests: expected labels, one a line, each once; got {names}")
-        node = selftests("", labels=names)
+        node = Place("", labels=names)
         self.set_source_info(node)
         return [node]
 
 
-class Score(SphinxDirective):
+class ScoreHere(SphinxDirective):
     """The place of the score."""
 
     def run(self) -> list[nodes.Node]:
-        return [selftest_score()]
+        return [Score()]
 
 
 def labels(env: Any) -> dict[str, str]:
@@ -210,7 +209,7 @@ def collecting(app: Any, env: Any) -> list[str]:
 
 
 def mark(app: Any, tree: nodes.document) -> None:
-    if any(True for _ in tree.findall(selftests)):
+    if any(True for _ in tree.findall(Place)):
         app.env.metadata[app.env.docname]["selftests"] = "yes"
 
 
@@ -220,7 +219,7 @@ def collect(app: Any, tree: nodes.document, page: str) -> None:
         "part" in tree or not app.builder.format
     ):  # made by `of_pages`; `gettext` and `linkcheck` take them as they are
         return
-    for place in list(tree.findall(selftests)):
+    for place in list(tree.findall(Place)):
         known = labels(app.env)
         for label in set(place["labels"]) - set(known):
             log.warning("selftests: no question has the label %r", label, location=place)
@@ -228,23 +227,23 @@ def collect(app: Any, tree: nodes.document, page: str) -> None:
         place.replace_self([found[label] for label in place["labels"] if label in known])
     if app.builder.format != "html":
         words = app.config.selftest_words
-        for node in list(tree.findall(selftest)):
+        for node in list(tree.findall(Question)):
             node.replace_self(plain(node, WORDS | words))
-        for node in list(tree.findall(selftest_score)):
+        for node in list(tree.findall(Score)):
             node.parent.remove(node)
 
 
-def of_pages(app: Any, page: str, wanted: list[str]) -> dict[str, selftest]:
+def of_pages(app: Any, page: str, wanted: list[str]) -> dict[str, Question]:
     """Questions as they read on their own pages: numbers filled in, links from here."""
-    found: dict[str, selftest] = {}
+    found: dict[str, Question] = {}
     known = labels(app.env)
     for origin in dict.fromkeys(known[label] for label in wanted):
         whole = app.env.get_doctree(origin)
         alone = whole.copy()
         alone["part"] = True
-        alone.extend(node.deepcopy() for node in whole.findall(selftest) if node["label"] in wanted)
+        alone.extend(node.deepcopy() for node in whole.findall(Question) if node["label"] in wanted)
         app.env.apply_post_transforms(alone, origin)
-        for node in alone.findall(selftest):
+        for node in alone.findall(Question):
             for link in node.findall(nodes.reference):
                 lead_from(link, app.builder.get_relative_uri(page, origin))
             node["page"] = app.builder.get_relative_uri(page, origin)
@@ -262,7 +261,7 @@ def lead_from(link: nodes.reference, origin: str) -> None:
         link.update_all_atts({"refuri": f"{origin}#{at}", "internal": True}, replace=True)
 
 
-def plain(node: selftest, words: dict[str, str]) -> list[nodes.Node]:
+def plain(node: Question, words: dict[str, str]) -> list[nodes.Node]:
     """A question as a paragraph and two lists."""
     asked, offered, reasons = node.children
     first, second = (nodes.enumerated_list(enumtype="upperalpha", suffix=".") for _ in range(2))
@@ -286,7 +285,7 @@ def words_of(writer: Any) -> dict[str, str]:
     return {key: html.escape(text) for key, text in words.items()}
 
 
-def visit_selftest(writer: Any, node: selftest) -> None:
+def visit_question(writer: Any, node: Question) -> None:
     words = words_of(writer)
     told = "".join(f' data-{key}="{words[key]}"' for key in ("none", "more"))
     writer.body.append(
@@ -294,28 +293,28 @@ def visit_selftest(writer: Any, node: selftest) -> None:
     )
 
 
-def depart_selftest(writer: Any, node: selftest) -> None:
+def depart_question(writer: Any, node: Question) -> None:
     if "page" in node:
         link = f'<a href="{html.escape(node["page"])}">{html.escape(node["title"])}</a>'
         writer.body.append(f'<p class="selftest-from">{words_of(writer)["from"]} {link}</p>\n')
     writer.body.append("</form>\n")
 
 
-def visit_selftest_question(writer: Any, node: selftest_question) -> None:
+def visit_asked(writer: Any, node: Asked) -> None:
     writer.body.append("<fieldset>\n<legend>")
 
 
-def depart_selftest_question(writer: Any, node: selftest_question) -> None:
+def depart_asked(writer: Any, node: Asked) -> None:
     if node.parent["several"]:
         writer.body.append(f' <span class="selftest-several">{words_of(writer)["several"]}</span>')
     writer.body.append("</legend>\n")
 
 
-def visit_selftest_choices(writer: Any, node: selftest_choices) -> None:
+def visit_choices(writer: Any, node: Choices) -> None:
     pass
 
 
-def depart_selftest_choices(writer: Any, node: selftest_choices) -> None:
+def depart_choices(writer: Any, node: Choices) -> None:
     writer.body.append(
         "</fieldset>\n"
         f'<button type="submit" disabled hidden>{words_of(writer)["check"]}</button>\n'
@@ -323,7 +322,7 @@ def depart_selftest_choices(writer: Any, node: selftest_choices) -> None:
     )
 
 
-def visit_selftest_option(writer: Any, node: selftest_option) -> None:
+def visit_choice(writer: Any, node: Choice) -> None:
     held, letter = node.parent.parent, node["letter"]
     kind, name = "checkbox" if held["several"] else "radio", f"selftest-{held['label']}"
     writer.body.append(
@@ -332,22 +331,22 @@ def visit_selftest_option(writer: Any, node: selftest_option) -> None:
     )
 
 
-def depart_selftest_option(writer: Any, node: selftest_option) -> None:
+def depart_choice(writer: Any, node: Choice) -> None:
     writer.body.append("</span></label></div>\n")
 
 
-def visit_selftest_answers(writer: Any, node: selftest_answers) -> None:
+def visit_reasons(writer: Any, node: Reasons) -> None:
     writer.body.append(
         f'<details class="selftest-answers">\n<summary>{words_of(writer)["answers"]}</summary>\n'
         '<ol type="A">\n'
     )
 
 
-def depart_selftest_answers(writer: Any, node: selftest_answers) -> None:
+def depart_reasons(writer: Any, node: Reasons) -> None:
     writer.body.append("</ol>\n</details>\n")
 
 
-def visit_selftest_answer(writer: Any, node: selftest_answer) -> None:
+def visit_reason(writer: Any, node: Reason) -> None:
     kind = verdict(node)
     word = words_of(writer)[kind]
     writer.body.append(
@@ -356,11 +355,11 @@ def visit_selftest_answer(writer: Any, node: selftest_answer) -> None:
     )
 
 
-def depart_selftest_answer(writer: Any, node: selftest_answer) -> None:
+def depart_reason(writer: Any, node: Reason) -> None:
     writer.body.append("</li>\n")
 
 
-def visit_selftest_score(writer: Any, node: selftest_score) -> None:
+def visit_score(writer: Any, node: Score) -> None:
     words = words_of(writer)
     writer.body.append(
         f'<div class="selftest-score" data-score="{words["score"]}" data-end="{words["end"]}" hidden>\n'
@@ -369,13 +368,13 @@ def visit_selftest_score(writer: Any, node: selftest_score) -> None:
     )
 
 
-def depart_selftest_score(writer: Any, node: selftest_score) -> None:
+def depart_score(writer: Any, node: Score) -> None:
     pass
 
 
 def add_files(app: Any, page: str, template: str, context: Any, tree: Any) -> None:
     """The script and the styles, on pages with questions alone."""
-    if tree is not None and any(True for _ in tree.findall(selftest)):
+    if tree is not None and any(True for _ in tree.findall(Question)):
         app.add_js_file(FILES["js"], loading_method="defer")
         app.add_css_file(FILES["css"])
 
@@ -385,21 +384,21 @@ def setup(app: Any) -> dict[str, Any]:
     for name, directive in (
         ("selftest", SelfTest),
         ("selftests", SelfTests),
-        ("selftest-score", Score),
+        ("selftest-score", ScoreHere),
     ):
         app.add_directive(name, directive)
     for kind in (
-        selftest,
-        selftest_question,
-        selftest_choices,
-        selftest_option,
-        selftest_answers,
-        selftest_answer,
-        selftest_score,
+        Question,
+        Asked,
+        Choices,
+        Choice,
+        Reasons,
+        Reason,
+        Score,
     ):
-        visit, depart = (globals()[f"{way}_{kind.__name__}"] for way in ("visit", "depart"))
+        visit, depart = (globals()[f"{way}_{kind.__name__.lower()}"] for way in ("visit", "depart"))
         app.add_node(kind, html=(visit, depart))
-    app.add_node(selftests)
+    app.add_node(Place)
     app.connect("env-purge-doc", forget)
     app.connect("env-merge-info", merge)
     app.connect("doctree-read", mark)
