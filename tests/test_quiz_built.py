@@ -84,10 +84,10 @@ def test_each_question_is_answered_wrong_and_then_right(page: str, site: str, ta
 
 
 def test_tab_leads_into_a_question_and_on(site: str, tab: Tab):
-    """From the heading: the options as one stop, the button, the list of answers, the next question."""
+    """From the text above: the options as one stop, the button, the list of answers, the next question."""
     tab.open(f"{site}/book/background.html")
     first, second = (q.label for q in ON_PAGES["background"][:2])
-    tab.page.locator("#test-yourself h2 a.headerlink").focus()
+    tab.page.locator("#test-yourself > p").first.click()  # Tab goes on from here
     stops = []
     for _ in range(4):
         tab.page.keyboard.press("Tab")
@@ -161,6 +161,9 @@ def test_equations_and_numbers_of_a_page_are_there_on_the_quiz(site: str, tab: T
     assert shown == 1
     for page in ("quiz", *ASKED):
         tab.open(f"{site}/book/{page}.html")
+        assert not tab.run(
+            "[...document.querySelectorAll('span.math')].some(e => !e.querySelector('mjx-container'))"
+        ), page
         assert not tab.run(
             "[...document.querySelectorAll('form.selftest')].some(f => /\\{\\w+|\\(#|\\$/.test(f.textContent))"
         ), page

@@ -214,17 +214,21 @@ def mark(app: Any, tree: nodes.document) -> None:
 
 
 def collect(app: Any, tree: nodes.document, page: str) -> None:
-    """Put the questions where `selftests` stands. In text, LaTeX and the like all of them become plain lists."""
-    if (
-        "part" in tree or not app.builder.format
-    ):  # made by `of_pages`; `gettext` and `linkcheck` take them as they are
+    """Put the questions where `selftests` stands. In text, LaTeX and the like all of them become plain lists.
+
+    `gettext` and `linkcheck`, which have no format, take them as they are, each on its own page.
+    """
+    if "part" in tree or not app.builder.format:  # a part is made by `of_pages`
         return
-    for place in list(tree.findall(Place)):
+    places = list(tree.findall(Place))
+    for place in places:
         known = labels(app.env)
         for label in set(place["labels"]) - set(known):
             log.warning("selftests: no question has the label %r", label, location=place)
         found = of_pages(app, page, [label for label in place["labels"] if label in known])
         place.replace_self([found[label] for label in place["labels"] if label in known])
+    if places and any(True for _ in tree.findall(nodes.math)):  # else nothing would typeset them
+        app.env.get_domain("math").data["has_equations"][page] = True
     if app.builder.format != "html":
         words = app.config.selftest_words
         for node in list(tree.findall(Question)):
