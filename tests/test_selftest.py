@@ -145,10 +145,16 @@ def test_what_is_chosen_has_no_links_and_no_number_was_typed(page, question):
     assert not re.search(r"(?<![\w-])\d", bare), bare
 
 
+def asked(label: str) -> str:
+    return next(q.all for _, q in EVERY if q.label == label)
+
+
 def test_the_quiz_draws_from_every_part():
+    """And what it takes does not speak of "this page", which is another there."""
     known = {q.label: page for page, all_ in ON_PAGES.items() for q in all_}
     assert not set(TAKEN) - set(known) and len(TAKEN) == len(set(TAKEN))
     assert 20 <= len(TAKEN) + len(OWN) <= 25
+    assert not [label for label in TAKEN if re.search(r"\b[Tt]his page\b", asked(label))]
     assert len(TAKEN) + len(OWN) == 25 and "Twenty-five questions" in QUIZ
     for part in ("Foundations", "Meta-learning in depth", "Transfer in depth"):
         pages = {Path(c["file"]).name for c in PARTS[part]}
