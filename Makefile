@@ -13,7 +13,7 @@ NOTEBOOKS := $(wildcard book/*.ipynb)
 PENDING := $(BIN)/python tools/pages.py --pending | xargs -r
 SOURCES := $(sort $(shell find mtlib -name '*.py')) constraints.txt
 # Tests that need the built book, or a fresh environment for each page: they have targets of their own.
-APART := tests/test_book_built.py tests/test_notebooks_alone.py
+APART := tests/test_book_built.py tests/test_quiz_built.py tests/test_notebooks_alone.py
 # Tests, and notebooks of the book, that run at a time; `make test JOBS=8` uses more cores.
 JOBS ?= 2
 # `make book SCALE=small`: every page in seconds, to look at its layout. Its numbers mean nothing.
@@ -63,7 +63,7 @@ test-device: $(READY)  ## every notebook on a device that is not the CPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) tests/second_device/notebooks.py
 
 test-book: $(READY)  ## the built book in a browser without a network
-	$(BIN)/pytest tests/test_book_built.py
+	$(BIN)/pytest $(filter %_built.py,$(APART))
 
 test-alone: $(READY)  ## each notebook alone, in an empty folder with a fresh environment
 	$(BIN)/pytest tests/test_notebooks_alone.py
