@@ -219,7 +219,9 @@ def by_labels(contests: Mapping[int, Contest], rows: Sequence[str], columns: Seq
     paired difference's wider interval holds 0.
     """
     expect(
-        isinstance(contests, Mapping) and bool(contests), "contests, labels -> Contest", contests
+        isinstance(contests, Mapping) and bool(contests),
+        "contests, labels -> Contest, at least one",
+        contests,
     )
     for c in contests.values():
         expect(isinstance(c, Contest), "a Contest for each number of labels", c)
