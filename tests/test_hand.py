@@ -18,7 +18,7 @@ from mtlib.book.hand import End, Hand, Question, by_labels, inner_steps, nearest
 from mtlib.book.results import recorded
 from mtlib.core import Batch, Episode, load, parameters
 from mtlib.nets import mlp
-from mtlib.plots import BLUES, GREYS, ORANGES
+from mtlib.plots import BASELINE, META, TRANSFER
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 RATES, STEPS = (0.01, 0.05, 500.0), 3
@@ -86,19 +86,19 @@ def test_the_sliders_begin_where_they_are_told(steps):
         "0.05",
         "1",
     ]
-    for way, shades in zip(steps.data["ways"], (BLUES, ORANGES, GREYS), strict=True):
-        assert way["colour"] in shades
+    assert [way["colour"] for way in steps.data["ways"]] == [META, TRANSFER, BASELINE]
 
 
 def test_the_table_has_the_errors_of_the_sliders(steps):
-    rows = [line.split("; ") for line in steps.text.splitlines()[1:]]
-    assert rows[0][1:4] == [f"{name}, 0 steps" for name in WAYS]
-    for row, i in zip(rows[1:], range(len(RATES)), strict=True):
-        assert float(row[0]) == RATES[i]
-        for column, k in enumerate((0, 1, STEPS)):
-            for j, way in enumerate(steps.data["ways"]):
-                told, error = row[1 + 3 * column + j], way["errors"][i][k]
-                assert told == ("above 10,000" if error is None else f"{error:.2f}")
+    caption, heads, *rows = (line.split("; ") for line in steps.text.splitlines())
+    assert heads == ["inner rate, steps", *WAYS] and "error" in caption[0]
+    places = [(0, 0)] + [(i, k) for i in range(len(RATES)) for k in (1, STEPS)]
+    names = ["any, 0 steps"]
+    names += [f"{r:g}, {k} step{'s' * (k > 1)}" for r in RATES for k in (1, STEPS)]
+    for row, name, (i, k) in zip(rows, names, places, strict=True):
+        errors = [way["errors"][i][k] for way in steps.data["ways"]]
+        told = ["above 10,000" if e is None else f"{e:.2f}" for e in errors]
+        assert row == [name, *told]
 
 
 # The matrix ------------------------------------------------------------------------------------
@@ -141,9 +141,7 @@ def test_the_best_cell_and_those_that_are_not_clearly_behind_it():
     assert level["cells"][1][0]["share"] == pytest.approx(0.807, abs=5e-4)
     assert level["said"].startswith("The best cell, framed: MAML + means, 80.7 ± ")
     assert "dotted: untrained + probe" in level["said"]
-    assert [
-        r["colour"] in shades for r, shades in zip(figure.data["rows"], (GREYS, BLUES), strict=True)
-    ]
+    assert [r["colour"] for r in figure.data["rows"]] == [BASELINE, META]
     assert "labels a class: 5" in figure.text and "MAML; 80.7 ±" in figure.text
 
 

@@ -23,7 +23,7 @@ from mtlib.book.contest import PERCENT, Contest
 from mtlib.book.results import recorded
 from mtlib.core import Episode, Loss, Params, Steps, apply, expect, move
 from mtlib.learners.finetune import finetune
-from mtlib.plots import style
+from mtlib.plots import BASELINE, BLUES, META, ORANGES, TRANSFER, style
 from mtlib.tasks import positive
 
 KINDS = ("sliders", "matrix", "path")
@@ -123,11 +123,11 @@ def inner_steps(
         "plain": "Its numbers as a table",
         **_frame(x, y),
     }
-    shown = sorted({k for k in (0, 1, steps) if k <= steps})
-    heads = ["inner rate", *(f"{name}, {_steps(k)}" for k in shown for name in ways)]
-    lines = [
-        [f"{rate:g}", *(_error(way["errors"][i][k]) for k in shown for way in drawn)]
-        for i, rate in enumerate(rates)
+    heads = ["inner rate, steps", *ways]
+    places = [(i, k) for i in range(len(rates)) for k in sorted({1, steps})]
+    lines = [["any, 0 steps", *(_error(way["errors"][0][0]) for way in drawn)]] + [
+        [f"{rates[i]:g}, {_steps(k)}", *(_error(way["errors"][i][k]) for way in drawn)]
+        for i, k in places
     ]
     caption = f"{data['error']} of one task"
     return Hand("sliders", data, _table(caption, heads, lines), _lines(caption, heads, lines))
@@ -491,8 +491,9 @@ def _file(name: str) -> str:
 
 
 def _colour(name: str) -> str:
-    """The book's colour of a method; a grey where it has none."""
-    return style(name).get("color", style("from scratch")["color"])
+    """Blue for a meta-learner, orange for transfer, grey for the rest: the family alone, which stands out on any ground."""
+    shade = style(name).get("color")
+    return META if shade in BLUES else TRANSFER if shade in ORANGES else BASELINE
 
 
 def _table(caption: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
