@@ -97,7 +97,7 @@ def drawn(root: Locator, data: dict[str, Any]) -> list[list[float]]:
 def check_sliders(root: Locator, data: dict[str, Any], rate: int, step: int) -> None:
     """What is drawn, said and told to a screen reader at one place of the two sliders."""
     wanted = [[y for y in way["curves"][rate][step] if y is not None] for way in data["ways"]]
-    for here, there in zip(drawn(root, data), [w for w in wanted if w], strict=True):
+    for here, there in zip(drawn(root, data), wanted, strict=True):
         assert here == pytest.approx(there, abs=0.05)
     said = root.locator("[role=status]").text_content() or ""
     errors = [way["errors"][rate][step] for way in data["ways"]]
