@@ -223,7 +223,7 @@ def words(kind: str, data: dict[str, Any]) -> list[str]:
         return [*data["axes"][0]["values"], *(way["name"] for way in data["ways"])]
     if kind == "matrix":
         cells = [c["text"] for level in data["levels"] for row in level["cells"] for c in row]
-        return [*cells, *(level["said"] for level in data["levels"])]
+        return [*cells, *(level["plain"] for level in data["levels"])]
     return [end[key] for _, end in ends(data["root"]) for key in ("text", "title")]
 
 

@@ -142,6 +142,8 @@ def test_the_best_cell_and_those_that_are_not_clearly_behind_it():
     assert level["said"].startswith("The best cell, framed: MAML + means, 80.7 ± ")
     assert "dotted: untrained + probe" in level["said"]
     assert [r["colour"] for r in figure.data["rows"]] == [BASELINE, META]
+    assert level["plain"] == level["said"].replace(", framed", "").replace(", dotted", "")
+    assert level["plain"] in figure.text and level["plain"] in figure.plain
     assert "labels a class: 5" in figure.text and "MAML; 80.7 ±" in figure.text
 
 
@@ -151,7 +153,9 @@ def test_where_nothing_ran_the_matrix_says_so():
     ways = {f"{r} + {c}": None for r in ROWS for c in COLUMNS}
     empty = Contest("", ways, nothing.found, True, {}, "accuracy", True, "(real)")
     (level,) = by_labels({1: empty}, ROWS, COLUMNS).data["levels"]
-    assert level["said"] == "Not run." and level["cells"][0][0]["text"] == "not run"
+    assert (
+        level["said"] == level["plain"] == "Not run." and level["cells"][0][0]["text"] == "not run"
+    )
 
 
 # The path --------------------------------------------------------------------------------------

@@ -239,7 +239,7 @@ def by_labels(contests: Mapping[int, Contest], rows: Sequence[str], columns: Seq
     }
     tables, texts = [], []
     for level in levels:
-        caption = f"{data['measure']}, {data['axis']}: {level['name']}. {level['said']}"
+        caption = f"{data['measure']}, {data['axis']}: {level['name']}. {level['plain']}"
         heads = [data["corner"], *columns]
         lines = [
             [row, *(f"{c['text']} {c['half']}".strip() for c in cells)]
@@ -276,9 +276,19 @@ def _level(
                 }
             )
         cells.append(line)
-    others = f" Not clearly behind it, dotted: {', '.join(level)}." if level else ""
-    said = f"The best cell, framed: {best}, {contest.told(best)}.{others}" if best else "Not run."
-    return {"name": str(labels), "cells": cells, "said": said}
+    told = contest.told(best) if best else ""
+    said, plain = (
+        _best(best, told, level, marks) for marks in ((", framed", ", dotted"), ("", ""))
+    )
+    return {"name": str(labels), "cells": cells, "said": said, "plain": plain}
+
+
+def _best(best: str, told: str, level: Sequence[str], marks: tuple[str, str]) -> str:
+    """Which cell is best, in words, and how each kind of cell is marked."""
+    if not best:
+        return "Not run."
+    others = f" Not clearly behind it{marks[1]}: {', '.join(level)}." if level else ""
+    return f"The best cell{marks[0]}: {best}, {told}.{others}"
 
 
 def _not_ahead(contest: Contest, best: str, other: str) -> bool:
