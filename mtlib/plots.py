@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
@@ -13,8 +11,6 @@ import numpy as np
 
 try:
     import matplotlib.pyplot as plt
-    from IPython.display import HTML
-    from matplotlib.animation import FuncAnimation
     from matplotlib.axes import Axes
     from matplotlib.rcsetup import cycler
 except ModuleNotFoundError as missing:
@@ -486,23 +482,3 @@ def _half(x: Any, mean: Any, half: Any) -> Any:
     if (half < 0).any():
         raise ValueError(f"expected half-widths of at least 0, got {half.min():g}")
     return half
-
-
-def player(animation: FuncAnimation, alt: str, mode: str = "once") -> HTML:
-    """A frame player that needs no server and no network, with a text alternative and a named slider."""
-    if not isinstance(alt, str) or not alt.strip():
-        raise ValueError(f"expected alt to be a text that says what is shown, got {alt!r}")
-    if not isinstance(animation, FuncAnimation):
-        raise TypeError(
-            f"expected a FuncAnimation, an animation of matplotlib, got {type(animation).__name__}"
-        )
-    text = html.escape(alt, quote=True)
-    page = animation.to_jshtml(default_mode=mode)
-    plt.close(animation._fig)  # type: ignore[attr-defined]
-    page = re.sub(r'<link rel="stylesheet"\s+href="https?://[^>]*>', "", page)
-    page = page.replace('<img id="_anim_img', f'<img alt="{text}" id="_anim_img')
-    return HTML(
-        page.replace(
-            '<input id="_anim_slider', f'<input aria-label="{text}: frame" id="_anim_slider'
-        )
-    )

@@ -53,6 +53,7 @@ from mtlib.book.choices import Tuning, over_units
 from mtlib.book.contest import Trial, Way, alphabets, conclude, contest, measured
 from mtlib.book.contest import folds as in_a_row
 from mtlib.book.drawings import bowls, drawn_episodes
+from mtlib.book.hand import End, Question, by_labels, inner_steps, path
 from mtlib.book.heads import Heads, linear_net
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
@@ -286,7 +287,6 @@ from mtlib.plots import (
     framed,
     lines,
     losses,
-    player,
     roc,
     scores,
     style,
@@ -3172,8 +3172,6 @@ BAD |= {
     ),
     "record: tolerance below 0": (lambda: record(RESULT, tolerance=-1.0), "tolerance"),
     "record: a page that is a path": (lambda: record(RESULT._replace(page="../a")), "page"),
-    "player: a figure": (lambda: player(SCORE, "a score"), "animation"),
-    "player: no text": (lambda: player(SCORE, ""), "alt|text"),
     "losses: losses for a run": (
         lambda: on_axes(lambda axes: losses(axes, {"a": [0.1, 0.2]})),
         "a Run for 'a'",
@@ -4350,6 +4348,8 @@ _OPEN: dict[str, str] = {
 }
 """By the file where it is to be mended: function, colon, and what of the table is not named there yet."""
 
+CURVE, X = mlp(1, (4,), 1, seed=0), torch.linspace(-1, 1, 5)[:, None]
+FLAT, WAVE = {"MAML": parameters(CURVE)}, Episode(Batch(X, X), Batch(X, X))
 ANSWERS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 NORMED = two_halves(nn.Sequential(nn.Linear(30, 8), nn.BatchNorm1d(8)), nn.Linear(8, 5))
 BAD |= {
@@ -4462,6 +4462,44 @@ BAD |= {
     "traces: a window of more than came": (
         lambda: arriving.traces(ANSWERS, ANSWERS, LABELS, len(LABELS) + 1),
         "window",
+    ),
+    "inner_steps: several tasks": (
+        lambda: inner_steps(NET, mse_loss, {"MAML": PHI}, DRAW, (Z, Z), (0.1,), 2, (0.1, 0)),
+        "one task",
+    ),
+    "inner_steps: rates in no order": (
+        lambda: inner_steps(CURVE, mse_loss, FLAT, WAVE, (X, X), (0.1, 0.01), 2, (0.1, 0)),
+        "rates that rise",
+    ),
+    "inner_steps: a start that is no rate": (
+        lambda: inner_steps(CURVE, mse_loss, FLAT, WAVE, (X, X), (0.01, 0.1), 2, (0.05, 0)),
+        "start of one of the rates",
+    ),
+    "inner_steps: a step beyond the last": (
+        lambda: inner_steps(CURVE, mse_loss, FLAT, WAVE, (X, X), (0.01, 0.1), 2, (0.1, 3)),
+        "step from 0 to 2",
+    ),
+    "inner_steps: a true curve of another length": (
+        lambda: inner_steps(CURVE, mse_loss, FLAT, WAVE, (X, X[1:]), (0.1,), 2, (0.1, 0)),
+        "one shape",
+    ),
+    "by_labels: means for contests": (
+        lambda: by_labels({1: {"a + b": 0.5}}, ["a"], ["b"]),
+        "Contest",
+    ),
+    "by_labels: no contest": (lambda: by_labels({}, ["a"], ["b"]), "at least one"),
+    "path: an end to begin with": (lambda: path(End("Stop.", "own", "Own")), "Question"),
+    "path: an answer that leads nowhere": (
+        lambda: path(Question("Is it?", End("Stop.", "own", "Own"), None)),
+        "a Question or an End",
+    ),
+    "path: an end without a page": (
+        lambda: path(Question("Is it?", End("Stop.", "", "Own"), End("Go.", "own", "Own"))),
+        "page",
+    ),
+    "path: a page in a folder": (
+        lambda: path(Question("Is it?", End("Stop.", "a/own", "Own"), End("Go.", "own", "Own"))),
+        "page",
     ),
     "arriving.trained: no rate": (
         lambda: arriving.trained(NORMED, parameters(NORMED), Batch(ANSWERS, LABELS), -1.0, 3, 0),

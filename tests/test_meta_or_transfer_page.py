@@ -9,6 +9,7 @@ import pytest
 import torch
 from pages import at_small_scale, mix_test_planted, run_until
 
+from mtlib.book.results import recorded
 from mtlib.data.planted import best_possible, planted, turned
 from mtlib.evaluate import evaluate
 from mtlib.learners.metric import protonet
@@ -107,3 +108,43 @@ def test_settings_are_chosen_without_labels_of_test_classes(small):
     mix_test_planted(small)
     again, other = run()
     assert chosen == again and any(scores[k] != other[k] for k in scores)
+
+
+def test_the_matrix_at_one_label_is_the_contest_of_its_contenders():
+    """The same training, setting and tests under two names give the same runs."""
+    details = recorded("meta_or_transfer").details
+    cells, base = details["matrix, 1 labels"]["ways"], details["classes"]["ways"]
+    for cell, way in {
+        "untrained + fine-tuning": "from scratch",
+        "MAML + MAML's steps": "MAML",
+        "ProtoNet + class means": "ProtoNet",
+        **{w: w for w in base if w.startswith(("pre-training +", "ProtoNet +"))},
+    }.items():
+        runs = [
+            w["columns"][c]["runs"]
+            for w, c in ((cells[cell], "new classes"), (base[way], "labels: 1"))
+        ]
+        assert runs[0] == pytest.approx(runs[1], abs=1e-6), cell
+
+
+def test_what_the_page_says_of_more_labels():
+    """The best cell in name at each number of labels; columns that come together; training that is worth less."""
+    details = recorded("meta_or_transfer").details
+    spread, worth = [], []
+    for labels in (1, 5, 10, 20):
+        ways = details[f"matrix, {labels} labels"]["ways"]
+        means = {
+            w: sum(r) / len(r)
+            for w, h in ways.items()
+            for r in [h["columns"]["new classes"]["runs"]]
+        }
+        best = max(means, key=lambda w: means[w])
+        assert best == "ProtoNet + class means"
+        trained = {w: m for w, m in means.items() if w.startswith(("pre", "MAML +", "Proto"))}
+        rows = [
+            [m for w, m in trained.items() if w.startswith(by)] for by in ("pre", "MAML", "Proto")
+        ]
+        assert [len(row) for row in rows] == [4, 4, 4]
+        spread.append(max(max(row) - min(row) for row in rows))
+        worth.append(means[best] - means["untrained + fine-tuning"])
+    assert spread == sorted(spread, reverse=True) and worth == sorted(worth, reverse=True)

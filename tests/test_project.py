@@ -90,6 +90,7 @@ NEED_PAGES = {
     "mtlib.book.across",
     "mtlib.book.choices",
     "mtlib.book.sentences",
+    "mtlib.book.hand",
     "mtlib.book.heads",
     "mtlib.book.ways",
     "mtlib.book.shop",
