@@ -17,6 +17,7 @@ Pages that show something of others are read anew in each build: `SHOWS_OTHERS`.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -81,28 +82,35 @@ class Questions(SphinxDirective):
 
 
 def fill(app: Any, tree: nodes.document, page: str) -> None:
-    for place in list(tree.findall(lambda n: "page-questions" in getattr(n, "attributes", {}).get("classes", ()))):
+    for place in list(tree.findall(nodes.container)):
+        if "page-questions" not in place["classes"]:
+            continue
         place.children = []
-        for part, files in parts(app.env):
-            place += nodes.rubric("", part)
-            rows = nodes.bullet_list(classes=["questions"])
-            for file in files:
-                title = app.env.titles[file].astext()
-                link = make_refnode(app.builder, page, file, "", nodes.strong("", title))
-                asked = app.env.metadata[file].get("question", "")
-                rows += nodes.list_item("", nodes.paragraph("", "", link, nodes.Text(f" {asked}")))
-            place += rows
+        for part, first, chapters in parts(app.env):
+            head = make_refnode(app.builder, page, first, "", nodes.Text(part))
+            rows = nodes.bullet_list()
+            for chapter in chapters:
+                title = nodes.strong("", app.env.titles[chapter].astext())
+                link = make_refnode(app.builder, page, chapter, "", title)
+                asked = nodes.inline("", app.env.metadata[chapter].get("question", ""))
+                rows += nodes.list_item("", nodes.paragraph("", "", link, nodes.Text(" "), asked))
+            place += [nodes.rubric("", "", head), rows]
 
 
-def parts(env: Any) -> list[tuple[str, list[str]]]:
-    """Captions of the contents, and the pages under each; a list without a caption belongs to the one before."""
-    found: list[tuple[str, list[str]]] = []
-    for toctree in env.get_doctree(env.config.root_doc).findall(addnodes.toctree):
-        files = [file for _, file in toctree["entries"] if file in env.titles]
-        if toctree.get("caption") or not found:
-            found.append((toctree.get("caption") or "", []))
-        found[-1][1].extend(files)
-    return found
+def parts(env: Any) -> list[tuple[str, str, list[str]]]:
+    """Of each part with numbered chapters: its name, its own page, and its chapters.
+
+    In `_toc.yml` a part is two lists: one with its name and its page, and one with its chapters, which have numbers.
+    """
+    lists = [
+        (toctree, [file for _, file in toctree["entries"] if file in env.titles])
+        for toctree in env.get_doctree(env.config.root_doc).findall(addnodes.toctree)
+    ]
+    return [
+        (head.get("caption") or env.titles[files[0]].astext(), files[0], chapters)
+        for (head, files), (toctree, chapters) in itertools.pairwise(lists)
+        if toctree.get("numbered") and files and chapters
+    ]
 
 
 # Figures ---------------------------------------------------------------------------------------
