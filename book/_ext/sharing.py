@@ -35,9 +35,13 @@ def describe(app: Any, page: str, template: str, context: dict[str, Any], tree: 
         picture, says = shown(app, tree)
         tags += [("property", "og:url", urljoin(base, quote(f"{page}.html")))]
         tags += [("property", "og:image", urljoin(base, quote(picture)))]
-        tags += [("property", "og:image:alt", says), ("name", "twitter:card", "summary_large_image")]
+        tags += [
+            ("property", "og:image:alt", says),
+            ("name", "twitter:card", "summary_large_image"),
+        ]
     context["metatags"] = context.get("metatags", "") + "".join(
-        f'\n<meta {kind}="{name}" content="{escape(text, quote=True)}" />' for kind, name, text in tags
+        f'\n<meta {kind}="{name}" content="{escape(text, quote=True)}" />'
+        for kind, name, text in tags
     )
 
 

@@ -16,8 +16,13 @@ from sphinx import addnodes
 from sphinx.search.en import SearchEnglish
 from sphinx.transforms import SphinxTransform
 
-NAMES = "alpha beta gamma delta epsilon eta theta kappa lambda mu pi rho sigma tau phi chi psi omega"
-GREEK = {name: unicodedata.lookup(f"GREEK SMALL LETTER {name.replace('lambda', 'lamda')}") for name in NAMES.split()}
+NAMES = (
+    "alpha beta gamma delta epsilon eta theta kappa lambda mu pi rho sigma tau phi chi psi omega"
+)
+GREEK = {
+    name: unicodedata.lookup(f"GREEK SMALL LETTER {name.replace('lambda', 'lamda')}")
+    for name in NAMES.split()
+}
 COMMAND = re.compile(rf"\\(?:var)?({'|'.join(GREEK)})(?![a-z])")
 CHINESE = re.compile(r"^\s*\(([^)]*[\u4e00-\u9fff][^)]*)\)")
 
