@@ -12,8 +12,9 @@ from typing import Any
 from urllib.parse import quote, urljoin
 from xml.sax.saxutils import escape as escape_xml
 
-from door import MOST, sentences
 from docutils import nodes
+
+from door import MOST, sentences
 
 PICTURE = "_static/result.png"  # of a page that has none of its own
 PICTURE_SAYS = (
