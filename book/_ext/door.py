@@ -30,7 +30,7 @@ from sphinx.util.nodes import make_refnode
 
 SHOWS_OTHERS = re.compile(r"book/(index|pages|part_\w+)")
 LEADS = 4  # paragraphs in which a page says what it asks
-LEAST, MOST = 30, 300  # characters of a description
+LEAST, MOST = 20, 300  # characters of a description
 
 
 # Questions -------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ GREEK = {
     for name in NAMES.split()
 }
 COMMAND = re.compile(rf"\\(?:var)?({'|'.join(GREEK)})(?![a-z])")
+GLOSSARY = "book/glossary"
 CHINESE = re.compile(r"^\s*\(([^)]*[\u4e00-\u9fff][^)]*)\)")
 
 
@@ -55,7 +56,13 @@ class ChineseEntries(SphinxTransform):
                 terms[0].append(addnodes.index(entries=[entry]))
 
 
+def outdated(app: Any, env: Any, added: set, changed: set, removed: set) -> list[str]:
+    """Sphinx forgets entries of pages that a build does not write: the glossary is always written."""
+    return [page for page in env.found_docs if page == GLOSSARY]
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.add_search_language(English)
     app.add_transform(ChineseEntries)
+    app.connect("env-get-outdated", outdated)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
