@@ -31,8 +31,8 @@ def main(arguments: list[str]) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium())
         if arguments == ["--readme"]:
-            shoot(browser, "background", WIDTHS[0], "light", README, height=1000)
-            Image.open(README).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(
+            shoot(browser, "concepts", WIDTHS[0], "light", README, height=1060)
+            Image.open(README).convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(
                 README, optimize=True
             )
             print(f"{README.relative_to(ROOT)}: {README.stat().st_size // 1000} kB")
