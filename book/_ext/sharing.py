@@ -6,10 +6,11 @@ the book's address: they are made where `html_baseurl` has one.
 
 from __future__ import annotations
 
+import posixpath
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, unquote, urljoin
 from xml.sax.saxutils import escape as escape_xml
 
 from docutils import nodes
@@ -31,7 +32,7 @@ def describe(app: Any, page: str, template: str, context: dict[str, Any], tree: 
     title = app.env.titles[page].astext()
     tags = [("name", "description", said)]
     tags += [("property", "og:title", title), ("property", "og:description", said)]
-    tags += [("property", "og:type", "article"), ("property", "og:site_name", app.config.project)]
+    tags += [("property", "og:type", "article"), ("property", "og:site_name", app.config.html_title)]
     if base := app.config.html_baseurl:
         picture, says = shown(app, tree)
         tags += [("property", "og:url", urljoin(base, quote(f"{page}.html")))]
@@ -48,9 +49,11 @@ def describe(app: Any, page: str, template: str, context: dict[str, Any], tree: 
 
 def shown(app: Any, tree: nodes.document) -> tuple[str, str]:
     """The first picture of a page, from the root of the site, and its text alternative."""
-    for image in tree.findall(nodes.image):
-        if image["uri"] in app.builder.images and image.get("alt"):
-            return f"{app.builder.imagedir}/{app.builder.images[image['uri']]}", image["alt"]
+    written = set(app.builder.images.values())
+    for image in tree.findall(nodes.image):  # whose address is by now that on the page
+        name = unquote(posixpath.basename(image["uri"]))
+        if name in written and image.get("alt"):
+            return f"{app.builder.imagedir}/{name}", image["alt"]
     return PICTURE, PICTURE_SAYS
 
 
