@@ -3,7 +3,7 @@
 python tools/execute.py --jobs 2                    every page of the table of contents
 python tools/execute.py --jobs 1 --page background  this one
 
-Each job gets its share of the cores. What the cache has already is not run again. Says how long it will take, by what
+Each job gets its share of the cores, and at most half of them: more threads would wait for each other. What the cache has already is not run again. Says how long it will take, by what
 each page took in a whole build on a quiet machine (mtlib/book/results/benchmarks/book.json). Prints the seconds of each
 page and what is left, and keeps the seconds in _build/seconds.json; the exit status is 1 where one failed.
 """
@@ -115,12 +115,11 @@ def main() -> int:
         )
     failures, taken = 0, dict[str, float]()
     groups = (
-        ([p for p in new if p in ALONE], 1),
-        ([p for p in new if p not in ALONE], jobs),
+        ([p for p in new if p in ALONE], 1, cores),
+        ([p for p in new if p not in ALONE], jobs, max(1, cores // max(2, jobs))),
     )
-    for names, at_once in groups:
+    for names, at_once, threads in groups:
         with ProcessPoolExecutor(at_once) as pool:
-            threads = max(1, cores // at_once)
             for done in as_completed([pool.submit(run, p, settings, threads) for p in names]):
                 page, seconds, problem = done.result()
                 taken[page] = round(seconds, 1)

@@ -32,7 +32,10 @@ def describe(app: Any, page: str, template: str, context: dict[str, Any], tree: 
     title = app.env.titles[page].astext()
     tags = [("name", "description", said)]
     tags += [("property", "og:title", title), ("property", "og:description", said)]
-    tags += [("property", "og:type", "article"), ("property", "og:site_name", app.config.html_title)]
+    tags += [
+        ("property", "og:type", "article"),
+        ("property", "og:site_name", app.config.html_title),
+    ]
     if base := app.config.html_baseurl:
         picture, says = shown(app, tree)
         tags += [("property", "og:url", urljoin(base, quote(f"{page}.html")))]
