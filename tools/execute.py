@@ -3,9 +3,10 @@
 python tools/execute.py --jobs 2                    every page of the table of contents
 python tools/execute.py --jobs 1 --page background  this one
 
-Each job gets its share of the cores, and at most half of them: more threads would wait for each other. What the cache has already is not run again. Says how long it will take, by what
-each page took in a whole build on a quiet machine (mtlib/book/results/benchmarks/book.json). Prints the seconds of each
-page and what is left, and keeps the seconds in _build/seconds.json; the exit status is 1 where one failed.
+Each job gets its share of the cores, and at most half of them: more threads would wait for each other. What the cache
+has already is not run again. Says how long it will take, by what each page took in a whole build on a quiet machine
+(mtlib/book/results/benchmarks/book.json). Prints the seconds of each page and what is left, and keeps the seconds in
+_build/seconds.json; the exit status is 1 where one failed.
 """
 
 from __future__ import annotations
