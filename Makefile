@@ -13,7 +13,7 @@ NOTEBOOKS := $(wildcard book/*.ipynb)
 PENDING := $(BIN)/python tools/pages.py --pending | xargs -r
 SOURCES := $(sort $(shell find mtlib -name '*.py')) constraints.txt
 # Tests that need the built book, or a fresh environment for each page: they have targets of their own.
-APART := tests/test_book_built.py tests/test_quiz_built.py tests/test_notebooks_alone.py
+APART := tests/test_book_built.py tests/test_door_built.py tests/test_figures_built.py tests/test_quiz_built.py tests/test_notebooks_alone.py
 # Tests, and notebooks of the book, that run at a time; `make test JOBS=8` uses more cores.
 JOBS ?= 2
 # `make book SCALE=small`: every page in seconds, to look at its layout. Its numbers mean nothing.
@@ -21,7 +21,11 @@ SCALE ?= full
 
 export MTLIB_PROGRESS := 0
 
-.PHONY: help book test test-package test-pages test-device test-book test-alone benchmarks lint format address serve clean
+PAGE ?=
+# `make lab LAB="--no-browser --port 8890"`: more arguments for JupyterLab.
+LAB ?=
+
+.PHONY: help book page lab test test-package test-pages test-device test-book test-alone benchmarks lint format address serve clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,17 +42,32 @@ $(READY): pyproject.toml constraints.txt
 
 # The cache runs a page again when the page's code changes. It knows nothing of the package, the versions, the scale
 # and the place of the data: drop it when one of these changed, and Sphinx's own record of pages it has read.
-book: $(READY)  ## the book at its full scale -> _build/html/index.html
+.PHONY: fresh
+fresh: $(READY)
 	@mkdir -p _build
 	@now="$(SCALE) data=$${MTLIB_DATA:-} offline=$${MTLIB_OFFLINE:-} $$(cksum $(SOURCES))"; \
 	if [ "$$(cat $(STAMP) 2>/dev/null)" != "$$now" ]; then \
 	  rm -rf _build/.jupyter_cache _build/.doctrees; echo "$$now" > $(STAMP); \
 	fi
+
+book: fresh  ## the book at its full scale -> _build/html/index.html
 	MTLIB_SCALE=$(SCALE) $(BIN)/python tools/execute.py --jobs $(JOBS)
-	@# These two show numbers of other pages, so they are read anew each time.
-	@rm -f _build/.doctrees/book/{index,faq}.doctree
+	@# These show numbers, figures and questions of other pages, so they are read anew each time.
+	@rm -f _build/.doctrees/book/{index,faq,quiz,part_*}.doctree
+	@echo "now the pages are written, which takes one or two minutes"
 	@# Sphinx warns of a page only when it reads it: after a failure, let it read all again.
 	MTLIB_SCALE=$(SCALE) $(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
+
+# A small book: the page, the glossary and the references. Links to other pages are plain text there.
+page: fresh  ## make page PAGE=background: this page alone -> _build/page/_build/html
+	@[ -f "book/$(PAGE).ipynb" ] || { echo "expected the name of a page: make page PAGE=background"; exit 2; }
+	@MTLIB_SCALE=$(SCALE) $(BIN)/python tools/execute.py --jobs 1 --page $(PAGE)
+	@printf 'format: jb-book\nroot: book/%s\nchapters: [{file: book/glossary}, {file: book/references}]\n' $(PAGE) > _build/page.yml
+	@MTLIB_SCALE=$(SCALE) $(BIN)/jupyter-book build . -qq --toc _build/page.yml --path-output _build/page > /dev/null
+	@echo "_build/page/_build/html/book/$(PAGE).html"
+
+lab: $(READY)  ## the notebooks in JupyterLab, with this environment; Ctrl-C stops it
+	env -u MTLIB_PROGRESS $(BIN)/jupyter lab --notebook-dir=$(firstword $(wildcard _build/notebooks) book) $(LAB)
 
 test: test-package test-pages test-device  ## the package's tests, then every notebook at the small scale
 

@@ -304,6 +304,8 @@ def test_the_address_is_stamped_everywhere(tmp_path):
     assert not any(
         PROJECT["urls"]["Repository"] in (tmp_path / name).read_text("utf8") for name in names
     )
+    readme = (tmp_path / "README.md").read_text("utf8")
+    assert "<https://some-one.github.io/a.book/>" in readme and "OWNER" not in readme
     first = json.loads(page.read_text("utf8"))["cells"][0]
     assert first["metadata"]["tags"] == ["remove-cell"]
     assert f"[pages] @ git+{new}@main" in "".join(first["source"])

@@ -21,7 +21,11 @@ COPIES = [  # file, and where in it the address stands
     ("README.md", r"git clone (\S+) mtlib-book"),
     ("README.md", r"mtlib-book @ git\+(\S+)@main"),
     ("README.md", r"url += \{(.+)\}"),
+    ("README.md", r"\((\S+?)/actions/workflows/ci\.yml"),
     ("CITATION.cff", r'(?m)^repository-code: "(.+)"$'),
+]
+PUBLISHED = [  # and the one at which GitHub shows the book
+    ("README.md", r"(https://[\w.-]+\.github\.io/[\w.-]+/)"),
 ]
 INSTALL = """\
 # On Colab or a fresh machine this installs the book's package; where it is installed it does nothing.
@@ -78,14 +82,18 @@ def stamped(root: Path, new: str) -> tuple[dict[Path, str], list[str]]:
     before: dict[Path, str] = {}
     after: dict[Path, str] = {}
     wrong = []
-    for name, pattern in [SOURCE, *COPIES]:
+    shown = re.sub(r"https://github\.com/([\w.-]+)/([\w.-]+)", r"https://\1.github.io/\2/", new)
+    places = [(*place, new) for place in (SOURCE, *COPIES)] + [
+        (*place, shown) for place in PUBLISHED
+    ]
+    for name, pattern, value in places:
         path = root / name
         if not path.exists():
             wrong.append(f"{name}: expected a file")
             continue
         before.setdefault(path, path.read_text("utf8"))
         try:
-            after[path] = replace(after.get(path, before[path]), pattern, new)
+            after[path] = replace(after.get(path, before[path]), pattern, value)
         except ValueError as error:
             wrong.append(f"{name}: {error}")
     for path in sorted((root / "book").glob("*.ipynb")):
