@@ -1,0 +1,231 @@
+"""The notebooks that the build makes of pages: each role and directive in plain Markdown, on a book without Sphinx.
+
+`tests/test_book_built.py` reads the notebooks of the real one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+from machine import ROOT
+from pages import NOTEBOOKS
+
+pytest.importorskip("sphinx", reason="the extra `book` is not installed")
+OWN = "https://github.com/someone/mtlib-book"
+
+
+@pytest.fixture(scope="module")
+def made() -> ModuleType:
+    """The extension, imported as Sphinx does."""
+    sys.path.insert(0, str(ROOT / "book" / "_ext"))
+    try:
+        return importlib.import_module("notebooks")
+    finally:
+        sys.path.remove(str(ROOT / "book" / "_ext"))
+
+
+class Shelf:
+    """A lookup that says what it was asked."""
+
+    def role(self, role: str, text: str) -> str:
+        return f"<{role} {text}>"
+
+    def link(self, text: str, target: str) -> str:
+        return f"<link {text} {target}>"
+
+    def number(self, label: str) -> str:
+        return "(2.1)" if label.startswith("eq") else f"No. {label}"
+
+    def picture(self, name: str) -> str:
+        return f"data:{name}"
+
+
+@pytest.fixture
+def convert(made: ModuleType) -> Any:
+    return made.Converter(Shelf())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "A paragraph of $x_i * y_i$, `code`, **words**.\n\n- a list\n- of two",
+        "| a | b |\n|:--|--:|\n| $\\lVert x \\rVert$ | 2 |",
+        "```python\nx = {'a': 1}  # {doc}`no role`\n```",
+        "`` {doc}`x` `` is how a role is written, and `$$` begins an equation",
+        "[a page](https://example.org/a_(b)) and a price of \\$5",
+        "    indented\n\n<details>\nhtml\n</details>",
+        "text with a dollar in `$HOME` and one in `$PATH`, {curly} and [square]",
+    ],
+)
+def test_plain_markdown_stays_as_it_is(convert, source):
+    assert convert(source) == source
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("the error {glue:text}`a-b`.", "the error <glue:text a-b>."),
+        ("{doc}`a`, {ref}`b <c>`; *{term}`d`*", "<doc a>, <ref b <c>>; *<term d>*"),
+        ("({eq}`eq-a`) {numref}`fig-a`", "(<eq eq-a>) <numref fig-a>"),
+        ("{cite}`a,b` {cite:t}`c`", "<cite a,b> <cite:t c>"),
+        ("{doc}`two\nlines <a>`", "<doc two\nlines <a>>"),
+        ("| {doc}`a` | {cite}`b` |\n|--|--|", "| <doc a> | <cite b> |\n|--|--|"),
+        ("[the table](fails-table), [here](a.ipynb)", "<link the table fails-table>, <link here a.ipynb>"),
+        ("(a-place)=\n## Title", "## Title"),
+        ("% a comment\ntext", "text"),
+    ],
+)
+def test_roles_and_links(convert, source, expected):
+    assert convert(source) == expected
+
+
+def test_an_equation_gets_its_number(convert):
+    source = "Then\n\n$$\n\\begin{aligned}\na &= b \\\\\nc &= d.\n\\end{aligned}\n$$ (eq-a)\n\nso $a$."
+    expected = "Then\n\n$$\n\\begin{aligned}\na &= b \\\\\nc &= d.\n\\end{aligned} \\tag{2.1}\n$$\n\nso $a$."
+    assert convert(source) == expected
+    assert convert("$$ a = b $$ (eq-a)") == "$$\na = b \\tag{2.1}\n$$"
+    assert convert("$$\na = b\n$$") == "$$\na = b\n$$"
+    with pytest.raises(ValueError, match="expected"):
+        convert("$$\na = b")
+
+
+def test_exercises_and_solutions(convert):
+    source = (
+        "## Exercises\n\n```{exercise} On rates\n:label: ex-a\n\n*To run.* Try {doc}`a`:\n\n$$\nx\n$$\n```\n\n"
+        "````{solution} ex-a\n:class: dropdown\n\nSo:\n\n```python\nrun()\n```\n````"
+    )
+    assert convert(source) == (
+        "## Exercises\n\n**No. ex-a (On rates).** *To run.* Try <doc a>:\n\n$$\nx\n$$\n\n"
+        "<details>\n<summary>Solution to No. ex-a</summary>\n\nSo:\n\n```python\nrun()\n```\n\n</details>"
+    )
+
+
+def test_what_stands_apart_becomes_a_quotation(convert):
+    """Its equations lie in one line: `>` at the beginning of a line would be read as a part of them."""
+    source = ":::{prf:theorem} The hinge\n:label: thm\n\nIf\n\n$$\na\nb\n$$ (eq-a)\n:::"
+    assert convert(source) == "> **No. thm (The hinge).** If\n>\n> $$a b \\tag{2.1}$$"
+    assert convert(":::{prf:proof}\nClear. $\\square$\n:::") == "> **Proof.** Clear. $\\square$"
+    assert convert("```{admonition} A {doc}`b`\nText\n```") == "> **A <doc b>**\n>\n> Text"
+    assert convert("```{tip} Text\nmore\n```") == "> **Tip**\n>\n> Text\n> more"
+    assert convert("- item\n\n  ```{note}\n  Text\n  ```") == "- item\n\n  > **Note**\n  >\n  > Text"
+
+
+def test_a_glued_figure_lies_in_the_text(convert):
+    source = "```{glue:figure} a-b\n:name: fig\n:alt: Two lines [of which] one\n\nA caption, {doc}`c`.\n```"
+    assert convert(source) == "![Two lines (of which) one](data:a-b)\n\n*No. fig.* A caption, <doc c>."
+
+
+def test_a_question_hides_what_is_right(convert):
+    source = (
+        ":::{selftest} a-b\nWhich {term}`c`?\n\n- [ ] The one.\n  - It is not,\n    see {doc}`d`.\n"
+        "- [x] The other.\n  - It is.\n:::"
+    )
+    assert convert(source) == (
+        "Which <term c>?\n\n- A. The one.\n- B. The other.\n\n<details>\n<summary>Answers and reasons</summary>\n\n"
+        "- A. **No.** It is not, see <doc d>.\n- B. **Right.** It is.\n\n</details>"
+    )
+
+
+def test_what_is_not_known_is_an_error(convert):
+    with pytest.raises(ValueError, match="'unheard-of'"):
+        convert("```{unheard-of}\ntext\n```")
+    with pytest.raises(ValueError, match="to close"):
+        convert("```{note}\ntext")
+
+
+def test_values_are_shown_as_they_are(made):
+    assert made.plain("0.5 ± 0.1 × 10⁻³") == "0.5 ± 0.1 × 10⁻³"
+    assert made.plain("a*b_c | $5") == "a\\*b\\_c \\| \\$5"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"doi": "10.1/a", "eprint": "1703.03400"}, "https://doi.org/10.1/a"),
+        ({"eprint": "1703.03400", "url": "https://example.org"}, "https://arxiv.org/abs/1703.03400"),
+        ({"url": "https://example.org"}, "https://example.org"),
+        ({}, ""),
+    ],
+)
+def test_the_address_of_a_paper(made, fields, expected):
+    assert made.of_paper(fields) == expected
+
+
+# A notebook -----------------------------------------------------------------------------------
+
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+def cell(name: str, source: str, outputs: list[dict] | None = None, **metadata: Any) -> dict[str, Any]:
+    kind = "markdown" if outputs is None else "code"
+    made = {"cell_type": kind, "id": name, "metadata": metadata, "source": source}
+    return made if outputs is None else {**made, "outputs": outputs, "execution_count": 1}
+
+
+@pytest.fixture
+def page() -> dict[str, Any]:
+    """A page as it is after its run, with one cell of each kind."""
+    install = json.loads(NOTEBOOKS[0].read_text("utf8"))["cells"][0]
+    assert "remove-cell" in install["metadata"]["tags"]
+    image = {"output_type": "display_data", "data": {"image/png": "iVBO", "text/plain": "<F>"}, "metadata": {}}
+    kept = {"output_type": "display_data", "data": {"application/papermill.record/text/plain": "0.5"}}
+    kept["metadata"] = {"scrapbook": {"name": "a-b", "mime_prefix": "application/papermill.record/"}}
+    told = {"output_type": "stream", "name": "stdout", "text": "Data: real\n"}
+    table = {"output_type": "display_data", "data": {"text/markdown": "| {doc}`a` |\n|--|"}, "metadata": {}}
+    figure = {"figure": {"name": "fig-a", "caption": "As {eq}`eq-a` says."}, "image": {"alt": "A line."}}
+    return {
+        "cells": [
+            cell("install", "".join(install["source"]), [], tags=["remove-cell"]),
+            cell("title", "# Title\n\nThe question."),
+            cell("draw", "draw()", [image, told], tags=["hide-input"], mystnb=figure),
+            cell("keep", "glue('a-b', 0.5)", [kept], tags=["remove-cell"]),
+            cell("show", "table(x)", [table]),
+        ],
+        "metadata": {"kernelspec": KERNEL, "mystnb": {}},
+    }
+
+
+def test_a_notebook_has_all_that_the_page_shows(made, convert, page):
+    book = made.notebook(page, convert, OWN, "*A copy.*")
+    assert [c["id"] for c in book["cells"]] == ["install", "title", "draw", "draw-caption", "keep", "show"]
+    install, title, draw, caption, keep, show = book["cells"]
+    assert install["metadata"] == {} and f"git+{OWN}@main" in install["source"]
+    assert title["source"] == "# Title\n\n*A copy.*\n\nThe question."
+    assert draw["outputs"][0]["data"]["image/png"] == "iVBO" and draw["outputs"][1]["name"] == "stdout"
+    assert draw["outputs"][0]["metadata"] == {"image/png": {"alt": "A line."}}
+    assert draw["metadata"] == {"jupyter": {"source_hidden": True}}
+    assert caption["source"] == "*No. fig-a.* As <eq eq-a> says."
+    assert keep["source"] == "glue('a-b', 0.5)" and keep["outputs"] == []
+    assert show["outputs"][0]["data"]["text/markdown"] == "| <doc a> |\n|--|"
+    assert book["metadata"] == {"kernelspec": KERNEL}
+    assert made.glued(page) == {"a-b": {"text/plain": "0.5"}}
+
+
+def test_a_notebook_is_valid(made, convert, page):
+    nbformat = pytest.importorskip("nbformat")
+    nbformat.validate(nbformat.from_dict(made.notebook(page, convert, OWN, "*A copy.*")))
+
+
+def test_without_an_address_the_first_cell_says_what_to_do(made, convert, page):
+    first = made.notebook(page, convert, "", "")["cells"][0]["source"]
+    assert "OWNER" not in first and 'pip install ".[' in first and "%pip" not in first
+    compile(first, "cell", "exec")
+
+
+# The sources ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_page_can_be_turned(made, convert, path):
+    """No directive is unknown, and no role, label or address without an entry is left."""
+    for source in json.loads(path.read_text("utf8"))["cells"]:
+        if source["cell_type"] == "markdown":
+            left = convert("".join(source["source"]))
+            bare = re.sub(r"(?s)```.*?```|`[^`\n]+`", "", left)
+            assert not re.search(r"\{[\w:]+\}`|^[`:]{3,}\{|^\([\w-]+\)=|\$\$ \(", bare, re.MULTILINE), left
