@@ -59,6 +59,7 @@ def convert(made: ModuleType) -> Any:
         "```python\nx = {'a': 1}  # {doc}`no role`\n```",
         "`` {doc}`x` `` is how a role is written, and `$$` begins an equation",
         "[a page](https://example.org/a_(b)) and a price of \\$5",
+        '```python\ndef f():\n    """A docstring.\n\n    ```pycon\n    >>> f()  # {doc}`a`\n    ```\n    """\n```',
         "    indented\n\n<details>\nhtml\n</details>",
         "text with a dollar in `$HOME` and one in `$PATH`, {curly} and [square]",
     ],
@@ -184,7 +185,7 @@ def page() -> dict[str, Any]:
             cell("install", "".join(install["source"]), [], tags=["remove-cell"]),
             cell("title", "# Title\n\nThe question."),
             cell("draw", "draw()", [image, told], tags=["hide-input"], mystnb=figure),
-            cell("keep", "glue('a-b', 0.5)", [kept], tags=["remove-cell"]),
+            cell("keep", "glue('a-b', 0.5)", [kept, told], tags=["remove-cell"]),
             cell("show", "table(x)", [table]),
         ],
         "metadata": {"kernelspec": KERNEL, "mystnb": {}},
@@ -203,8 +204,8 @@ def test_a_notebook_has_all_that_the_page_shows(made, convert, page):
     assert caption["source"] == "*No. fig-a.* As <eq eq-a> says."
     assert keep["source"] == "glue('a-b', 0.5)" and keep["outputs"] == []
     assert show["outputs"][0]["data"]["text/markdown"] == "| <doc a> |\n|--|"
-    assert book["metadata"] == {"kernelspec": KERNEL}
     assert made.glued(page) == {"a-b": {"text/plain": "0.5"}}
+    assert book["metadata"] == {"kernelspec": KERNEL}
 
 
 def test_a_notebook_is_valid(made, convert, page):

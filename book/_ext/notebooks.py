@@ -10,17 +10,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urljoin
 
+import nbformat
+import pybtex.plugin
 from docutils import nodes
+from jupyter_cache import get_cache
 from own_address import address
 from sphinx.addnodes import pending_xref
 from sphinx.util import logging
 
+MIME = "application/papermill.record/"  # of what is glued
+LOG = logging.getLogger(__name__)
 FOLDER = "notebooks"  # beside the HTML
-MIME = "application/papermill.record/"
 CHARACTERS = re.compile(r"([\\`*_\[\]<$|])")
 
 
@@ -86,7 +91,7 @@ class Converter:
         while i < len(lines):
             stop, line, made = i, lines[i], ""
             if fence := FENCE.fullmatch(line):
-                stop = closing(lines, i, fence["mark"])
+                stop = closing(lines, i, fence)
                 made = self.fenced(fence, lines[i : stop + 1])
             elif equation := EQUATION.fullmatch(line):
                 stop, made = self.equation(lines, i, equation)
@@ -188,13 +193,16 @@ ADMONITIONS = {
 } | {"seealso": "See also"}
 
 
-def closing(lines: list[str], first: int, mark: str) -> int:
-    """The line that closes a fence: as many marks, or more, and nothing else."""
-    pattern = re.compile(rf"[ \t]*{mark[0]}{{{len(mark)},}}[ \t]*")
+def closing(lines: list[str], first: int, fence: re.Match[str]) -> int:
+    """The line that closes a fence: as many marks, or more, and nothing else; a program may go on to the end."""
+    mark = fence["mark"]
+    pattern = re.compile(rf"[ \t]{{0,{len(fence['indent']) + 3}}}{mark[0]}{{{len(mark)},}}[ \t]*")
     for i in range(first + 1, len(lines)):
         if pattern.fullmatch(lines[i]):
             return i
-    raise ValueError(f"expected {mark} to close {lines[first]!r}")
+    if DIRECTIVE.match(fence["info"].strip()):
+        raise ValueError(f"expected {mark} to close {lines[first]!r}")
+    return len(lines) - 1
 
 
 def quoted(text: str) -> str:
@@ -274,22 +282,21 @@ def code(cell: dict[str, Any], convert: Converter) -> list[dict[str, Any]]:
 
 
 def output(old: dict[str, Any], convert: Converter, alt: str | None) -> Iterator[dict[str, Any]]:
-    """An output as the page shows it: none for what is glued, and no role in what is Markdown."""
+    """An output as the page shows it, with a text alternative for its image; none for what is glued."""
     if "data" not in old:
         yield old
         return
     data = {kind: value for kind, value in old["data"].items() if not kind.startswith(MIME)}
-    if not data:
-        return
+    metadata = {k: v for k, v in old.get("metadata", {}).items() if k in data}
     if "text/markdown" in data:
         data["text/markdown"] = convert(joined(data["text/markdown"]))
-    metadata = {k: v for k, v in old.get("metadata", {}).items() if k in data}
     if alt and "image/png" in data:
         metadata["image/png"] = {**metadata.get("image/png", {}), "alt": alt}
-    yield {**old, "data": data, "metadata": metadata}
+    if data:
+        yield {**old, "data": data, "metadata": metadata}
 
 
-def glued(page: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def glued(page: dict[str, Any]) -> dict[str, dict[str, str]]:
     """What a page keeps for its prose: name -> what is shown, by its kind."""
     found = {}
     for cell in page["cells"]:
@@ -300,23 +307,30 @@ def glued(page: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+
 # What the build knows ---------------------------------------------------------------------------
 
 
 class Built:
     """The lookup of one page of a build."""
 
-    def __init__(self, app: Any, page: str, values: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, app: Any, page: str, values: dict[str, Any]) -> None:
         self.app, self.env, self.page, self.values = app, app.env, page, values
         cite = app.env.get_domain("cite")
         self.papers = {c.citation_id: c.entry for c in cite.citations}
 
     def role(self, role: str, text: str) -> str:
         if role.startswith("glue:"):
+            if text not in self.values:
+                LOG.warning(f"{self.page}: no value {text!r} was glued", type="notebooks")
+                return "?"
             return plain(self.values[text]["text/plain"].strip("'\""))
         explicit = re.fullmatch(r"(.+?)\s*<([^<>]+)>", text, re.DOTALL)
         words, target = (explicit[1], explicit[2]) if explicit else (text, text)
-        return self.shown(self.found(role, target, words, bool(explicit)))
+        shown = self.shown(self.found(role, target, words, bool(explicit)))
+        if role.startswith("cite"):  # beside a link, square brackets are hard to read
+            shown = shown.replace("\\[", "(").replace("\\]", ")")
+        return shown
 
     def link(self, text: str, target: str) -> str:
         path, _, place = target.partition("#")
@@ -412,10 +426,14 @@ def write(app: Any, problem: Exception | None) -> None:
     folder = out.parent / FOLDER
     folder.mkdir(exist_ok=True)
     base, own = app.config.html_baseurl, app.config.own_address
+    app.env.get_doctree = cache(app.env.get_doctree)  # each reference to a figure reads a page
+    runs = get_cache(app.config.nb_execution_cache_path)
     names = set()
     for page in sorted(app.env.found_docs):
         if app.env.doc2path(page, base=False).endswith(".ipynb"):
-            run = json.loads((out.parent / "jupyter_execute" / f"{page}.ipynb").read_text("utf8"))
+            # Only the cache has what a run showed; MyST-NB writes that elsewhere where it just ran the page.
+            source = nbformat.read(app.env.doc2path(page), as_version=4)
+            _, run = runs.merge_match_into_notebook(source, cell_meta=())
             lookup = Built(app, page, glued(run))
             made = notebook(run, Converter(lookup), own, note(app, page, base))
             text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
@@ -423,10 +441,11 @@ def write(app: Any, problem: Exception | None) -> None:
             names.add(name)
             (folder / name).write_text(text, "utf8")
             (out / "_sources" / f"{page}.ipynb").write_text(text, "utf8")
+    del app.env.get_doctree
     for old in folder.glob("*.ipynb"):
         if old.name not in names:
             old.unlink()
-    logging.getLogger(__name__).info(f"{len(names)} notebooks are in {FOLDER}")
+    LOG.info(f"{len(names)} notebooks are in {FOLDER}")
 
 
 def note(app: Any, page: str, base: str) -> str:
@@ -434,12 +453,14 @@ def note(app: Any, page: str, base: str) -> str:
     title = plain(app.config.html_title or app.config.project)
     if base:
         there = urljoin(base.rstrip("/") + "/", app.builder.get_target_uri(page))
-        where = f"[this page]({there}) of the book *{title}*"
+        where = f"[this page]({there}) of the book “{title}”"
     else:
-        where = f"a page of the book *{title}*"
-    return f"*A copy of {where}. Numbers in the text are those of the book's own run.*".replace("**", "*")
+        where = f"a page of the book “{title}”"
+    return f"*A copy of {where}. Numbers in the text are those of the book's own run.*"
 
 
 def setup(app: Any) -> dict[str, bool]:
+    # sphinxcontrib-bibtex looks for a plugin at each citation, among all packages: half a minute of a build.
+    pybtex.plugin.find_plugin = cache(pybtex.plugin.find_plugin)
     app.connect("build-finished", write, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
