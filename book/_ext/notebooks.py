@@ -8,6 +8,7 @@ build: the numbers of figures and equations, the names of citations and the link
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -322,7 +323,7 @@ class Built:
     def role(self, role: str, text: str) -> str:
         if role.startswith("glue:"):
             if text not in self.values:
-                LOG.warning(f"{self.page}: no value {text!r} was glued", type="notebooks")
+                LOG.warning(f"{self.page}: no value {text!r} was glued", type="mystnb", subtype="glue")
                 return "?"
             return plain(self.values[text]["text/plain"].strip("'\""))
         explicit = re.fullmatch(r"(.+?)\s*<([^<>]+)>", text, re.DOTALL)
@@ -459,8 +460,15 @@ def note(app: Any, page: str, base: str) -> str:
     return f"*A copy of {where}. Numbers in the text are those of the book's own run.*"
 
 
+def at_the_small_scale(app: Any, config: Any) -> None:
+    """There some numbers of the prose are not computed: they read as `?`, and are no fault."""
+    if os.environ.get("MTLIB_SCALE") == "small":
+        config.suppress_warnings = [*config.suppress_warnings, "mystnb.glue"]
+
+
 def setup(app: Any) -> dict[str, bool]:
     # sphinxcontrib-bibtex looks for a plugin at each citation, among all packages: half a minute of a build.
     pybtex.plugin.find_plugin = cache(pybtex.plugin.find_plugin)
+    app.connect("config-inited", at_the_small_scale)
     app.connect("build-finished", write, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
