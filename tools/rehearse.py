@@ -35,11 +35,14 @@ class Stage:
         run("git", "clone", "--quiet", "--bare", source, self.there)
         run("git", "-C", self.there, "update-ref", "refs/heads/main", "HEAD")
         run("git", "-C", self.there, "symbolic-ref", "HEAD", "refs/heads/main")
+        asked = ("git", "-C", self.there, "rev-parse", "main")
+        self.commit = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
 
     def checkout(self, job: str) -> Path:
-        """A clone that takes its remote for the made-up one; only what it pushes goes to the folder."""
+        """The commit that was pushed, whose remote is the made-up one; only what it pushes goes to the folder."""
         clone = self.folder / job
-        run("git", "clone", "--quiet", "--branch", "main", self.there, clone)
+        run("git", "clone", "--quiet", "--no-checkout", self.there, clone)
+        run("git", "-C", clone, "checkout", "--quiet", "-B", "main", self.commit)
         run("git", "-C", clone, "remote", "set-url", "origin", self.remote)
         run("git", "-C", clone, "config", f"url.{self.there}.pushInsteadOf", self.remote)
         return clone
