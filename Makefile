@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 
 # The cache runs a page again when the page's code changes. It knows nothing of the package, the versions, the scale
 # and the place of the data: drop it when one of these changed, and Sphinx's own record of pages it has read.
-book: $(READY)  ## the book at its full scale -> _build/html/index.html
+book: $(READY)  ## the book at its full scale -> _build/html/index.html, and its notebooks -> _build/notebooks
 	@mkdir -p _build
 	@now="$(SCALE) data=$${MTLIB_DATA:-} offline=$${MTLIB_OFFLINE:-} $$(cksum $(SOURCES))"; \
 	if [ "$$(cat $(STAMP) 2>/dev/null)" != "$$now" ]; then \
@@ -85,7 +85,7 @@ format: $(READY)  ## write the style
 	$(BIN)/ruff format
 	$(PENDING) $(BIN)/ruff format --config pyproject.toml
 
-address:  ## make address ADDRESS=https://github.com/you/mtlib-book: write the repository's address everywhere
+address:  ## make address ADDRESS=https://github.com/you/mtlib-book: write it in the sources; a build asks git itself
 	$(PYTHON) tools/address.py $(ADDRESS)
 
 serve:  ## the built book at http://localhost:8000

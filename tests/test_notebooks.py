@@ -77,7 +77,10 @@ def test_plain_markdown_stays_as_it_is(convert, source):
         ("{cite}`a,b` {cite:t}`c`", "<cite a,b> <cite:t c>"),
         ("{doc}`two\nlines <a>`", "<doc two\nlines <a>>"),
         ("| {doc}`a` | {cite}`b` |\n|--|--|", "| <doc a> | <cite b> |\n|--|--|"),
-        ("[the table](fails-table), [here](a.ipynb)", "<link the table fails-table>, <link here a.ipynb>"),
+        (
+            "[the table](fails-table), [here](a.ipynb)",
+            "<link the table fails-table>, <link here a.ipynb>",
+        ),
         ("(a-place)=\n## Title", "## Title"),
         ("% a comment\ntext", "text"),
     ],
@@ -87,7 +90,9 @@ def test_roles_and_links(convert, source, expected):
 
 
 def test_an_equation_gets_its_number(convert):
-    source = "Then\n\n$$\n\\begin{aligned}\na &= b \\\\\nc &= d.\n\\end{aligned}\n$$ (eq-a)\n\nso $a$."
+    source = (
+        "Then\n\n$$\n\\begin{aligned}\na &= b \\\\\nc &= d.\n\\end{aligned}\n$$ (eq-a)\n\nso $a$."
+    )
     expected = "Then\n\n$$\n\\begin{aligned}\na &= b \\\\\nc &= d.\n\\end{aligned} \\tag{2.1}\n$$\n\nso $a$."
     assert convert(source) == expected
     assert convert("$$ a = b $$ (eq-a)") == "$$\na = b \\tag{2.1}\n$$"
@@ -114,12 +119,16 @@ def test_what_stands_apart_becomes_a_quotation(convert):
     assert convert(":::{prf:proof}\nClear. $\\square$\n:::") == "> **Proof.** Clear. $\\square$"
     assert convert("```{admonition} A {doc}`b`\nText\n```") == "> **A <doc b>**\n>\n> Text"
     assert convert("```{tip} Text\nmore\n```") == "> **Tip**\n>\n> Text\n> more"
-    assert convert("- item\n\n  ```{note}\n  Text\n  ```") == "- item\n\n  > **Note**\n  >\n  > Text"
+    assert (
+        convert("- item\n\n  ```{note}\n  Text\n  ```") == "- item\n\n  > **Note**\n  >\n  > Text"
+    )
 
 
 def test_a_glued_figure_lies_in_the_text(convert):
     source = "```{glue:figure} a-b\n:name: fig\n:alt: Two lines [of which] one\n\nA caption, {doc}`c`.\n```"
-    assert convert(source) == "![Two lines (of which) one](data:a-b)\n\n*No. fig.* A caption, <doc c>."
+    assert (
+        convert(source) == "![Two lines (of which) one](data:a-b)\n\n*No. fig.* A caption, <doc c>."
+    )
 
 
 def test_a_question_hides_what_is_right(convert):
@@ -149,7 +158,10 @@ def test_values_are_shown_as_they_are(made):
     ("fields", "expected"),
     [
         ({"doi": "10.1/a", "eprint": "1703.03400"}, "https://doi.org/10.1/a"),
-        ({"eprint": "1703.03400", "url": "https://example.org"}, "https://arxiv.org/abs/1703.03400"),
+        (
+            {"eprint": "1703.03400", "url": "https://example.org"},
+            "https://arxiv.org/abs/1703.03400",
+        ),
         ({"url": "https://example.org"}, "https://example.org"),
         ({}, ""),
     ],
@@ -163,7 +175,9 @@ def test_the_address_of_a_paper(made, fields, expected):
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
-def cell(name: str, source: str, outputs: list[dict] | None = None, **metadata: Any) -> dict[str, Any]:
+def cell(
+    name: str, source: str, outputs: list[dict] | None = None, **metadata: Any
+) -> dict[str, Any]:
     kind = "markdown" if outputs is None else "code"
     made = {"cell_type": kind, "id": name, "metadata": metadata, "source": source}
     return made if outputs is None else {**made, "outputs": outputs, "execution_count": 1}
@@ -174,12 +188,28 @@ def page() -> dict[str, Any]:
     """A page as it is after its run, with one cell of each kind."""
     install = json.loads(NOTEBOOKS[0].read_text("utf8"))["cells"][0]
     assert "remove-cell" in install["metadata"]["tags"]
-    image = {"output_type": "display_data", "data": {"image/png": "iVBO", "text/plain": "<F>"}, "metadata": {}}
-    kept = {"output_type": "display_data", "data": {"application/papermill.record/text/plain": "0.5"}}
-    kept["metadata"] = {"scrapbook": {"name": "a-b", "mime_prefix": "application/papermill.record/"}}
+    image = {
+        "output_type": "display_data",
+        "data": {"image/png": "iVBO", "text/plain": "<F>"},
+        "metadata": {},
+    }
+    kept = {
+        "output_type": "display_data",
+        "data": {"application/papermill.record/text/plain": "0.5"},
+    }
+    kept["metadata"] = {
+        "scrapbook": {"name": "a-b", "mime_prefix": "application/papermill.record/"}
+    }
     told = {"output_type": "stream", "name": "stdout", "text": "Data: real\n"}
-    table = {"output_type": "display_data", "data": {"text/markdown": "| {doc}`a` |\n|--|"}, "metadata": {}}
-    figure = {"figure": {"name": "fig-a", "caption": "As {eq}`eq-a` says."}, "image": {"alt": "A line."}}
+    table = {
+        "output_type": "display_data",
+        "data": {"text/markdown": "| {doc}`a` |\n|--|"},
+        "metadata": {},
+    }
+    figure = {
+        "figure": {"name": "fig-a", "caption": "As {eq}`eq-a` says."},
+        "image": {"alt": "A line."},
+    }
     return {
         "cells": [
             cell("install", "".join(install["source"]), [], tags=["remove-cell"]),
@@ -194,11 +224,20 @@ def page() -> dict[str, Any]:
 
 def test_a_notebook_has_all_that_the_page_shows(made, convert, page):
     book = made.notebook(page, convert, OWN, "*A copy.*")
-    assert [c["id"] for c in book["cells"]] == ["install", "title", "draw", "draw-caption", "keep", "show"]
+    assert [c["id"] for c in book["cells"]] == [
+        "install",
+        "title",
+        "draw",
+        "draw-caption",
+        "keep",
+        "show",
+    ]
     install, title, draw, caption, keep, show = book["cells"]
     assert install["metadata"] == {} and f"git+{OWN}@main" in install["source"]
     assert title["source"] == "# Title\n\n*A copy.*\n\nThe question."
-    assert draw["outputs"][0]["data"]["image/png"] == "iVBO" and draw["outputs"][1]["name"] == "stdout"
+    assert (
+        draw["outputs"][0]["data"]["image/png"] == "iVBO" and draw["outputs"][1]["name"] == "stdout"
+    )
     assert draw["outputs"][0]["metadata"] == {"image/png": {"alt": "A line."}}
     assert draw["metadata"] == {"jupyter": {"source_hidden": True}}
     assert caption["source"] == "*No. fig-a.* As <eq eq-a> says."
@@ -229,4 +268,6 @@ def test_every_page_can_be_turned(made, convert, path):
         if source["cell_type"] == "markdown":
             left = convert("".join(source["source"]))
             bare = re.sub(r"(?s)```.*?```|`[^`\n]+`", "", left)
-            assert not re.search(r"\{[\w:]+\}`|^[`:]{3,}\{|^\([\w-]+\)=|\$\$ \(", bare, re.MULTILINE), left
+            assert not re.search(
+                r"\{[\w:]+\}`|^[`:]{3,}\{|^\([\w-]+\)=|\$\$ \(", bare, re.MULTILINE
+            ), left

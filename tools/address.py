@@ -55,11 +55,16 @@ def of_remote(remote: str) -> str | None:
 
     A user's name, a password and a port are left out: `ssh://git@github.com:22/a/b.git` -> `https://github.com/a/b`.
     """
-    host, path = r"(?P<host>(?:[\w-]+\.)*(?:github|gitlab)(?:\.[\w-]+)+)", r"(?P<path>[\w.-]+/[\w.-]+)"
+    host, path = (
+        r"(?P<host>(?:[\w-]+\.)*(?:github|gitlab)(?:\.[\w-]+)+)",
+        r"(?P<path>[\w.-]+/[\w.-]+)",
+    )
     url = rf"(?:https?|ssh|git)://(?:[^@/\s]+@)?{host}(?::\d+)?/{path}"
     short = rf"(?:[\w.-]+@)?{host}:/?{path}"
-    found = re.fullmatch(rf"{url}/?", remote) or re.fullmatch(rf"{short}/?", remote)
-    return f"https://{found['host'].lower()}/{found['path'].removesuffix('.git')}" if found else None
+    found = re.fullmatch(rf"(?i){url}/?", remote) or re.fullmatch(rf"(?i){short}/?", remote)
+    return (
+        f"https://{found['host'].lower()}/{found['path'].removesuffix('.git')}" if found else None
+    )
 
 
 def known(root: Path) -> str | None:

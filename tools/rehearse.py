@@ -36,7 +36,9 @@ class Stage:
         run("git", "-C", self.there, "update-ref", "refs/heads/main", "HEAD")
         run("git", "-C", self.there, "symbolic-ref", "HEAD", "refs/heads/main")
         asked = ("git", "-C", self.there, "rev-parse", "main")
-        self.commit = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+        self.commit = subprocess.run(
+            asked, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     def checkout(self, job: str) -> Path:
         """The commit that was pushed, whose remote is the made-up one; only what it pushes goes to the folder."""
@@ -47,14 +49,18 @@ class Stage:
         run("git", "-C", clone, "config", f"url.{self.there}.pushInsteadOf", self.remote)
         return clone
 
-    def act(self, name: str, job: dict[str, Any], here: bool = False, skip: tuple[str, ...] = ()) -> None:
+    def act(
+        self, name: str, job: dict[str, Any], here: bool = False, skip: tuple[str, ...] = ()
+    ) -> None:
         """The steps of one job; CalledProcessError where one fails."""
         clone = self.folder / name
         for step in job["steps"]:
             what = step.get("name") or step.get("uses") or step["run"].strip()
             began = time.perf_counter()
             if "uses" in step:
-                done = self.use(step["uses"].split("@")[0].split("/")[-1], step.get("with", {}), name)
+                done = self.use(
+                    step["uses"].split("@")[0].split("/")[-1], step.get("with", {}), name
+                )
                 if done and here and "checkout" in step["uses"]:
                     lend(clone)
             elif done := not any(text in step["run"] for text in skip):
@@ -88,7 +94,9 @@ def lend(clone: Path) -> None:
     """This checkout's environment and what it has built, so that nothing is installed or run twice."""
     (clone / ".venv").symlink_to((ROOT / ".venv").resolve(), target_is_directory=True)
     for name in ("pyproject.toml", "constraints.txt"):
-        os.utime(clone / name, (0, 0))  # older than the environment, which `make` would else bring up to date
+        os.utime(
+            clone / name, (0, 0)
+        )  # older than the environment, which `make` would else bring up to date
     if (ROOT / "_build").is_dir():
         shutil.copytree(ROOT / "_build", clone / "_build", symlinks=True)
 
@@ -118,7 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--remote", default=REMOTE, help="the made-up address")
     parser.add_argument("--here", action="store_true", help="use this checkout's .venv and _build")
-    parser.add_argument("--skip", action="append", default=[], help="leave out steps with this text")
+    parser.add_argument(
+        "--skip", action="append", default=[], help="leave out steps with this text"
+    )
     parser.add_argument("--keep", type=Path, help="an empty folder for all of it, which stays")
     options = parser.parse_args(arguments)
     jobs = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text("utf8"))["jobs"]

@@ -59,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     found = {path.stem: path for path in sorted(options.folder.glob("*.ipynb"))}
     unknown = set(options.only) - found.keys()
     if unknown or not found:
-        parser.error(f"expected notebooks in {options.folder}, found no {sorted(unknown) or 'file'}")
+        parser.error(
+            f"expected notebooks in {options.folder}, found no {sorted(unknown) or 'file'}"
+        )
     failed = {}
     for name in options.only or found:
         began = time.perf_counter()

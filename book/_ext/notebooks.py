@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,9 +20,10 @@ import nbformat
 import pybtex.plugin
 from docutils import nodes
 from jupyter_cache import get_cache
-from own_address import address
 from sphinx.addnodes import pending_xref
 from sphinx.util import logging
+
+from own_address import address
 
 MIME = "application/papermill.record/"  # of what is glued
 LOG = logging.getLogger(__name__)
@@ -160,7 +161,9 @@ class Converter:
             return quoted(f"**{self.titled(block)}.** {self(block.body)}")
         if name in ADMONITIONS:
             title = self(block.argument) if name in ("admonition", "topic") else ADMONITIONS[name]
-            body = block.body if name in ("admonition", "topic") else f"{block.argument}\n{block.body}"
+            body = (
+                block.body if name in ("admonition", "topic") else f"{block.argument}\n{block.body}"
+            )
             return quoted(f"**{title}**\n\n{self(body.strip())}")
         if name == "selftest":
             return self.selftest(block)
@@ -188,10 +191,8 @@ class Converter:
         return f"*{self.lookup.number(name)}.* {self(text)}"
 
 
-ADMONITIONS = {
-    name: name.capitalize()
-    for name in ("admonition topic note tip hint important warning caution danger error attention").split()
-} | {"seealso": "See also"}
+KINDS = "admonition topic note tip hint important warning caution danger error attention"
+ADMONITIONS = {name: name.capitalize() for name in KINDS.split()} | {"seealso": "See also"}
 
 
 def closing(lines: list[str], first: int, fence: re.Match[str]) -> int:
@@ -279,7 +280,10 @@ def code(cell: dict[str, Any], convert: Converter) -> list[dict[str, Any]]:
     figure = about.get("figure", {})
     if "caption" not in figure:
         return [made]
-    return [made, markdown(f"{cell['id']}-caption"[:64], convert.caption(figure["name"], figure["caption"]))]
+    return [
+        made,
+        markdown(f"{cell['id']}-caption"[:64], convert.caption(figure["name"], figure["caption"])),
+    ]
 
 
 def output(old: dict[str, Any], convert: Converter, alt: str | None) -> Iterator[dict[str, Any]]:
@@ -308,7 +312,6 @@ def glued(page: dict[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
-
 # What the build knows ---------------------------------------------------------------------------
 
 
@@ -323,7 +326,9 @@ class Built:
     def role(self, role: str, text: str) -> str:
         if role.startswith("glue:"):
             if text not in self.values:
-                LOG.warning(f"{self.page}: no value {text!r} was glued", type="mystnb", subtype="glue")
+                LOG.warning(
+                    f"{self.page}: no value {text!r} was glued", type="mystnb", subtype="glue"
+                )
                 return "?"
             return plain(self.values[text]["text/plain"].strip("'\""))
         explicit = re.fullmatch(r"(.+?)\s*<([^<>]+)>", text, re.DOTALL)
@@ -373,7 +378,7 @@ class Built:
         found = self.env.get_domain(domain).resolve_xref(
             self.env, self.page, self.app.builder, typ, target, asked, inside
         )
-        if found is None or "cite" in kind and "?" in found.astext():
+        if found is None:
             raise KeyError(f"{self.page}: {{{role}}}`{target}`")
         return found
 

@@ -46,7 +46,9 @@ def read(app: Any, page: str, source: list[str]) -> None:
         source[0] = written(source[0], app.config.own_address)
 
 
-def lead_to_notebooks(app: Any, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+def lead_to_notebooks(
+    app: Any, page: str, template: str, context: dict[str, Any], tree: Any
+) -> None:
     """Colab opens the notebook that the build made of a page, on a branch of its own."""
     for button in context.get("header_buttons", ()):
         for link in button.get("buttons", ()):
