@@ -112,6 +112,17 @@ def test_exercises_and_solutions(convert):
     )
 
 
+def test_a_title_stands_above_a_list(convert):
+    assert (
+        convert("```{exercise}\n:label: a\n\n1. One\n2. Two\n```") == "**No. a.**\n\n1. One\n2. Two"
+    )
+
+
+def test_a_lone_dollar_swallows_no_role(convert):
+    assert convert("It costs $5.\n\nSee {doc}`a`, $x$.") == "It costs $5.\n\nSee <doc a>, $x$."
+    assert convert("a ` alone\n\n{doc}`a`") == "a ` alone\n\n<doc a>"
+
+
 def test_what_stands_apart_becomes_a_quotation(convert):
     """Its equations lie in one line: `>` at the beginning of a line would be read as a part of them."""
     source = ":::{prf:theorem} The hinge\n:label: thm\n\nIf\n\n$$\na\nb\n$$ (eq-a)\n:::"

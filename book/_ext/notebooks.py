@@ -65,13 +65,13 @@ OPTION = re.compile(r":([\w-]+):\s*(.*)")
 EQUATION = re.compile(r"(?P<indent>[ \t]*)\$\$(?P<rest>.*)")
 END = re.compile(r"(?P<last>.*?)\$\$[ \t]*(?:\((?P<label>[\w:.-]+)\))?[ \t]*")
 LABEL = re.compile(r"\([\w:.-]+\)=[ \t]*")  # a place to refer to
+SAME = r"(?:(?!\n[ \t]*\n)[\s\S])"  # a character of the same paragraph
 INLINE = re.compile(
     r"\\."  # what is escaped
-    r"|\{(?P<role>[\w:+.-]+)\}(?P<tick>`+)(?P<text>.+?)(?<!`)(?P=tick)(?!`)"
-    r"|(?P<code>`+)(?!`).+?(?<!`)(?P=code)(?!`)"
-    r"|(?<!\$)\$(?!\$)(?:\\.|[^$\\])+\$"
-    r"|(?<!!)\[(?P<words>[^\]\[]*)\]\((?P<target>[^()\s]*)\)",
-    re.DOTALL,
+    rf"|\{{(?P<role>[\w:+.-]+)\}}(?P<tick>`+)(?P<text>{SAME}+?)(?<!`)(?P=tick)(?!`)"
+    rf"|(?P<code>`+)(?!`){SAME}+?(?<!`)(?P=code)(?!`)"
+    r"|(?<!\$)\$(?!\$)(?:\\.|(?!\n[ \t]*\n)[^$\\])+\$"
+    r"|(?<!!)\[(?P<words>[^\]\[]*)\]\((?P<target>[^()\s]*)\)"
 )
 TITLES = {"prf:proof": "Proof"}  # of directives without a number
 
@@ -149,7 +149,7 @@ class Converter:
     def directive(self, block: Block) -> str:
         name = block.name
         if name == "exercise":
-            return f"**{self.titled(block)}.** {self(block.body)}"
+            return headed(self.titled(block), self(block.body))
         if name == "solution":
             title = f"Solution to {self.lookup.number(block.argument)}"
             return folded(title, self(block.body))
@@ -158,7 +158,7 @@ class Converter:
             picture = f"![{alt}]({self.lookup.picture(block.argument)})"
             return f"{picture}\n\n{self.caption(block.options['name'], block.body)}"
         if name.startswith("prf:"):
-            return quoted(f"**{self.titled(block)}.** {self(block.body)}")
+            return quoted(headed(self.titled(block), self(block.body)))
         if name in ADMONITIONS:
             title = self(block.argument) if name in ("admonition", "topic") else ADMONITIONS[name]
             body = (
@@ -205,6 +205,12 @@ def closing(lines: list[str], first: int, fence: re.Match[str]) -> int:
     if DIRECTIVE.match(fence["info"].strip()):
         raise ValueError(f"expected {mark} to close {lines[first]!r}")
     return len(lines) - 1
+
+
+def headed(title: str, text: str) -> str:
+    """A title in the first line of a paragraph; above a list, a program or an equation it stands alone."""
+    alone = re.match(r"(?:[-*+]|\d+[.)])\s|[|>`~$]{2,}|\|", text)
+    return f"**{title}.**" + ("\n\n" if alone else " ") + text
 
 
 def quoted(text: str) -> str:
