@@ -345,6 +345,10 @@ class Built:
         return shown
 
     def link(self, text: str, target: str) -> str:
+        if (
+            target.startswith("#") and text
+        ):  # a heading of this page: each viewer names these its own way
+            return text
         path, _, place = target.partition("#")
         page = re.sub(r"\.(ipynb|md)$", "", path)
         if page != path:
