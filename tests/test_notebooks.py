@@ -212,6 +212,7 @@ def page() -> dict[str, Any]:
         "scrapbook": {"name": "a-b", "mime_prefix": "application/papermill.record/"}
     }
     told = {"output_type": "stream", "name": "stdout", "text": "Data: real\n"}
+    noise = {"output_type": "stream", "name": "stderr", "text": "fit: 100%"}
     table = {
         "output_type": "display_data",
         "data": {"text/markdown": "| {doc}`a` |\n|--|"},
@@ -225,7 +226,7 @@ def page() -> dict[str, Any]:
         "cells": [
             cell("install", "".join(install["source"]), [], tags=["remove-cell"]),
             cell("title", "# Title\n\nThe question."),
-            cell("draw", "draw()", [image, told], tags=["hide-input"], mystnb=figure),
+            cell("draw", "draw()", [image, noise, told], tags=["hide-input"], mystnb=figure),
             cell("keep", "glue('a-b', 0.5)", [kept, told], tags=["remove-cell"]),
             cell("show", "table(x)", [table]),
         ],

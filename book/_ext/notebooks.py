@@ -295,7 +295,8 @@ def code(cell: dict[str, Any], convert: Converter) -> list[dict[str, Any]]:
 def output(old: dict[str, Any], convert: Converter, alt: str | None) -> Iterator[dict[str, Any]]:
     """An output as the page shows it, with a text alternative for its image; none for what is glued."""
     if "data" not in old:
-        yield old
+        if old.get("name") != "stderr":  # the page has none
+            yield old
         return
     data = {kind: value for kind, value in old["data"].items() if not kind.startswith(MIME)}
     metadata = {k: v for k, v in old.get("metadata", {}).items() if k in data}
