@@ -9,6 +9,7 @@ import importlib
 import json
 import re
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -283,3 +284,129 @@ def test_every_page_can_be_turned(made, convert, path):
             assert not re.search(
                 r"\{[\w:]+\}`|^[`:]{3,}\{|^\([\w-]+\)=|\$\$ \(", bare, re.MULTILINE
             ), left
+
+
+# A small book, built ----------------------------------------------------------------------------
+
+FIRST = r"""# First
+
+The value is {glue:text}`a-value`, by {cite:t}`finn2017maml` and others {cite}`finn2017maml,pan2010survey`.
+See {eq}`eq-one`, {eq}`eq-two`, {numref}`fig-one`, {doc}`second`, {doc}`here <second>`, {ref}`a place <place>`, {ref}`ex-one`,
+{prf:ref}`thm-one`, {term}`Task`, {term}`tasks <task>`, [a page](second.ipynb), [the words](words.md#place), [below](#first).
+
+$$
+a = b
+$$ (eq-one)
+
+:::{prf:theorem} The hinge
+:label: thm-one
+
+It holds.
+:::
+
+```{exercise}
+:label: ex-one
+
+Try.
+```
+
+```{solution} ex-one
+Done.
+```"""
+SECOND = "# Second\n\n$$\nc\n$$ (eq-two)"
+WORDS = "# Words\n\n(place)=\n## A place\n\n```{glossary}\ntask\n  What is learned.\n```\n\n```{bibliography}\n```"
+INDEX = "# Index\n\n```{toctree}\n:numbered:\nfirst\nsecond\nwords\n```"
+ENTRIES = """@inproceedings{finn2017maml, author = {Finn, Chelsea and Abbeel, Pieter and Levine, Sergey},
+  title = {MAML}, booktitle = {ICML}, year = {2017}, eprint = {1703.03400}}
+@article{pan2010survey, author = {Pan, Sinno and Yang, Qiang}, title = {A Survey}, journal = {TKDE}, year = {2010}}"""
+CODE = """from IPython.display import display
+form = "application/papermill.record/"
+kept = {"scrapbook": {"name": "a-value", "mime_prefix": form}}
+display({form + "text/plain": "0.5 ± 0.1"}, metadata=kept, raw=True)
+dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+display({"image/png": dot}, raw=True)
+print("ran")"""
+
+
+def build(folder: Path, own: str | None, module: ModuleType) -> dict[str, str]:
+    """The Markdown of the first page's notebook, by the name of its cell."""
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+    used = ["myst_nb", "sphinx_exercise", "sphinx_proof", "sphinxcontrib.bibtex"]
+    settings = {
+        "extensions": [*used, "own_address", "notebooks"],
+        "project": "A book",
+        "html_theme": "basic",
+        "bibtex_bibfiles": ["a.bib"],
+        "bibtex_reference_style": "author_year",
+        "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence"],
+        "nb_execution_mode": "cache",
+        "nb_execution_cache_path": str(folder / "cache"),
+        "numfig": True,
+        "math_numfig": True,
+        "suppress_warnings": ["myst.xref_missing"],
+    }
+    with pytest.MonkeyPatch.context() as patch, patch_docutils(), docutils_namespace():
+        patch.setattr(module.address, "known", lambda root: own)
+        out, kept = folder / "_build" / "html", folder / "_build" / ".doctrees"
+        app = Sphinx(folder / "pages", None, out, kept, "html", settings, status=None)
+        app.build()
+    made = json.loads((folder / "_build/notebooks/first.ipynb").read_text("utf8"))
+    assert made == json.loads((out / "_sources/first.ipynb").read_text("utf8"))
+    (run,) = (c for c in made["cells"] if c["id"] == "run")
+    assert [o["output_type"] for o in run["outputs"]] == ["display_data", "stream"]
+    return {c["id"]: c["source"] for c in made["cells"]}
+
+
+@pytest.fixture(scope="module")
+def small_book(made, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("book")
+    pages = folder / "pages"
+    pages.mkdir()
+    install = "".join(json.loads(NOTEBOOKS[0].read_text("utf8"))["cells"][0]["source"])
+    kernel = {"kernelspec": KERNEL}
+    for name, text in {"first": FIRST, "second": SECOND}.items():
+        figure = {"figure": {"name": "fig-one", "caption": "A line, {eq}`eq-one`."}}
+        cells = [
+            cell("install", install, [], tags=["remove-cell"]),
+            cell("text", text),
+            cell("run", CODE, [], mystnb=figure if name == "first" else {}),
+        ]
+        for one in cells:
+            one.update({"execution_count": None} if one["cell_type"] == "code" else {})
+        book = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+        (pages / f"{name}.ipynb").write_text(json.dumps(book), "utf8")
+    (pages / "words.md").write_text(WORDS, "utf8")
+    (pages / "index.md").write_text(INDEX, "utf8")
+    (pages / "a.bib").write_text(ENTRIES, "utf8")
+    return folder
+
+
+def test_roles_become_what_the_page_says(made, small_book):
+    """Numbers and names are Sphinx's own; another page's are links to the published one."""
+    text = build(small_book, OWN, made)["text"]
+    page = "https://someone.github.io/mtlib-book"
+    maml = "https://arxiv.org/abs/1703.03400"
+    for expected in (
+        "# First\n\n*A copy of [this page](https://someone.github.io/mtlib-book/first.html)",
+        f"The value is 0.5 ± 0.1, by Finn *et al.* ([2017]({maml}))",
+        f"([Finn *et al.*, 2017]({maml}), [Pan and Yang, 2010]({page}/words.html#id",
+        f"See (1.1), [(2.1)]({page}/second.html#equation-eq-two), Fig. 1.1, [Second]({page}/second.html)",
+        f"[here]({page}/second.html), [a place]({page}/words.html#place), Exercise 1.1",
+        f"Theorem 1.1, [Task]({page}/words.html#term-task), [tasks]({page}/words.html#term-task)",
+        f"[a page]({page}/second.html), [the words]({page}/words.html#place), below.",
+        "$$\na = b \\tag{1.1}\n$$",
+        "> **Theorem 1.1 (The hinge).** It holds.",
+        "**Exercise 1.1.** Try.",
+        "<details>\n<summary>Solution to Exercise 1.1</summary>\n\nDone.\n\n</details>",
+    ):
+        assert expected in text, f"{expected}\nis not in\n{text}"
+
+
+def test_without_an_address_links_lead_to_what_lies_beside(made, small_book):
+    cells = build(small_book, None, made)
+    assert "[Second](second.ipynb)" in cells["text"] and "github.io" not in cells["text"]
+    assert "a place, Exercise 1.1" in cells["text"]  # a page of words has no notebook
+    assert cells["run-caption"] == "*Fig. 1.1.* A line, (1.1)."
+    assert "version(" in cells["install"] and "%pip" not in cells["install"]
