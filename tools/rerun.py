@@ -2,6 +2,7 @@
 
     python tools/rerun.py _build/notebooks --report report.md           # all of a folder
     python tools/rerun.py _build/notebooks --only background --keep out   # some of them, with what they show
+    python tools/rerun.py _build/notebooks --without mtlib-book            # each first cell installs what its page needs
 
 The kernel is this Python's. Prints the seconds of each. What fails is written to the report, in Markdown, with its last
 lines; the exit status is then 1.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="PAGE", help="these alone")
     parser.add_argument("--timeout", type=int, default=1800, help="seconds a cell may take")
     parser.add_argument("--keep", type=Path, help="a folder for the notebooks with their outputs")
+    parser.add_argument("--without", metavar="PACKAGE", help="uninstall it before each of them")
     parser.add_argument("--report", type=Path, help="a file for what failed")
     options = parser.parse_args(arguments)
     found = {path.stem: path for path in sorted(options.folder.glob("*.ipynb"))}
@@ -64,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
     failed = {}
     for name in options.only or found:
+        if options.without:
+            pip = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", options.without]
+            subprocess.run(pip, check=True, stderr=subprocess.DEVNULL)  # it may not be there
         began = time.perf_counter()
         problem = rerun(found[name], options.timeout, options.keep)
         seconds = time.perf_counter() - began
