@@ -437,7 +437,7 @@ def of_paper(fields: Any) -> str:
 
 def write(app: Any, problem: Exception | None) -> None:
     """Write the notebooks, and in place of the source of each page the one that its button downloads."""
-    if problem or app.builder.format != "html":
+    if problem or app.builder.name != "html":
         return
     out = Path(app.outdir)
     folder = out.parent / FOLDER
