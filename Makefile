@@ -50,7 +50,7 @@ fresh: $(READY)
 	  rm -rf _build/.jupyter_cache _build/.doctrees; echo "$$now" > $(STAMP); \
 	fi
 
-book: fresh  ## the book at its full scale -> _build/html/index.html
+book: fresh  ## the book at its full scale -> _build/html/index.html, and its notebooks -> _build/notebooks
 	MTLIB_SCALE=$(SCALE) $(BIN)/python tools/execute.py --jobs $(JOBS)
 	@# These show numbers, figures and questions of other pages, so they are read anew each time.
 	@rm -f _build/.doctrees/book/{index,faq,quiz,part_*}.doctree
@@ -104,7 +104,7 @@ format: $(READY)  ## write the style
 	$(BIN)/ruff format
 	$(PENDING) $(BIN)/ruff format --config pyproject.toml
 
-address:  ## make address ADDRESS=https://github.com/you/mtlib-book: write the repository's address everywhere
+address:  ## make address ADDRESS=https://github.com/you/mtlib-book: write it in the sources; a build asks git itself
 	$(PYTHON) tools/address.py $(ADDRESS)
 
 serve:  ## the built book at http://localhost:8000

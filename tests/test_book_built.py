@@ -225,13 +225,100 @@ def test_the_index_leads_to_the_front_page(site: str, tab: Tab):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_colab_links_lead_to_notebooks(page: str, built: Path):
-    """On every page that is a notebook, and on no other: elsewhere the link is dead."""
+    """On every page that is a notebook, and on no other: elsewhere the link is dead. Without an address, on none."""
     text = (built / f"{page}.html").read_text("utf8")
     links = re.findall(r'https://colab\.research\.google\.com/[^"]+', text)
-    if (ROOT / f"{page}.ipynb").exists():
-        assert links and all(link.endswith(f"/{page}.ipynb") for link in links)
+    if (ROOT / f"{page}.ipynb").exists() and (OWN or "").startswith("https://github.com/"):
+        there = f"{OWN.removeprefix('https://github.com')}/blob/notebooks/{page}.ipynb"
+        assert links and all(link.endswith(there) for link in links)
     else:
         assert not links
+
+
+# The notebooks that the build makes ----------------------------------------------------------
+
+OWN = tool("address").known(ROOT)
+MADE = [page for page in PAGES if (ROOT / f"{page}.ipynb").exists()]
+RAW = re.compile(  # what MyST alone reads
+    r"\{[\w:+.-]+\}`"  # a role
+    r"|^[ >]*(?:`{3,}|:{3,}|~{3,})\s*\{"  # a directive
+    r"|^[ >]*:[\w-]+:(?:\s|$)"  # its option
+    r"|^[ >]*\([\w:.-]+\)=\s*$"  # a place to refer to
+    r"|\$\$[ \t]*\([\w:.-]+\)"  # an equation's name
+    r"|\{\{|^\+\+\+",
+    re.MULTILINE,
+)
+
+
+def made(built: Path, page: str) -> dict[str, Any]:
+    path = built.parent / "notebooks" / f"{Path(page).name}.ipynb"
+    return json.loads(path.read_text("utf8"))
+
+
+def shown_text(notebook: dict[str, Any]) -> list[str]:
+    """All Markdown of a notebook, without what it shows as code."""
+    texts = [c["source"] for c in notebook["cells"] if c["cell_type"] == "markdown"]
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            texts.append("".join(output.get("data", {}).get("text/markdown", "")))
+    fenced = r"(?ms)^[ >]*(`{3,})(?!\{).*?^[ >]{0,3}\1[ \t]*$"
+    return [
+        re.sub(r"(?<!\})(`+)(?!`)[^`\n]+\1(?!`)", "", re.sub(fenced, "", text)) for text in texts
+    ]
+
+
+@pytest.mark.parametrize("page", MADE)
+def test_a_made_notebook_has_nothing_raw(page: str, built: Path):
+    found = [match[0] for text in shown_text(made(built, page)) for match in RAW.finditer(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize("page", MADE)
+def test_a_made_notebook_reads_as_the_page(page: str, built: Path):
+    """The install cell first; the page's code, figures and equations; its links lead to what is published."""
+    book = made(built, page)
+    first, *cells = book["cells"]
+    assert (
+        first["cell_type"] == "code" and "mtlib-book" in first["source"] and not first["metadata"]
+    )
+    assert (f"git+{OWN}@main" in first["source"]) == bool(OWN)
+    code = [c["source"] for c in cells if c["cell_type"] == "code"]
+    source = json.loads((ROOT / f"{page}.ipynb").read_text("utf8"))["cells"]
+    assert code == ["".join(c["source"]) for c in source if c["cell_type"] == "code"][1:]
+    html_text = (built / f"{page}.html").read_text("utf8")
+    numbers = re.findall(r'<span class="eqno">\(([\d.]+)\)', html_text)
+    prose = "\n".join(shown_text(book))
+    assert re.findall(r"\\tag\{([\d.]+)\}", prose) == numbers
+    figures = re.findall(r'<span class="caption-number">Fig\. ([\d.]+?) *</span>', html_text)
+    assert re.findall(r"(?m)^\*Fig\. ([\d.]+)\.\* ", prose) == figures
+    for link in re.findall(r"\]\((?!data:)([^()\s]+)\)", prose):
+        beside = (built.parent / "notebooks" / link).is_file()
+        assert beside or link.startswith(("https://", "http://")), link
+
+
+@pytest.mark.parametrize("page", MADE)
+def test_a_page_offers_the_made_notebook(page: str, built: Path):
+    (link,) = re.findall(
+        r'href="([^"]*_sources[^"]*\.ipynb)"', (built / f"{page}.html").read_text("utf8")
+    )
+    offered = json.loads(((built / page).parent / link).resolve().read_text("utf8"))
+    assert offered == made(built, page)
+
+
+def test_no_notebook_is_left_over(built: Path):
+    names = {path.stem for path in (built.parent / "notebooks").glob("*.ipynb")}
+    assert names == {Path(page).name for page in MADE}
+
+
+def test_no_address_is_left_open(built: Path):
+    """Neither the placeholder, nor a button to nowhere."""
+    kinds = {".html", ".ipynb", ".md", ".js", ".txt", ".xml"}
+    files = [*built.rglob("*"), *(built.parent / "notebooks").glob("*")]
+    found = [str(p) for p in files if p.suffix in kinds and b"/OWNER/" in p.read_bytes()]
+    assert found == []
+    text = (built / f"{PAGES[1]}.html").read_text("utf8")
+    for button in ("source-repository-button", "source-edit-button", "source-issues-button"):
+        assert (button in text) == bool(OWN), button
 
 
 # The same without a browser, for what it need not happen to load ------------------------------

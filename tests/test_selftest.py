@@ -16,9 +16,12 @@ import yaml
 from machine import ROOT
 
 BOOK = ROOT / "book"
-PARTS = {
-    p["caption"]: p["chapters"] for p in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
-}
+PARTS: dict[str, list[dict[str, Any]]] = {}
+for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]:
+    caption = part.get("caption") or caption  # a part's overview stands before its numbered pages
+    PARTS.setdefault(caption, []).extend(
+        c for c in part["chapters"] if not Path(c["file"]).name.startswith("part_")
+    )
 WITHOUT = {"which"}  # of the parts below; the quiz page asks about it
 ASKED = [
     Path(chapter["file"]).name

@@ -3,6 +3,9 @@
 python tools/address.py ADDRESS    set it and write every copy
 python tools/address.py            write every copy
 python tools/address.py --check    list the copies that differ; the exit status is then 1
+python tools/address.py --remote   where none is set yet, set that of `git remote get-url origin`
+
+The build of the book takes `known`, and changes no file of the repository.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -35,6 +39,12 @@ try:
     version("mtlib-book")
 except PackageNotFoundError:
     %pip install -q "mtlib-book[{extras}] @ git+{address}@main\""""
+UNKNOWN = """\
+# Where this book was built its repository had no address. Install the book's package from a copy of
+# the repository first; in its folder: pip install ".[{extras}]"
+from importlib.metadata import version
+
+version("mtlib-book")"""
 EXTRAS = r"mtlib-book\[([\w,]+)\] @ git\+"  # a page may name more than `pages`; they stay
 
 
@@ -42,6 +52,59 @@ def address(root: Path) -> str:
     return tomllib.loads((root / "pyproject.toml").read_text("utf8"))["project"]["urls"][
         "Repository"
     ]
+
+
+def of_remote(remote: str) -> str | None:
+    """The page in the web of a remote at GitHub or GitLab; None for a path, another host, another form.
+
+    A user's name, a password and a port are left out: `ssh://git@github.com:22/a/b.git` -> `https://github.com/a/b`.
+    """
+    host, path = (
+        r"(?P<host>(?:[\w-]+\.)*(?:github|gitlab)(?:\.[\w-]+)+)",
+        r"(?P<path>[\w.-]+/[\w.-]+)",
+    )
+    url = rf"(?:https?|ssh|git)://(?:[^@/\s]+@)?{host}(?::\d+)?/{path}"
+    short = rf"(?:[\w.-]+@)?{host}:/?{path}"
+    found = re.fullmatch(rf"(?i){url}/?", remote) or re.fullmatch(rf"(?i){short}/?", remote)
+    return (
+        f"https://{found['host'].lower()}/{found['path'].removesuffix('.git')}" if found else None
+    )
+
+
+def known(root: Path) -> str | None:
+    """Where a reader finds this repository: its remote `origin`, or else what pyproject.toml says, or nowhere."""
+    # This folder's own git: without it, git would ask the folders above.
+    command = ["git", f"--git-dir={root / '.git'}", "remote", "get-url", "origin"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:  # a copy without git, on a machine without git
+        return stamp(root)
+    own = of_remote(asked.stdout.strip()) if asked.returncode == 0 else None
+    return own or stamp(root)
+
+
+def stamp(root: Path) -> str | None:
+    """The address that pyproject.toml has; None where it is still the placeholder."""
+    return None if "/OWNER/" in (found := address(root)) else found
+
+
+def published(repository: str | None) -> str:
+    """Where GitHub Pages shows the book, with a slash at its end; "" where that is not known."""
+    found = re.fullmatch(r"https://github\.com/([\w.-]+)/([\w.-]+)", repository or "")
+    if not found:
+        return ""
+    owner, name = found[1].lower(), found[2]
+    own = name.lower() == f"{owner}.github.io"
+    return f"https://{owner}.github.io/" + ("" if own else f"{name}/")
+
+
+def install(source: str, repository: str | None) -> str:
+    """The installing cell of a page, which `source` is, for a reader of the built book."""
+    named = re.search(EXTRAS, source)
+    if not named:
+        raise ValueError(f"expected the cell that installs the package, got {source[:80]!r}")
+    form = INSTALL if repository else UNKNOWN
+    return form.format(address=repository, extras=named[1])
 
 
 def replace(text: str, pattern: str, new: str) -> str:
@@ -106,7 +169,12 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("address", nargs="?", help="https://github.com/OWNER/NAME")
     parser.add_argument("--check", action="store_true", help="write nothing, list what differs")
+    parser.add_argument("--remote", action="store_true", help="set the remote's, where none is set")
     options = parser.parse_args(arguments)
+    if options.remote:
+        options.address = known(root)
+        if not options.address:
+            parser.error("expected `git remote get-url origin` to be a repository at GitHub")
     new = (options.address or address(root)).removesuffix("/").removesuffix(".git")
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", new):
         parser.error(f"expected an address such as https://github.com/OWNER/NAME, got {new!r}")
