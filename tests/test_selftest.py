@@ -16,6 +16,7 @@ import yaml
 from machine import ROOT
 
 BOOK = ROOT / "book"
+caption = ""
 PARTS: dict[str, list[dict[str, Any]]] = {}
 for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]:
     caption = part.get("caption") or caption  # a part's overview stands before its numbered pages

@@ -8,7 +8,6 @@ build: the numbers of figures and equations, the names of citations and the link
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from functools import cache
