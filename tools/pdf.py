@@ -240,7 +240,9 @@ def write(built: Path, target: Path) -> None:
     alone = "--host-resolver-rules=MAP * ~NOTFOUND"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=[alone])
-        chapters, rules, styles = taken(browser.new_page(viewport=dict(width=1000, height=900)), built)
+        chapters, rules, styles = taken(
+            browser.new_page(viewport=dict(width=1000, height=900)), built
+        )
         print(f"{len(chapters)} pages read after {time.monotonic() - begun:.0f} s", flush=True)
         joint.write_text(joined(chapters, rules, styles), "utf8")
         tab = browser.new_page()
