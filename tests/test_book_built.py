@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import yaml
 from axe_playwright_python.base import AXE_SCRIPT
-from machine import ROOT, files_of, served, tool
+from machine import ROOT, files_of, printed, served, tool
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 BUILT = Path(os.environ.get("BOOK_HTML") or ROOT / "_build" / "html").resolve()
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
 CHAPTERS = [c for part in TOC["parts"] for c in part["chapters"]]
 PAGES = [TOC["root"], *(p["file"] for c in CHAPTERS for p in (c, *c.get("sections", ())))]
-PAGES_TOOL = tool("pages")
+PAGES_TOOL, PDF_TOOL = tool("pages"), tool("pdf")
 SCREEN, PHONE = PAGES_TOOL.WIDTHS
 FITTING = {"book/index", *(f"book/{name}" for name in PAGES_TOOL.REWRITTEN)}
 A4 = 665  # pixels between the margins of `paper.css`
@@ -290,6 +290,19 @@ def test_a_page_has_no_barriers(page: str, site: str, tab: Tab, phone: Tab):
 @each_page
 def test_a_page_is_whole_as_a_plain_file(page: str, built: Path, tab: Tab):
     assert tab.wrong((built / f"{page}.html").as_uri()) == []
+
+
+def test_links_of_the_pdf_lead_to_its_places(built: Path, tmp_path: Path):
+    """Two pages printed as the book is: links between them have a place, others are text or addresses."""
+    target = tmp_path / "two.pdf"
+    pages = ["book/code", "book/glossary"]
+    printed(str(ROOT / "tools" / "pdf.py"), str(built), str(target), *pages)
+    pdf = target.read_bytes()
+    places, (inside, outside) = PDF_TOOL.destinations(pdf), PDF_TOOL.links(pdf)
+    assert 2 <= places["code"] < places["glossary"]
+    assert any(name.startswith("glossary--term-") for name in inside)
+    assert set(inside) <= {*places}
+    assert outside and not [url for url in outside if not url.startswith(("http", "mailto:"))]
 
 
 def test_the_menu_opens_on_a_phone(site: str, phone: Tab):

@@ -1,4 +1,6 @@
-"""The built book as one PDF: `python tools/pdf.py [_build/html [_build/book.pdf]]`, what `make pdf` does.
+"""The built book as one PDF: `python tools/pdf.py [_build/html [_build/book.pdf [book/digits ...]]]`.
+
+`make pdf` does this; with names of pages it prints those alone.
 
 Chromium shows every page of `_toc.yml`, with its equations and figures. Their articles are joined in one document,
 where each id begins with its page's name and a link to another page leads to its place, and that is printed: once to
@@ -106,25 +108,31 @@ class Chapter(NamedTuple):
 
 
 def contents() -> Iterator[tuple[str, str, int]]:
-    """The pages in their order: the file without its ending, its part, and whether it stands below another."""
+    """The pages in their order: the file without its ending, its part, and below how many others it stands."""
     yield TOC["root"], "", 0
     for part in TOC["parts"]:
-        for chapter in part["chapters"]:
-            yield chapter["file"], part["caption"], 0
-            yield from ((page["file"], part["caption"], 1) for page in chapter.get("sections", ()))
+        yield from listed(part["chapters"], part["caption"], 0)
+
+
+def listed(pages: list[Any], part: str, depth: int) -> Iterator[tuple[str, str, int]]:
+    for page in pages:
+        if "file" in page:
+            yield page["file"], part, depth
+        yield from listed(page.get("sections", []), part, depth + 1)
 
 
 def prefix(file: str) -> str:
     return re.sub(r"[^\w]+", "-", file.removeprefix("book/"))
 
 
-def taken(tab: Any, built: Path) -> tuple[list[Chapter], list[str], list[str]]:
+def taken(tab: Any, built: Path, only: list[str]) -> tuple[list[Chapter], list[str], list[str]]:
     """All chapters, the rules of their equations, and the book's style sheets."""
-    known = {(built / f"{file}.html").as_uri()[7:]: prefix(file) for file, *_ in contents()}
+    wanted = [row for row in contents() if not only or row[0] in only]
+    known = {(built / f"{file}.html").as_uri()[7:]: prefix(file) for file, *_ in wanted}
     chapters: list[Chapter] = []
     rules: dict[str, None] = {}
     styles: dict[str, None] = {}
-    for file, part, depth in contents():
+    for file, part, depth in wanted:
         tab.goto((built / f"{file}.html").as_uri())
         tab.evaluate(TYPESET)
         found = tab.evaluate(TAKE, [known, built.as_uri()])
@@ -231,8 +239,8 @@ def numbered(tab: Any, pages: dict[str, int]) -> None:
     )
 
 
-def write(built: Path, target: Path) -> None:
-    """Print the book built at a folder into a file, and say how large it is."""
+def write(built: Path, target: Path, only: list[str]) -> None:
+    """Print the book built at a folder, or some pages of it, into a file, and say how large it is."""
     from playwright.sync_api import sync_playwright
 
     begun = time.monotonic()
@@ -241,7 +249,7 @@ def write(built: Path, target: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=[alone])
         chapters, rules, styles = taken(
-            browser.new_page(viewport=dict(width=1000, height=900)), built
+            browser.new_page(viewport={"width": 1000, "height": 900}), built, only
         )
         print(f"{len(chapters)} pages read after {time.monotonic() - begun:.0f} s", flush=True)
         joint.write_text(joined(chapters, rules, styles), "utf8")
@@ -274,4 +282,4 @@ if __name__ == "__main__":
         raise SystemExit(f"no built book at {BUILT}: run `make book`")
     if not chromium():
         raise SystemExit("Chromium is not installed (Debian, Ubuntu: the package chromium)")
-    write(BUILT, TARGET)
+    write(BUILT, TARGET, sys.argv[3:])
