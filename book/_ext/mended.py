@@ -1,7 +1,8 @@
 """What the theme and its extensions leave to mend in the pages they wrote: names, tables, lists, and what loads in vain.
 
 `mended` takes a page and gives it back; after a build every page is read and, where that changes it, written again.
-`lean` leaves of Font Awesome, two thousand pictures in one script, those that the book shows.
+`lean` leaves of Font Awesome, two thousand pictures in one script, those that the book shows. Our own styles for
+legibility and for paper come last.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 ICON = re.compile(r'"?([\w-]+)"?:\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?')
 ICONS = "scripts/fontawesome.js"
+STYLES = ("access.css", "paper.css")
 
 # Searching happens on one page; the others need neither its programs nor the index of all words.
 SEARCHES = re.compile(
@@ -78,5 +80,8 @@ def mend(app: Any, exception: Exception | None) -> None:
 
 
 def setup(app: Any) -> dict[str, bool]:
+    for name in STYLES:
+        app.add_css_file(name, priority=900)
+    app.add_js_file("paper.js", loading_method="defer")
     app.connect("build-finished", mend, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
