@@ -14,6 +14,7 @@ import datetime
 import html
 import json
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -23,9 +24,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
-from pages import ROOT, TYPESET, chromium
-
+HERE = runpy.run_path(str(Path(__file__).parent / "pages.py"))
+ROOT, TYPESET, chromium = HERE["ROOT"], HERE["TYPESET"], HERE["chromium"]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
 SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
 
@@ -110,8 +110,10 @@ class Chapter(NamedTuple):
 def contents() -> Iterator[tuple[str, str, int]]:
     """The pages in their order: the file without its ending, its part, and below how many others it stands."""
     yield TOC["root"], "", 0
+    caption = ""
     for part in TOC["parts"]:
-        yield from listed(part["chapters"], part["caption"], 0)
+        caption = part.get("caption", caption)  # what has none goes on with the part before it
+        yield from listed(part["chapters"], caption, 0)
 
 
 def listed(pages: list[Any], part: str, depth: int) -> Iterator[tuple[str, str, int]]:

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import functools
 import gzip
+import runpy
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent))
-from pages import ROOT, chromium
-
+HERE = runpy.run_path(str(Path(__file__).parent / "pages.py"))
+ROOT, chromium = HERE["ROOT"], HERE["chromium"]
 PAGES = ("book/index", "book/background", "book/digits", "book/reference/learners", "book/glossary")
 SLOW_4G = {
     "offline": False,
