@@ -228,8 +228,9 @@ def links(pdf: bytes) -> tuple[list[str], list[str]]:
     return inside, outside
 
 
-def printed(tab: Any) -> bytes:
-    return tab.pdf(prefer_css_page_size=True, print_background=True, outline=True, tagged=True)
+def printed(tab: Any, *, last: bool) -> bytes:
+    """The document as it stands; the last time with bookmarks, and with what readers aloud need."""
+    return tab.pdf(prefer_css_page_size=True, print_background=True, outline=last, tagged=last)
 
 
 def numbered(tab: Any, pages: dict[str, int]) -> None:
@@ -259,14 +260,14 @@ def write(built: Path, target: Path, only: list[str]) -> None:
         tab.goto(joint.as_uri())
         if dangling := tab.evaluate(DANGLING):
             raise SystemExit(f"links of the book that lead nowhere in the PDF: {dangling[:10]}")
-        pages = destinations(printed(tab))
+        pages = destinations(printed(tab, last=False))
         if missing := [c.key for c in chapters if c.key not in pages]:
             raise SystemExit(f"chapters without a place in the PDF: {missing}")
         numbered(tab, pages)
-        pdf = printed(tab)
+        pdf = printed(tab, last=True)
         browser.close()
-    moved = [c.key for c in chapters if destinations(pdf)[c.key] != pages[c.key]]
-    if moved:
+    now = destinations(pdf)
+    if moved := [c.key for c in chapters if now[c.key] != pages[c.key]]:
         raise SystemExit(f"the table of contents moved {moved}")
     target.write_bytes(pdf)
     joint.unlink()
