@@ -27,6 +27,7 @@ import yaml
 HERE = runpy.run_path(str(Path(__file__).parent / "pages.py"))
 ROOT, TYPESET, chromium = HERE["ROOT"], HERE["TYPESET"], HERE["chromium"]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
+PATIENCE = 600_000  # milliseconds, on a busy machine too
 SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
 
 # One page's article, for a document of many: its ids and the links to them, and the rules of its equations.
@@ -251,12 +252,11 @@ def write(built: Path, target: Path, only: list[str]) -> None:
     alone = "--host-resolver-rules=MAP * ~NOTFOUND"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=[alone])
-        chapters, rules, styles = taken(
-            browser.new_page(viewport={"width": 1000, "height": 900}), built, only
-        )
+        tab = browser.new_page(viewport={"width": 1000, "height": 900})
+        tab.set_default_timeout(PATIENCE)
+        chapters, rules, styles = taken(tab, built, only)
         print(f"{len(chapters)} pages read after {time.monotonic() - begun:.0f} s", flush=True)
         joint.write_text(joined(chapters, rules, styles), "utf8")
-        tab = browser.new_page()
         tab.goto(joint.as_uri())
         if dangling := tab.evaluate(DANGLING):
             raise SystemExit(f"links of the book that lead nowhere in the PDF: {dangling[:10]}")
