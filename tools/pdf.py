@@ -27,6 +27,7 @@ import yaml
 HERE = runpy.run_path(str(Path(__file__).parent / "pages.py"))
 ROOT, TYPESET, chromium = HERE["ROOT"], HERE["TYPESET"], HERE["chromium"]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
+TIMES = 4  # that the book is printed at most, until each chapter stays where the contents say
 PATIENCE = 600_000  # milliseconds, on a busy machine too
 SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
 
@@ -229,9 +230,9 @@ def links(pdf: bytes) -> tuple[list[str], list[str]]:
     return inside, outside
 
 
-def printed(tab: Any, *, last: bool) -> bytes:
-    """The document as it stands; the last time with bookmarks, and with what readers aloud need."""
-    return tab.pdf(prefer_css_page_size=True, print_background=True, outline=last, tagged=last)
+def printed(tab: Any) -> bytes:
+    """The document as it stands, with bookmarks, and with what readers aloud need."""
+    return tab.pdf(prefer_css_page_size=True, print_background=True, outline=True, tagged=True)
 
 
 def numbered(tab: Any, pages: dict[str, int]) -> None:
@@ -260,15 +261,18 @@ def write(built: Path, target: Path, only: list[str]) -> None:
         tab.goto(joint.as_uri())
         if dangling := tab.evaluate(DANGLING):
             raise SystemExit(f"links of the book that lead nowhere in the PDF: {dangling[:10]}")
-        pages = destinations(printed(tab, last=False))
-        if missing := [c.key for c in chapters if c.key not in pages]:
-            raise SystemExit(f"chapters without a place in the PDF: {missing}")
-        numbered(tab, pages)
-        pdf = printed(tab, last=True)
+        pages: dict[str, int] = {}
+        for _ in range(TIMES):
+            pdf = printed(tab)
+            places = destinations(pdf)
+            if missing := [c.key for c in chapters if c.key not in places]:
+                raise SystemExit(f"chapters without a place in the PDF: {missing}")
+            if pages == (pages := {c.key: places[c.key] for c in chapters}):
+                break
+            numbered(tab, pages)
+        else:
+            raise SystemExit(f"chapters still move in the PDF after {TIMES} times")
         browser.close()
-    now = destinations(pdf)
-    if moved := [c.key for c in chapters if now[c.key] != pages[c.key]]:
-        raise SystemExit(f"the table of contents moved {moved}")
     target.write_bytes(pdf)
     joint.unlink()
     count = len(re.findall(rb"/Type /Page\b", pdf))
