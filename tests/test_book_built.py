@@ -57,7 +57,7 @@ INSPECT = r"""
   return wrong;
 })()
 """
-# What axe finds, critical or serious, as [rule, selector, what is said]. In the modes that follow the first only what
+# What axe finds, critical or serious, as [rule, selector, HTML, what is said]. In the modes that follow the first only what
 # changes with the mode is asked again: colours, of each kind of text once. Programs keep one word of each kind.
 PREPARE = """
 (() => {
@@ -94,12 +94,12 @@ async mode => {
   return [...whole.violations, ...colours.violations]
     .filter(found => ["critical", "serious"].includes(found.impact))
     .flatMap(({ id, nodes }) => nodes.map(node =>
-      [id, node.target.join(" "), [...node.any, ...node.all, ...node.none].map(x => x.message).join("; ")]));
+      [id, node.target.join(" "), node.html, [...node.any, ...node.all, ...node.none].map(x => x.message).join("; ")]));
 }
 """
 THEMES_OWN = {
     # Its name is "Color mode"; the text within are titles of its pictures, one of which is shown.
-    ("label-content-name-mismatch", ".theme-switch-button"),
+    ("label-content-name-mismatch", "theme-switch-button"),
 }
 OUTPUTS = """
 [...document.querySelectorAll(".cell_output, .pasted-text")].map(e => e.textContent).join("\\n")
@@ -183,8 +183,8 @@ class Tab:
         return [
             f"{mode}: {rule}, {place}: {what}"
             for mode in ("light", "dark")
-            for rule, place, what in self.run(AXE, mode)
-            if (rule, place) not in THEMES_OWN
+            for rule, place, held, what in self.run(AXE, mode)
+            if not any(rule == known and name in held for known, name in THEMES_OWN)
         ]
 
 

@@ -23,6 +23,10 @@ def test_what_opens_has_a_name():
         '<a class="reference internal" href="a.html">A &amp; <code>b</code></a><details><summary>'
     )
     assert same(menu).endswith('<details><summary aria-label="Pages below A &amp; b">')
+    here = menu.replace("reference", "current reference").replace(
+        "<details>", '<details open="open">'
+    )
+    assert 'open="open"><summary aria-label="Pages below A' in same(here)
     assert same('<summary aria-label="Toggle hidden content">x') == "<summary>x"
     assert same('<summary aria-label="Another">x') == '<summary aria-label="Another">x'
     button = '<button class="btn search-button-field" title="Search" aria-label="Search" a="b">'

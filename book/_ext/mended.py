@@ -21,7 +21,7 @@ SEARCHES = re.compile(
     r'\s*<script src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"></script>'
 )
 BELOW = re.compile(
-    r'(<a class="reference internal" href="[^"]*">)(.*?)(</a><details[^>]*><summary)>'
+    r'(<a class="[^"]*reference internal" href="[^"]*">)(.*?)(</a><details[^>]*><summary)>'
 )
 # The name of a folded cell's bar is what stands on it.
 BAR = re.compile(r'<summary aria-label="Toggle hidden content">')
