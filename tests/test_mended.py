@@ -36,6 +36,8 @@ def test_what_opens_has_a_name():
 def test_lists_and_tables_say_what_they_are():
     listed = '<dl>\n<dd><em class="sig-param">x</em></dd></dl><dl><dt>a</dt><dd>b</dd></dl>'
     assert same(listed) == listed.replace("<dl>", '<dl role="presentation">', 1)
+    entries = '<div role="list" class="citation-list"><div class="citation" id="a" role="doc-biblioentry">'
+    assert same(entries) == '<div class="citation-list"><div class="citation" id="a">'
     row = '<tr><th class="head"><p></p></th><th class="head"><p>a</p></th><th></th></tr><thead><tr>'
     assert same(row) == (
         '<tr><td class="head"><p></p></td><th class="head"><p>a</p></th><td></td></tr><thead><tr>'

@@ -29,6 +29,8 @@ BAR = re.compile(r'<summary aria-label="Toggle hidden content">')
 SEARCH_BUTTON = re.compile(r'(<button class="[^"]*search-button-field[^>]*?)\s+aria-label="Search"')
 # Parameters, one a line, are no list of words and their meanings.
 PARAMETERS = re.compile(r'<dl>(?=\s*<dd><em class="sig-param">)')
+# Entries of a bibliography stand in a list whose items are none.
+ENTRIES = re.compile(r' role="(?:list|doc-biblioentry)"(?= class="citation-list"|>)')
 CORNER = re.compile(r"<th(?= |>)([^>]*)>(\s*(?:<p>\s*</p>)?\s*)</th>")
 
 
@@ -45,6 +47,7 @@ def mended(text: str, page: str) -> str:
     text = BELOW.sub(named, text)
     text = BAR.sub("<summary>", text)
     text = SEARCH_BUTTON.sub(r"\1", text)
+    text = ENTRIES.sub("", text)
     text = PARAMETERS.sub('<dl role="presentation">', text)
     return CORNER.sub(r"<td\1>\2</td>", text)
 
