@@ -25,7 +25,7 @@ PAGE ?=
 # `make lab LAB="--no-browser --port 8890"`: more arguments for JupyterLab.
 LAB ?=
 
-.PHONY: help book page lab test test-package test-pages test-device test-book test-alone benchmarks lint format address serve clean
+.PHONY: help book pdf page lab test test-package test-pages test-device test-book test-alone benchmarks lint format address serve clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,6 +83,9 @@ test-device: $(READY)  ## every notebook on a device that is not the CPU
 
 test-book: $(READY)  ## the built book in a browser without a network
 	$(BIN)/pytest $(filter %_built.py,$(APART))
+
+pdf: $(READY)  ## the built book as one PDF -> _build/book.pdf, by Chromium
+	$(BIN)/python tools/pdf.py _build/html _build/book.pdf
 
 test-alone: $(READY)  ## each notebook alone, in an empty folder with a fresh environment
 	$(BIN)/pytest tests/test_notebooks_alone.py

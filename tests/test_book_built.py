@@ -1,6 +1,7 @@
 """The built book in a browser that reaches no other host. Run `make book` first.
 
-The variable BOOK_HTML names another folder than `_build/html`.
+The variable BOOK_HTML names another folder than `_build/html`. Tests of one page follow each other, and a page that is
+shown already is not loaded again (`Tab.show`).
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from typing import Any
 
 import pytest
 import yaml
-from machine import ROOT, files_of, served, tool
+from axe_playwright_python.base import AXE_SCRIPT
+from machine import ROOT, files_of, printed, served, tool
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 BUILT = Path(os.environ.get("BOOK_HTML") or ROOT / "_build" / "html").resolve()
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
 CHAPTERS = [c for part in TOC["parts"] for c in part["chapters"]]
 PAGES = [TOC["root"], *(p["file"] for c in CHAPTERS for p in (c, *c.get("sections", ())))]
-PAGES_TOOL = tool("pages")
+PAGES_TOOL, PDF_TOOL = tool("pages"), tool("pdf")
 SCREEN, PHONE = PAGES_TOOL.WIDTHS
-FITTING = ("index", *PAGES_TOOL.REWRITTEN)
-A4 = 718  # pixels between a browser's margins
+FITTING = {"book/index", *(f"book/{name}" for name in PAGES_TOOL.REWRITTEN)}
+A4 = 665  # pixels between the margins of `paper.css`
+each_page = pytest.mark.parametrize("page", PAGES, scope="module")
 LOCAL = ("http://127.0.0.1:", "file:", "data:", "blob:", "about:")
 
 # What is wrong with a page that is shown, as a list of sentences.
@@ -46,9 +49,58 @@ INSPECT = r"""
     if (e.checkVisibility() && !(e.labels && e.labels.length) && !e.textContent.trim() &&
         !e.title && !e.getAttribute("aria-label") && !e.getAttribute("placeholder"))
       wrong.push("control without a name: " + e.outerHTML.slice(0, 80));
+  const levels = [...document.querySelectorAll("article :is(h1, h2, h3, h4, h5, h6)")];
+  if (levels.filter(e => e.tagName == "H1").length != 1) wrong.push("not one heading of the page");
+  levels.slice(1).forEach((e, i) => {
+    if (e.tagName[1] - levels[i].tagName[1] > 1) wrong.push("heading out of order: " + short(e));
+  });
   return wrong;
 })()
 """
+# What axe finds, critical or serious, as [rule, selector, HTML, what is said]. In the modes that follow the first only what
+# changes with the mode is asked again: colours, of each kind of text once. Programs keep one word of each kind.
+PREPARE = """
+(() => {
+  const style = document.createElement("style");
+  style.textContent = "*, ::before, ::after { transition: none !important; animation: none !important }";
+  document.head.append(style);
+  const seen = new Set();
+  for (const e of document.querySelectorAll("pre span")) {
+    const box = e.closest("pre").parentElement.parentElement;
+    const kind = [e, e.parentElement, box].map(x => x.className).join("|");
+    if (seen.has(kind)) e.replaceWith(...e.childNodes);
+    seen.add(kind);
+  }
+  document.querySelector("article").normalize();
+})()
+"""
+AXE = """
+async mode => {
+  document.documentElement.dataset.theme = mode;
+  const kinds = new Map();
+  const words = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (words.nextNode()) {
+    const e = words.currentNode.parentElement;
+    if (!words.currentNode.data.trim() || !e.checkVisibility() || e.closest("script, mjx-container")) continue;
+    let kind = "";
+    for (let up = e; up && up != document.body; up = up.parentElement) kind += up.tagName + up.className + " ";
+    if (!kinds.has(kind)) kinds.set(kind, e);
+  }
+  const some = { resultTypes: ["violations"], xpath: false };
+  const whole = mode == "light" ? await axe.run({ ...some, rules: {
+    "color-contrast": { enabled: false }, "label-content-name-mismatch": { enabled: true },
+  } }) : { violations: [] };
+  const colours = await axe.run([...kinds.values()], { ...some, runOnly: ["color-contrast"] });
+  return [...whole.violations, ...colours.violations]
+    .filter(found => ["critical", "serious"].includes(found.impact))
+    .flatMap(({ id, nodes }) => nodes.map(node =>
+      [id, node.target.join(" "), node.html, [...node.any, ...node.all, ...node.none].map(x => x.message).join("; ")]));
+}
+"""
+THEMES_OWN = {
+    # Its name is "Color mode"; the text within are titles of its pictures, one of which is shown.
+    ("label-content-name-mismatch", "theme-switch-button"),
+}
 OUTPUTS = """
 [...document.querySelectorAll(".cell_output, .pasted-text")].map(e => e.textContent).join("\\n")
 """
@@ -102,9 +154,14 @@ class Tab:
         self.page.goto(url)
         self.run(PAGES_TOOL.TYPESET)
 
-    def run(self, script: str) -> Any:
-        """The value of a JavaScript expression; a promise is awaited."""
-        return self.page.evaluate(script)
+    def show(self, url: str) -> None:
+        """Show a page, unless it is the one that is shown already."""
+        if self.page.url != url:
+            self.open(url)
+
+    def run(self, script: str, given: Any = None) -> Any:
+        """The value of a JavaScript expression, or of a function of what is given; a promise is awaited."""
+        return self.page.evaluate(script, given)
 
     def wait(self, script: str) -> None:
         """Return once an expression is true; an error if it does not become so in time."""
@@ -112,8 +169,23 @@ class Tab:
 
     def wrong(self, url: str) -> list[str]:
         """All that is wrong with a page: in itself, and with what it loads and says."""
-        self.open(url)
+        self.show(url)
         return self.run(INSPECT) + self.faults
+
+    def barriers(self, url: str) -> list[str]:
+        """What axe finds on a page, light and dark, but for what is the theme's own."""
+        self.show(url)
+        self.run(AXE_SCRIPT)
+        self.run(PREPARE)
+        self.page.wait_for_timeout(
+            400
+        )  # until the theme knows which programs scroll, and lets the keyboard reach them
+        return [
+            f"{mode}: {rule}, {place}: {what}"
+            for mode in ("light", "dark")
+            for rule, place, held, what in self.run(AXE, mode)
+            if not any(rule == known and name in held for known, name in THEMES_OWN)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -152,43 +224,85 @@ def site(built: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_whole(page: str, site: str, built: Path, tab: Tab):
-    """Equations rendered, nothing missing, nothing from elsewhere, no error; also as a plain file."""
-    assert tab.wrong(f"{site}/{page}.html") == []
-    equations = len(re.findall(r'class="math ', (built / f"{page}.html").read_text("utf8")))
-    assert tab.run("document.querySelectorAll('mjx-container').length") >= equations
-    assert tab.wrong((built / f"{page}.html").as_uri()) == []
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_fits_a_phone(page: str, site: str, phone: Tab):
-    assert phone.wrong(f"{site}/{page}.html") == []
-    wide = phone.run("document.documentElement.scrollWidth")
-    assert wide <= PHONE, f"{wide} pixels wide on a screen of {PHONE}"
-
-
 def sideways(tab: Tab, *, but: tuple[str, ...] = ()) -> list[str]:
     """What scrolls sideways on the page that is shown, but for some kinds."""
     found = tab.run(PAGES_TOOL.SIDEWAYS)
     return [f"{kind}, {over} pixels: {text}" for kind, over, text in found if kind not in but]
 
 
-@pytest.mark.parametrize("page", FITTING)
+@each_page
+def test_a_page_is_whole(page: str, site: str, built: Path, tab: Tab):
+    """Equations rendered, headings in order, nothing missing, nothing from elsewhere, no error."""
+    assert tab.wrong(f"{site}/{page}.html") == []
+    equations = len(re.findall(r'class="math ', (built / f"{page}.html").read_text("utf8")))
+    assert tab.run("document.querySelectorAll('mjx-container').length") >= equations
+
+
+@each_page
+def test_a_page_fits_a_phone(page: str, site: str, phone: Tab):
+    assert phone.wrong(f"{site}/{page}.html") == []
+    wide = phone.run("document.documentElement.scrollWidth")
+    assert wide <= PHONE, f"{wide} pixels wide on a screen of {PHONE}"
+
+
+@each_page
 def test_nothing_scrolls_sideways(page: str, site: str, tab: Tab, phone: Tab):
-    """On a phone programs may: their lines keep their form."""
-    tab.open(f"{site}/book/{page}.html")
-    assert sideways(tab) == []
-    phone.open(f"{site}/book/{page}.html")
-    assert sideways(phone, but=("code",)) == []
+    """On a phone programs may: their lines keep their form. The reference may where a name is long."""
+    if page in FITTING:
+        tab.show(f"{site}/{page}.html")
+        assert sideways(tab) == []
+        phone.show(f"{site}/{page}.html")
+        assert sideways(phone, but=("code",)) == []
 
 
-@pytest.mark.parametrize("page", FITTING)
+@each_page
 def test_on_paper_solutions_are_open_and_nothing_is_cut(page: str, site: str, paper: Tab):
-    paper.open(f"{site}/book/{page}.html")
+    paper.show(f"{site}/{page}.html")
     paper.run("dispatchEvent(new Event('beforeprint'))")
     assert paper.run("document.querySelectorAll('.toggle-hidden').length") == 0
     assert sideways(paper) == []
+
+
+@pytest.mark.skipif(not os.environ.get("MTLIB_DATA"), reason="MTLIB_DATA is not set")
+@each_page
+def test_real_data_stood_in_for_nothing(page: str, site: str, tab: Tab):
+    """Pages print their data's source: no stand-in, and the real set where a page asks for it."""
+    tab.show(f"{site}/{page}.html")
+    shown = tab.run(OUTPUTS)
+    assert "stand-in" not in shown
+    notebook = ROOT / f"{page}.ipynb"
+    if notebook.exists() and re.search(r"\b(characters|omniglot)\(", source(notebook)):
+        assert "(real)" in shown
+
+
+def source(notebook: Path) -> str:
+    cells = json.loads(notebook.read_text("utf8"))["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+
+
+@each_page
+def test_a_page_has_no_barriers(page: str, site: str, tab: Tab, phone: Tab):
+    """axe finds nothing critical and nothing serious, on a screen and on a phone, light and dark."""
+    assert tab.barriers(f"{site}/{page}.html") == []
+    assert phone.barriers(f"{site}/{page}.html") == []
+
+
+@each_page
+def test_a_page_is_whole_as_a_plain_file(page: str, built: Path, tab: Tab):
+    assert tab.wrong((built / f"{page}.html").as_uri()) == []
+
+
+def test_links_of_the_pdf_lead_to_its_places(built: Path, tmp_path: Path):
+    """Two pages printed as the book is: links between them have a place, others are text or addresses."""
+    target = tmp_path / "two.pdf"
+    pages = ["book/code", "book/glossary"]
+    printed(str(ROOT / "tools" / "pdf.py"), str(built), str(target), *pages)
+    pdf = target.read_bytes()
+    places, (inside, outside) = PDF_TOOL.destinations(pdf), PDF_TOOL.links(pdf)
+    assert 2 <= places["code"] < places["glossary"]
+    assert any(name.startswith("glossary--term-") for name in inside)
+    assert set(inside) <= {*places}
+    assert outside and not [url for url in outside if not url.startswith(("http", "mailto:"))]
 
 
 def test_the_menu_opens_on_a_phone(site: str, phone: Tab):
@@ -203,6 +317,30 @@ def test_the_menu_opens_on_a_phone(site: str, phone: Tab):
     phone.page.locator("button.primary-toggle >> visible=true").first.click()
     phone.wait(f"{chapters}.some(href => href.includes('algorithms.html'))")
     assert phone.faults == []
+
+
+def test_menu_and_search_without_a_mouse(site: str, tab: Tab, phone: Tab):
+    """The first stop skips to the text; Enter opens the menu and Escape closes it; Ctrl+K searches."""
+    tab.open(f"{site}/book/digits.html")
+    tab.page.keyboard.press("Tab")
+    assert tab.run("document.activeElement.textContent.trim()") == "Skip to main content"
+    tab.page.locator(".bd-sidebar-primary details summary").first.focus()
+    tab.page.keyboard.press("Enter")
+    tab.wait("document.querySelector('.bd-sidebar-primary details').open")
+    tab.page.keyboard.press("Control+k")
+    tab.wait("document.activeElement.type == 'search'")
+    tab.page.keyboard.type("MAML")
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_url("**/search.html?q=MAML*")
+
+    phone.open(f"{site}/{PAGES[0]}.html")
+    phone.page.locator("button.primary-toggle >> visible=true").first.focus()
+    phone.page.keyboard.press("Enter")
+    phone.wait("document.querySelector('dialog[open] a')")
+    phone.page.keyboard.press("Tab")
+    assert phone.run("!!document.activeElement.closest('dialog')")
+    phone.page.keyboard.press("Escape")
+    phone.wait("!document.querySelector('dialog[open] a')")
 
 
 def test_search_finds_maml(site: str, built: Path, tab: Tab):
@@ -346,26 +484,6 @@ def test_nothing_is_loaded_from_elsewhere(built: Path):
     assert found == {}
 
 
-# Real data ------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not os.environ.get("MTLIB_DATA"), reason="MTLIB_DATA is not set")
-@pytest.mark.parametrize("page", PAGES)
-def test_real_data_stood_in_for_nothing(page: str, site: str, tab: Tab):
-    """Pages print their data's source: no stand-in, and the real set where a page asks for it."""
-    tab.open(f"{site}/{page}.html")
-    shown = tab.run(OUTPUTS)
-    assert "stand-in" not in shown
-    notebook = ROOT / f"{page}.ipynb"
-    if notebook.exists() and re.search(r"\b(characters|omniglot)\(", source(notebook)):
-        assert "(real)" in shown
-
-
-def source(notebook: Path) -> str:
-    cells = json.loads(notebook.read_text("utf8"))["cells"]
-    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-
-
 # These checks can fail ------------------------------------------------------------------------
 
 
@@ -415,3 +533,16 @@ def test_what_scrolls_is_found_out(tab: Tab, phone: Tab):
         kinds = [found.partition(",")[0] for found in sideways(shown)]
         assert kinds == ["table", "code", "output", "word", "page"]
         assert "code" not in " ".join(sideways(shown, but=("code",)))
+
+
+def test_a_barrier_is_found_out(tab: Tab, phone: Tab):
+    """Each kind once: a summary and a table's row without a name, a link too pale in one of the two modes."""
+    held = "<style>p { background: #fff } a { color: #777 } [data-theme=dark] a { color: #888 }</style>"
+    held += "<p><a href='#x'>pale</a></p><details><summary></summary>text</details><img src=''>"
+    for shown in (tab, phone):
+        shown.page.goto("about:blank")
+        shown.page.set_content(
+            f"<html lang=en><title>x</title><main><article>{held}</article></main>"
+        )
+        found = {" ".join(f.split(",")[:1]) for f in shown.barriers("about:blank")}
+        assert {"light: summary-name", "light: image-alt", "dark: color-contrast"} <= found
