@@ -27,7 +27,7 @@ import yaml
 HERE = runpy.run_path(str(Path(__file__).parent / "pages.py"))
 ROOT, TYPESET, chromium = HERE["ROOT"], HERE["TYPESET"], HERE["chromium"]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
-TIMES = 4  # that the book is printed at most, until each chapter stays where the contents say
+TIMES = 3  # that the book is printed at most, until each chapter stays where the contents say
 PATIENCE = 600_000  # milliseconds, on a busy machine too
 SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
 
@@ -235,13 +235,11 @@ def printed(tab: Any) -> bytes:
     return tab.pdf(prefer_css_page_size=True, print_background=True, outline=True, tagged=True)
 
 
-def numbered(tab: Any, pages: dict[str, int]) -> None:
-    """Write the page of each chapter into the table of contents."""
-    tab.evaluate(
-        "pages => document.querySelectorAll('[data-page-of]').forEach("
-        "e => { e.textContent = pages[e.dataset.pageOf]; })",
-        pages,
-    )
+def numbered(document: str, pages: dict[str, int]) -> str:
+    """The document with the page of each chapter in its table of contents."""
+    for key, page in pages.items():
+        document = document.replace(f'data-page-of="{key}">000<', f'data-page-of="{key}">{page}<')
+    return document
 
 
 def write(built: Path, target: Path, only: list[str]) -> None:
@@ -257,29 +255,33 @@ def write(built: Path, target: Path, only: list[str]) -> None:
         tab.set_default_timeout(PATIENCE)
         chapters, rules, styles = taken(tab, built, only)
         print(f"{len(chapters)} pages read after {time.monotonic() - begun:.0f} s", flush=True)
-        joint.write_text(joined(chapters, rules, styles), "utf8")
-        tab.goto(joint.as_uri())
-        if dangling := tab.evaluate(DANGLING):
-            raise SystemExit(f"links of the book that lead nowhere in the PDF: {dangling[:10]}")
+        document = joined(chapters, rules, styles)
         pages: dict[str, int] = {}
+        moved: list[str] = []
         for _ in range(TIMES):
+            joint.write_text(numbered(document, pages), "utf8")
+            tab.goto("about:blank")
+            tab.goto(joint.as_uri())  # anew: what was printed before may break its pages elsewhere
+            if dangling := tab.evaluate(DANGLING):
+                raise SystemExit(f"links of the book that lead nowhere in the PDF: {dangling[:10]}")
             pdf = printed(tab)
+            target.write_bytes(pdf)
             places = destinations(pdf)
             if missing := [c.key for c in chapters if c.key not in places]:
                 raise SystemExit(f"chapters without a place in the PDF: {missing}")
-            if pages == (pages := {c.key: places[c.key] for c in chapters}):
+            moved = [c.key for c in chapters if pages.get(c.key) != places[c.key]]
+            if not moved:
                 break
-            numbered(tab, pages)
-        else:
-            raise SystemExit(f"chapters still move in the PDF after {TIMES} times")
+            pages = {c.key: places[c.key] for c in chapters}
         browser.close()
-    target.write_bytes(pdf)
     joint.unlink()
     count = len(re.findall(rb"/Type /Page\b", pdf))
     print(
         f"{target}: {count} pages, {len(pdf) / 1e6:.1f} MB, {time.monotonic() - begun:.0f} s",
         flush=True,
     )
+    if moved:
+        raise SystemExit(f"its contents name another page than the one that begins {moved}")
 
 
 if __name__ == "__main__":
