@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from itertools import product
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -38,8 +37,8 @@ FAMILIES = {
 FIRST = ("nothing", "names", "cosine names", "episodes", "names, then episodes")
 """How a method's network is trained before it meets a task."""
 
-PRACTICE = {"1 label": (1, 5, 8), "5 labels": (5, 3, 6)}
-"""Episodes of practice -> their labels and queries a class and how many an outer step sees: 240 drawings of five classes."""
+PRACTICE = ((1, 5, 8), (5, 3, 6))
+"""Episodes of practice, in turn: labels and queries a class, and how many an outer step sees: 240 drawings of five classes."""
 
 RATE = 3e-3  # Adam's rate outside, where a method searches another number
 
@@ -50,8 +49,7 @@ class Line(NamedTuple):
     `make(net, *numbers)` gives the learner; each entry of `grid` is the numbers. With `rate` an entry is Adam's rate outside,
     and `make(net)` takes none. With `inner` = (in training, at test), `make` takes that many inner steps as its last argument.
     `trained` is one of `FIRST`. A learner for practice has a `loss` and a `gradient`, or, with `iterations` of conjugate
-    gradients, iMAML's at the strength that is its number; `ways` are the classes of an episode; `residual` puts a residual
-    layer on the pre-trained body, and this layer alone moves. `later` makes the learner of the tests, where it is another, and
+    gradients, iMAML's at the strength that is its number; `residual` puts a residual layer on the pre-trained body, and this layer alone moves. `later` makes the learner of the tests, where it is another, and
     `centre` gives it the mean feature of the training items.
     """
 
@@ -65,7 +63,6 @@ class Line(NamedTuple):
     loss: Callable[..., Any] = cross_entropy
     gradient: Callable[..., Any] = unrolled
     iterations: int = 0
-    ways: int = 5
     residual: bool = False
     centre: bool = False
 
@@ -94,8 +91,8 @@ def bench_of(data: ClassSet, steps: int, drawings: int = 240, batch: int = 64) -
 def ways_of(bench: Bench, lines: Mapping[str, Line]) -> dict[str, Way]:
     """The contenders of a catalogue: name -> `Way`. Each training runs once for the same arguments.
 
-    Where practice is, each entry of a grid is tried on episodes with one and with five labels; half the names or episodes come
-    first where a line has two trainings. Raises ValueError for a family or a training that there is not.
+    Practice sees episodes with one and with five labels a class in turn. Where a line has two trainings, half the names come
+    first and half the episodes after them. Raises ValueError for a family or a training that there is not.
     """
     return {name: _way(bench, line) for name, line in lines.items()}
 
@@ -175,7 +172,6 @@ def _way(bench: Bench, line: Line) -> Way:
     one_of(family=(line.family, tuple(FAMILIES)), trained=(line.trained, FIRST))
     kind = FAMILIES[line.family]
     practises = kind == "meta"
-    grid = [*product(PRACTICE, line.grid)] if practises else [*line.grid]
 
     @cache
     def trained(setting: Any, seed: int, share: int) -> Params:
@@ -196,13 +192,12 @@ def _way(bench: Bench, line: Line) -> Way:
                 line.centre,
             )
 
-    return Way(kind, train, grid)
+    return Way(kind, train, line.grid)
 
 
 def _numbers(line: Line, setting: Any, at: int) -> tuple[Any, ...]:
     """What `make` takes beside the network, in training (`at` = 0) or at test (1)."""
-    own = setting[1] if FAMILIES[line.family] == "meta" else setting
-    own = () if line.rate else tuple(own) if isinstance(own, tuple | list) else (own,)
+    own = () if line.rate else tuple(setting) if isinstance(setting, tuple | list) else (setting,)
     return own if line.inner is None else (*own, line.inner[at])
 
 
@@ -229,16 +224,14 @@ def _trained(bench: Bench, line: Line, setting: Any, seed: int, share: int) -> P
 
 def _objective(bench: Bench, line: Line, setting: Any, seed: int) -> tuple[Any, Params, Any, float]:
     """Practice as `fit` takes it: objective, first φ, stream and rate."""
-    shots, queries, tasks = PRACTICE[setting[0]]
     with seeded(seed):  # the learner's own weights come after the network's
         net = _network(bench.network(5), line)
         learner = line.make(net, *_numbers(line, setting, 0))
         phi = learner.init()
-    tasks = max(1, tasks * 5 // line.ways)
-    drawn = episodes(bench.data, line.ways, shots, queries, tasks, seed)
-    rate = float(setting[1]) if line.rate else RATE
-    way = implicit(float(setting[1]), line.iterations) if line.iterations else line.gradient
-    return bilevel(learner, line.loss, way), phi, drawn, rate
+    parts = [episodes(bench.data, 5, *sizes, seed=seed) for sizes in PRACTICE]
+    rate = float(setting) if line.rate else RATE
+    way = implicit(float(setting), line.iterations) if line.iterations else line.gradient
+    return bilevel(learner, line.loss, way), phi, lambda step: parts[step % 2](step), rate
 
 
 def _practised(bench: Bench, line: Line, setting: Any, seed: int, share: int) -> Params:
@@ -265,7 +258,7 @@ def _halved(bench: Bench) -> Bench:
 @cache
 def _summed(bench: Bench, rate: float, seed: int) -> Params:
     """Joint training on the episodes as they come, their classes numbered anew in each."""
-    net, (shots, queries, tasks) = bench.network(5, seed=seed), PRACTICE["1 label"]
+    net, (shots, queries, tasks) = bench.network(5, seed=seed), PRACTICE[0]
     drawn = quiz(episodes(bench.data, 5, shots, queries, tasks, seed))
     how = {**cosine_adam(rate, bench.practise), "device": device()}
     objective = joint(net, cross_entropy)
@@ -281,7 +274,7 @@ def _cost(bench: Bench, line: Line, setting: Any, repeats: int) -> list[float]:
         objective, phi, drawn, rate = _objective(bench, line, setting, 0)
         parts.append((objective, phi, drawn, bench.practise // (2 if both else 1)))
     if line.trained == "episodes" and not meta:
-        net, (shots, queries, tasks) = bench.network(5, seed=0), PRACTICE["1 label"]
+        net, (shots, queries, tasks) = bench.network(5, seed=0), PRACTICE[0]
         drawn = quiz(episodes(bench.data, 5, shots, queries, tasks, 0))
         parts.append((joint(net, cross_entropy), parameters(net), drawn, bench.practise))
     if "names" in line.trained:
