@@ -98,7 +98,7 @@ def ways_of(bench: Bench, lines: Mapping[str, Line]) -> dict[str, Way]:
 
 
 def costs(
-    page: str, bench: Bench, lines: Mapping[str, Line], found: Contest, repeats: int = 3
+    page: str, bench: Bench, lines: Mapping[str, Line], found: Contest, repeats: int = 2
 ) -> dict[str, list[float]]:
     """Method -> [processor seconds of its whole training on one thread, most bytes that an outer step holds].
 
@@ -291,7 +291,7 @@ def _measured(
     objective: Any, phi: Params, drawn: Any, steps: int, repeats: int
 ) -> tuple[float, int]:
     """Processor seconds of `steps` outer steps, from a few of them, and the most bytes that one holds."""
-    few = scale(small=1, full=20)
+    few = scale(small=1, full=10)
     phi = move(phi, device())
     how: dict[str, Any] = {**cosine_adam(1e-5, few), "device": device(), "progress": False}
     fit(objective, phi, drawn, few, **how)  # what is made once
