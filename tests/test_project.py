@@ -92,6 +92,7 @@ NEED_PAGES = {
     "mtlib.book.sentences",
     "mtlib.book.heads",
     "mtlib.book.ways",
+    "mtlib.book.catalogue",
     "mtlib.book.shop",
     "mtlib.book.weighing",
     "mtlib.book.tables",
