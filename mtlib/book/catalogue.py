@@ -15,7 +15,7 @@ from mtlib.book.contest import Contest, Gap, Pieces, Way
 from mtlib.book.page import device, scale
 from mtlib.book.results import Paired, kept, recorded, recording
 from mtlib.book.ways import Bench, ready, study
-from mtlib.core import Learner, Params, expect, half, move, parameters, start
+from mtlib.core import Learner, Params, expect, half, move, parameters
 from mtlib.data.characters import characters
 from mtlib.joint import joint
 from mtlib.learners.metric import cosine_head
@@ -268,7 +268,7 @@ def _practised(bench: Bench, line: Line, setting: Any, seed: int, share: int) ->
     slow = {"rates": {"lr.": rate / 10}} if any(k.startswith("lr.") for k in phi) else {}
     still = {"moves": [k for k in phi if not k.startswith("body.0.")]} if line.residual else {}
     how: dict[str, Any] = {**cosine_adam(rate, steps), "device": device(), **slow, **still}
-    return fit(objective, phi, drawn, steps, progress=False, **how).params
+    return fit(objective, phi, drawn, steps, **how).params
 
 
 @cache
@@ -284,7 +284,7 @@ def _summed(bench: Bench, rate: float, seed: int) -> Params:
     drawn = quiz(episodes(bench.data, 5, shots, queries, tasks, seed))
     how = {**cosine_adam(rate, bench.practise), "device": device()}
     objective = joint(net, cross_entropy)
-    return fit(objective, parameters(net), drawn, bench.practise, progress=False, **how).params
+    return fit(objective, parameters(net), drawn, bench.practise, **how).params
 
 
 def _cost(bench: Bench, line: Line, setting: Any, repeats: int) -> list[float]:
@@ -293,7 +293,7 @@ def _cost(bench: Bench, line: Line, setting: Any, repeats: int) -> list[float]:
     meta, both = FAMILIES[line.family] == "meta", line.trained == "names, then episodes"
     parts = []
     if meta:
-        objective, phi, drawn, rate = _objective(bench, line, setting, 0)
+        objective, phi, drawn, _ = _objective(bench, line, setting, 0)
         parts.append((objective, phi, drawn, bench.practise // (2 if both else 1)))
     if line.trained == "episodes" and not meta:
         net, (shots, queries, tasks) = bench.network(5, seed=0), PRACTICE[0]
