@@ -141,7 +141,7 @@ def worth(
     """
     rows = [
         _beyond(f"More than {other}, beyond both intervals?", found.minus(meta, other))
-        for other in (alone, means, best)
+        for other in dict.fromkeys((alone, means, best))
     ]
     tried = [len(found.tuning(way)) for way in (meta, best)]
     there = meta in found and best in found
