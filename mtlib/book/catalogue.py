@@ -46,11 +46,13 @@ RATE = 3e-3  # Adam's rate outside, where a method searches another number
 class Line(NamedTuple):
     """A line of the catalogue.
 
-    `make(net, *numbers)` gives the learner; each entry of `grid` is the numbers. With `rate` an entry is Adam's rate outside,
-    and `make(net)` takes none. With `inner` = (in training, at test), `make` takes that many inner steps as its last argument.
-    `trained` is one of `FIRST`. A learner for practice has a `loss` and a `gradient`, or, with `iterations` of conjugate
-    gradients, iMAML's at the strength that is its number; `residual` puts a residual layer on the pre-trained body, and this layer alone moves. `later` makes the learner of the tests, where it is another, and
-    `centre` gives it the mean feature of the training items.
+    `make(net, *numbers)` gives the learner; each entry of `grid` is the numbers. With `rate` an entry
+    is Adam's rate outside, and `make(net)` takes none. With `inner` = (in training, at test), `make`
+    takes that many inner steps as its last argument. `trained` is one of `FIRST`. A learner for
+    practice has a `loss` and a `gradient`, or, with `iterations` of conjugate gradients, iMAML's at
+    the strength that is its number. `residual` puts a residual layer on the pre-trained body, and it
+    alone moves. `later` makes the learner of the tests, where it is another, and `centre` gives it
+    the mean feature of the training items.
     """
 
     family: str
