@@ -283,6 +283,23 @@ def test_costs_are_of_every_trained_line():
     assert held["FOMAML"][1] <= held["MAML"][1]
 
 
+def test_the_solution_about_maml_is_of_the_record(small):
+    """Exercise `check`: MAML's three differences, computed anew from the runs."""
+    runs = {w: np.array(h["columns"]["1 label"]["runs"]) for w, h in FOUND["ways"].items()}
+    contest = Contest("c", FOUND["ways"], FOUND, True, {}, "accuracy", True, "x (real)")
+    best = RECORD["versus"]["baseline"]
+    seconds = {w: c[0] for w, c in RECORD["details"]["costs"].items()}
+    means = "pre-training + class means"
+    answers = worth(contest, "MAML", "from scratch", means, best, seconds)
+    rivals = [*dict.fromkeys(("from scratch", means, best))]
+    for answer, rival in zip(answers, rivals, strict=False):
+        d = runs["MAML"] - runs[rival]
+        assert answer.number.startswith(f"{100 * d.mean():+.1f}".replace("-", "−"))
+        half = student.ppf(0.975, 4) * d.std(ddof=1) / math.sqrt(5)
+        assert not answer.yes or d.mean() > half
+    assert answers[0].yes and not answers[1].yes
+
+
 def test_another_pages_contest_gives_its_own_numbers():
     held = json.loads((results.FOLDER / "meta_or_transfer.json").read_text("utf8"))["details"]
     ways = held["1280 classes"]["ways"]
