@@ -73,7 +73,7 @@ def test_the_catalogue_has_every_learner():
     assert missing == {*ELSEWHERE}, "no line for these"
     for name, page in ELSEWHERE.items():
         text = (BOOK / f"{page}.ipynb").read_text("utf8")
-        rooms = set(re.findall(r"from mtlib\.book\.(\w+) import", text)) - {"results"}
+        rooms = set(re.findall(r"from mtlib\.book(?:\.| import )(\w+)", text)) - {"results"}
         text += "".join((ROOT / f"mtlib/book/{room}.py").read_text("utf8") for room in rooms)
         assert name in text, f"{name} is not on {page}"
 
