@@ -64,6 +64,7 @@ METHODS = {
     "MLDG": (BLUES, 0),
     "ERM": (GREYS, 1),
     **dict.fromkeys(("from scratch", "fine-tuning from scratch", "untrained"), (GREYS, 0)),
+    "joint on episodes": (GREYS, 1),
     "random search": (GREYS, 0),
     "logistic regression": (GREYS, 0),
     **dict.fromkeys(("source only", "no norm", "no norm, source only"), (GREYS, 1)),

@@ -93,6 +93,7 @@ NEED_PAGES = {
     "mtlib.book.hand",
     "mtlib.book.heads",
     "mtlib.book.ways",
+    "mtlib.book.catalogue",
     "mtlib.book.shop",
     "mtlib.book.weighing",
     "mtlib.book.tables",
