@@ -52,8 +52,6 @@ fresh: $(READY)
 
 book: fresh  ## the book at its full scale -> _build/html/index.html, and its notebooks -> _build/notebooks
 	MTLIB_SCALE=$(SCALE) $(BIN)/python tools/execute.py --jobs $(JOBS)
-	@# These show numbers, figures and questions of other pages, so they are read anew each time.
-	@rm -f _build/.doctrees/book/{index,faq,quiz,part_*}.doctree
 	@echo "now the pages are written, which takes one or two minutes"
 	@# Sphinx warns of a page only when it reads it: after a failure, let it read all again.
 	MTLIB_SCALE=$(SCALE) $(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }

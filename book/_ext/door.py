@@ -28,7 +28,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
-SHOWS_OTHERS = re.compile(r"book/(index|pages|faq|part_\w+)")
+SHOWS_OTHERS = re.compile(r"book/(index|pages|faq|quiz|part_\w+)")
 LEADS = 4  # paragraphs in which a page says what it asks
 LEAST, MOST = 20, 300  # characters of a description
 
