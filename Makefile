@@ -11,7 +11,7 @@ STAMP := _build/.executed
 NOTEBOOKS := $(wildcard book/*.ipynb)
 # Pages not written anew yet: `book/ruff.toml` leaves them out, they keep the root's width. What follows gets their names.
 PENDING := $(BIN)/python tools/pages.py --pending | xargs -r
-SOURCES := $(sort $(shell find mtlib -name '*.py')) constraints.txt
+SOURCES := $(sort $(shell find mtlib -name '*.py' -o -name '*.js' -o -name '*.css')) constraints.txt
 # Tests that need the built book, or a fresh environment for each page: they have targets of their own.
 APART := tests/test_book_built.py tests/test_door_built.py tests/test_figures_built.py tests/test_quiz_built.py tests/test_notebooks_alone.py
 # Tests, and notebooks of the book, that run at a time; `make test JOBS=8` uses more cores.
@@ -80,7 +80,7 @@ test-device: $(READY)  ## every notebook on a device that is not the CPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) tests/second_device/notebooks.py
 
 test-book: $(READY)  ## the built book in a browser without a network
-	$(BIN)/pytest $(filter %_built.py,$(APART))
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(filter %_built.py,$(APART))
 
 pdf: $(READY)  ## the built book as one PDF -> _build/book.pdf, by Chromium
 	$(BIN)/python tools/pdf.py _build/html _build/book.pdf

@@ -154,6 +154,23 @@ def test_a_question_hides_what_is_right(convert):
     )
 
 
+def test_a_figure_for_the_hand_leads_to_the_published_pages(made, convert):
+    shown = '<div class="mtlib-hand" data-kind="path"><a href="films.html#when" data-page="films">Films</a> <a href="#x">x</a></div>'
+    convert.base = "https://someone.github.io/book/"
+    assert convert.by_hand(shown) == (
+        '<div data-base="https://someone.github.io/book/" class="mtlib-hand" data-kind="path">'
+        '<a href="https://someone.github.io/book/films.html#when" data-page="films">Films</a> <a href="#x">x</a></div>'
+    )
+    convert.base = ""
+    assert convert.by_hand(shown) == shown
+
+
+def test_the_line_above_questions_speaks_of_no_button(convert):
+    assert "button" not in convert(
+        "Choose an answer, and check it by the button or with Enter. Each answer has its reason."
+    )
+
+
 def test_what_is_not_known_is_an_error(convert):
     with pytest.raises(ValueError, match="'unheard-of'"):
         convert("```{unheard-of}\ntext\n```")

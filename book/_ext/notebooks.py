@@ -72,14 +72,16 @@ INLINE = re.compile(
     r"|(?<!\$)\$(?!\$)(?:\\.|(?!\n[ \t]*\n)[^$\\])+\$"
     r"|(?<!!)\[(?P<words>[^\]\[]*)\]\((?P<target>[^()\s]*)\)"
 )
+BUTTON = "check it by the button or with Enter. Each answer has its reason."
+FOLDED = "then unfold what stands below: each answer has its reason."
 TITLES = {"prf:proof": "Proof"}  # of directives without a number
 
 
 class Converter:
     """Turns the Markdown of MyST into one that any viewer of notebooks shows."""
 
-    def __init__(self, lookup: Lookup) -> None:
-        self.lookup = lookup
+    def __init__(self, lookup: Lookup, base: str = "") -> None:
+        self.lookup, self.base = lookup, base  # where the published pages are, if that is known
 
     def __call__(self, text: str) -> str:
         parts = (part.strip("\n") for part in self.parts(text.splitlines()))
@@ -106,7 +108,7 @@ class Converter:
 
     def prose(self, lines: list[str]) -> str:
         """Empties `lines`: paragraphs, lists and tables, which keep their form."""
-        text = INLINE.sub(self.inline, "\n".join(lines))
+        text = INLINE.sub(self.inline, "\n".join(lines).replace(BUTTON, FOLDED))
         lines.clear()
         return text
 
@@ -185,6 +187,15 @@ class Converter:
         label = block.options.get("label")
         called = TITLES.get(block.name) or self.lookup.number(label or "")
         return called + f" ({self(block.argument)})" * bool(block.argument)
+
+    def by_hand(self, shown: str) -> str:
+        """A figure that answers the hand, its links to other pages led to the published ones."""
+        if not self.base:
+            return shown
+        there = shown.replace(
+            '<div class="mtlib-hand"', f'<div data-base="{self.base}" class="mtlib-hand"'
+        )
+        return re.sub(r'<a href="(?=[^"]*" data-page=)', f'<a href="{self.base}', there)
 
     def caption(self, name: str, text: str) -> str:
         return f"*{self.lookup.number(name)}.* {self(text)}"
@@ -301,6 +312,8 @@ def output(old: dict[str, Any], convert: Converter, alt: str | None) -> Iterator
     metadata = {k: v for k, v in old.get("metadata", {}).items() if k in data}
     if "text/markdown" in data:
         data["text/markdown"] = convert(joined(data["text/markdown"]))
+    if "text/html" in data:
+        data["text/html"] = convert.by_hand(joined(data["text/html"]))
     if alt and "image/png" in data:
         metadata["image/png"] = {**metadata.get("image/png", {}), "alt": alt}
     if data:
@@ -451,7 +464,11 @@ def write(app: Any, problem: Exception | None) -> None:
             source = nbformat.read(app.env.doc2path(page), as_version=4)
             _, run = runs.merge_match_into_notebook(source, cell_meta=())
             lookup = Built(app, page, glued(run))
-            made = notebook(run, Converter(lookup), own, note(app, page, base))
+            there = (
+                urljoin(base.rstrip("/") + "/", app.builder.get_target_uri(page)) if base else ""
+            )
+            convert = Converter(lookup, there.rpartition("/")[0] + "/" if there else "")
+            made = notebook(run, convert, own, note(app, page, base))
             text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
             name = f"{Path(page).name}.ipynb"
             names.add(name)

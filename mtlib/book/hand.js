@@ -218,9 +218,10 @@ function hand(root) {
   root.dataset.ready = "1";
   const [live, plain] = [".hand-live", ".hand-plain"].map((c) => root.querySelector(c));
   const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
-  // Outside of the book a page is the notebook beside this one.
+  // Outside of the book a page is the published one, or else the notebook beside this one.
   const book = document.querySelector("article.bd-article");
-  const place = (page, at) => (book ? `${page}.html${at}` : `${page}.ipynb`);
+  const { base = "" } = root.dataset;
+  const place = (page, at) => (book || base ? `${base}${page}.html${at}` : `${page}.ipynb`);
   const linked = (node) => {
     if (node.page) node.href = place(node.page, node.section && `#${node.section}`);
     else if (node.yes) [node.yes, node.no].forEach(linked);
