@@ -451,6 +451,8 @@ def write(app: Any, problem: Exception | None) -> None:
     """Write the notebooks, and in place of the source of each page the one that its button downloads."""
     if problem or app.builder.name != "html":
         return
+    if Path(getattr(app.config, "external_toc_path", "_toc.yml")).name != "_toc.yml":
+        return  # `make page`: a few pages, whose references to the others lead nowhere
     out = Path(app.outdir)
     folder = out.parent / FOLDER
     folder.mkdir(exist_ok=True)
