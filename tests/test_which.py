@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 
 import mtlib.learners
 from mtlib.book import catalogue, results
-from mtlib.book.catalogue import FAMILIES, Line, bench_of, costs, of_page, told, ways_of, worth
-from mtlib.book.contest import Contest
+from mtlib.book.catalogue import FAMILIES, Line, bench_of, costs, ways_of, worth
+from mtlib.book.contest import Contest, of_page
 from mtlib.book.results import Paired
 from mtlib.book.ways import study
 from mtlib.core import Learner, take
@@ -228,9 +228,8 @@ def test_the_checklist_says_yes_only_beyond_the_interval():
 
 def test_a_recorded_difference_as_text():
     pair = Paired("a", "b", 0.015, -0.003, 0.031)
-    assert told(pair) == "+1.5 [−0.3, +3.1]"
-    assert told(pair, 1, 3) == "+0.015 [−0.003, +0.031]"
-    assert told(None) == "not recorded"
+    assert pair.told(100, 1) == "+1.5 ± 1.7" and pair.told() == "+0.015 ± 0.017"
+    assert pair.over == "" and pair._replace(unit="users", n=1154).over == "1,154 users"
 
 
 # The record ------------------------------------------------------------------------------------

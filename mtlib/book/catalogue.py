@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from mtlib.bilevel import bilevel, implicit, unrolled
 from mtlib.book.contest import Contest, Gap, Pieces, Way
 from mtlib.book.page import device, scale
-from mtlib.book.results import Paired, kept, recorded, recording
+from mtlib.book.results import kept, recording
 from mtlib.book.ways import Bench, ready, study
 from mtlib.core import Learner, Params, expect, half, move, parameters
 from mtlib.data.characters import characters
@@ -162,28 +162,6 @@ def worth(
         Answer("Trained in no more seconds?", f"{mine:.1f} and {theirs:.1f}", mine <= theirs)
     )
     return rows
-
-
-def of_page(page: str, name: str) -> Contest:
-    """A contest of another page's record, `details[name]`, to be asked for means and paired differences.
-
-    Raises ValueError where the page's record has no such contest.
-    """
-    held = recorded(page)
-    found = held.details.get(name)
-    if not isinstance(found, dict) or not {"ways", "sizes", "groups"} <= found.keys():
-        raise ValueError(
-            f"expected a contest of {page}.json, one of {list(held.details)}, got {name!r}"
-        )
-    return Contest(name, found["ways"], found, True, {}, held.metric, held.higher, held.data)
-
-
-def told(pair: Paired | None, unit: float = 100, digits: int = 1) -> str:
-    """A recorded paired difference with its interval, in points or another unit: '+1.5 [−0.3, +3.1]'."""
-    if pair is None:
-        return "not recorded"
-    mean, low, high = (f"{unit * v:+.{digits}f}" for v in (pair.mean, pair.low, pair.high))
-    return f"{mean} [{low}, {high}]".replace("-", "−")
 
 
 def _beyond(question: str, gap: Gap) -> Answer:

@@ -31,6 +31,7 @@ from mtlib.book.results import (
     clean_commit,
     kept,
     record,
+    recorded,
     recording,
     row,
     write,
@@ -329,6 +330,22 @@ def contest(
     new = {"groups": groups if of else "tasks", "sizes": sizes, "ways": held}
     words = "accuracy" if metric is accuracy else "score" if higher else "error"
     return Contest(name, ways, old or new, bool(old), here, words, higher, data)
+
+
+def of_page(page: str, name: str, metric: str = "", higher: bool | None = None) -> Contest:
+    """A contest of a page's record, `details[name]`, to be asked for means and paired differences.
+
+    `metric` and `higher` are those of the page's first result where they are not given: name them for a contest of another
+    measure. Raises ValueError where the page's record has no such contest.
+    """
+    held = recorded(page)
+    found = held.details.get(name)
+    if not isinstance(found, dict) or not {"ways", "sizes", "groups"} <= found.keys():
+        raise ValueError(
+            f"expected a contest of {page}.json, one of {list(held.details)}, got {name!r}"
+        )
+    up = held.higher if higher is None else higher
+    return Contest(name, found["ways"], found, True, {}, metric or held.metric, up, held.data)
 
 
 def folds(parts: Sequence[Contest], unit: str) -> Contest:

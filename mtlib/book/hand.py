@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlib.book.contest import PERCENT, Contest
-from mtlib.book.results import recorded
+from mtlib.book.contest import PERCENT, Contest, of_page
+from mtlib.book.results import Paired, recorded
 from mtlib.core import Episode, Loss, Params, Steps, apply, expect, move
 from mtlib.learners.finetune import finetune
 from mtlib.plots import BASELINE, BLUES, META, ORANGES, TRANSFER, style
@@ -331,13 +331,9 @@ def nearest_case() -> Hand:
 
     Its numbers are read from the pages' records. What follows ± is half a 95 % interval.
     """
-    shape = {
-        n: Contest("", held["ways"], held, True, {}, "accuracy", True, "(real)")
-        for n, held in recorded("meta_or_transfer").details.items()
-    }
+    shape = partial(of_page, "meta_or_transfer")
     naming, practice = "pre-training + class means", "ProtoNet"
-    scanners = recorded("digits").details["scanners"]
-    digits = Contest("", scanners["ways"], scanners, True, {}, "accuracy", True, "(real)")
+    digits = of_page("digits", "scanners")
     new_place = Question(
         "Do you have labels there, a few of each class?",
         End(
@@ -348,7 +344,7 @@ def nearest_case() -> Hand:
         ),
         End(
             "Transfer. Prepare both places alike, take the norms' statistics from the new one, then SHOT. It gains "
-            f"{_points('digits', 'gain')} points on the source's network, over six directions.",
+            f"{_points('digits', 'gain')} on the source's network.",
             "digits",
             "Digits across scanners",
         ),
@@ -359,20 +355,20 @@ def nearest_case() -> Hand:
             "Are your data unlike what it was trained on, as drawings are to a network of photographs?",
             End(
                 "Meta-learning, on top of the frozen features. On drawings and ImageNet's features, ProtoNet minus class means: "
-                f"{_points('images')} points, over 20 alphabets.",
+                f"{_points('images')}.",
                 "images",
                 "Image classification",
             ),
             End(
                 "Transfer: freeze it, and take whitened class means. On photographs, a practised head minus these: "
-                f"{_points('pretrained')} points, over 23 classes, which tells nothing apart.",
+                f"{_points('pretrained')}.",
                 "pretrained",
                 "Photographs and a pretrained backbone",
             ),
         ),
         End(
             "Transfer: freeze it, and fit a logistic regression on its features. On sentences, with the classes' names as "
-            f"examples, it gains {_points('intents', 'gain')} points on class means, over ten domains.",
+            f"examples, minus class means: {_points('intents', 'gain')}.",
             "intents",
             "Text classification: intents",
         ),
@@ -381,7 +377,7 @@ def nearest_case() -> Hand:
         "Are these tasks classes to be told apart?",
         End(
             "Meta-learning: practise on episodes. On characters of new alphabets, ProtoNet minus class means of a pre-trained "
-            f"network: {_points('metric', 'gain')} points.",
+            f"network: {_points('metric', 'gain')}.",
             "metric",
             "Metric-based meta-learning",
         ),
@@ -389,13 +385,13 @@ def nearest_case() -> Hand:
             "Are all tasks measured at the same points, as genes are at the same words?",
             End(
                 "Meta-learning: a ridge regression that reads what other tasks have there. Meta-learned minus transferred: "
-                f"{_gain('genes')} of rank correlation, over 18 clusters of genes.",
+                f"{_gap('genes').told()} in rank correlation, over {_gap('genes').over}.",
                 "genes",
                 "Gene sequences: what a protein binds",
             ),
             End(
                 "Meta-learning: a ridge regression on features that were trained through it. On users who rate films it saves "
-                f"{_gain('films')} of the mean error on transfer, over {recorded('films').versus.n:,} users.",  # type: ignore[union-attr]
+                f"{_gap('films').told()} of the mean error on transfer, over {_gap('films').over}.",
                 "films",
                 "Recommendation, cold start",
             ),
@@ -405,20 +401,20 @@ def nearest_case() -> Hand:
         "Are these tasks classes to be told apart?",
         End(
             "Either: name the classes, pre-train, take class means, which is simpler. With 16 classes of 160 examples, ProtoNet "
-            f"minus class means: {shape['16 classes'].minus(practice, naming).points()} points.",
+            f"minus class means: {shape('16 classes').minus(practice, naming).points()} points.",
             "meta_or_transfer",
             "Meta or transfer?",
             "the-same-examples-in-few-classes-or-in-many",
         ),
         End(
             "Transfer: one body with a head for each old task, whose mean and spread are the new head's prior. With 24 curves, "
-            f"squared error of a meta-learned ridge head minus this: {shape['24 curves'].minus('ridge head', 'pre-training + own heads')}.",
+            f"squared error of a meta-learned ridge head minus this: {shape('24 curves').minus('ridge head', 'pre-training + own heads')}.",
             "meta_or_transfer",
             "Meta or transfer?",
             "the-second-experiment-curves",
         ),
     )
-    turned = shape["classes"].minus("from scratch", naming, "turned by 60")
+    turned = shape("classes").minus("from scratch", naming, "turned by 60")
     return path(
         Question(
             "Is there a network, trained by others, that reads your kind of data?",
@@ -446,15 +442,15 @@ def nearest_case() -> Hand:
     )
 
 
+def _gap(page: str, of: str = "versus") -> Paired:
+    gap: Paired = getattr(recorded(page), of)
+    return gap
+
+
 def _points(page: str, of: str = "versus") -> str:
-    """A recorded paired difference in percentage points: '+5.1 ± 1.4'."""
-    return _gain(page, of, 100, 1)
-
-
-def _gain(page: str, of: str = "versus", by: float = 1, digits: int = 3) -> str:
-    gap = getattr(recorded(page), of)
-    half = by * (gap.high - gap.low) / 2
-    return f"{by * gap.mean:+.{digits}f} ± {half:.{digits}f}".replace("-", "−")
+    """A recorded paired difference, and what it is over: '+5.1 ± 1.4 points, over 20 alphabets'."""
+    gap = _gap(page, of)
+    return f"{gap.told(100, 1)} points" + (f", over {gap.over}" if gap.over else "")
 
 
 def _node(node: Any) -> dict[str, Any]:

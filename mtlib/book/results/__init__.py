@@ -50,6 +50,16 @@ class Paired(NamedTuple):
     unit: str = ""  # what the interval is over: "test classes", "users", "seeds"
     n: int = 0  # how many of them
 
+    def told(self, by: float = 1, digits: int = 3) -> str:
+        """`by` times the mean, and half of the 95 % interval: '+0.015 ± 0.010', and in points, by 100, '+5.1 ± 1.4'."""
+        half = by * (self.high - self.low) / 2
+        return f"{by * self.mean:+.{digits}f} ± {half:.{digits}f}".replace("-", "−")
+
+    @property
+    def over(self) -> str:
+        """What the interval is over, with its number: '1,154 users'; '' where the record does not say."""
+        return f"{self.n:,} {self.unit}" if self.unit else ""
+
 
 class Result(NamedTuple):
     """What a page found on one problem, as its file keeps it: plain JSON.
