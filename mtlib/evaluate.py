@@ -12,17 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from mtlib.core import (
-    Episode,
-    Learner,
-    Params,
-    Steps,
-    Stream,
-    fits,
-    move,
-    over,
-    take,
-)
+from mtlib.core import Episode, Learner, Params, Steps, Stream, fits, move, over, take
 from mtlib.metrics import OF_CLASSES, Metric, accuracy, auroc, is_one_hot
 from mtlib.metrics import macro_f1 as macro_f1
 from mtlib.objective import Batched, in_chunks

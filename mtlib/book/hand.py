@@ -89,7 +89,7 @@ def inner_steps(
     Raises ValueError for an episode of several tasks, or inputs of more than one number, and for a start that is not there.
     """
     _check_steps(ways, episode, truth, rates, steps, start)
-    x, y = truth
+    ways, episode, (x, y) = move((dict(ways), episode, tuple(truth)), "cpu")  # small: any device
     drawn: list[dict[str, Any]] = []
     for name, phi in ways.items():
         paths = [_descent(net, loss, phi, episode, x, rate, steps) for rate in rates]
@@ -141,7 +141,7 @@ def _descent(
     f = apply(net)
     found = []
     assert isinstance(learner.adapt, Steps)
-    for theta in learner.adapt.path(move(phi, "cpu"), episode.support):
+    for theta in learner.adapt.path(phi, episode.support):
         theta = {k: v.detach() for k, v in theta.items()}
         with torch.no_grad():
             error = loss(f(theta, episode.query.x), episode.query.y)
@@ -333,7 +333,7 @@ def nearest_case() -> Hand:
     """
     shape = partial(of_page, "meta_or_transfer")
     naming, practice = "pre-training + class means", "ProtoNet"
-    digits = of_page("digits", "scanners")
+    digits, bench = of_page("digits", "scanners"), of_page("which", "characters")
     new_place = Question(
         "Do you have labels there, a few of each class?",
         End(
@@ -377,7 +377,8 @@ def nearest_case() -> Hand:
         "Are these tasks classes to be told apart?",
         End(
             "Meta-learning: practise on episodes. On characters of new alphabets, ProtoNet minus class means of a pre-trained "
-            f"network: {_points('metric', 'gain')}.",
+            f"network: {_points('metric', 'gain')} with four convolutions. With the small network that all methods share, "
+            f"{bench.minus(practice, naming).points()}: try both.",
             "metric",
             "Metric-based meta-learning",
         ),
