@@ -181,11 +181,8 @@ def _way(bench: Bench, line: Line) -> Way:
 
     def train(setting: Any, seed: int, share: int) -> tuple[Learner, Params]:
         numbers = _numbers(line, setting, 1)
-        if not practises:
-            # a head or a rate of the adaptation does not change what came before it
-            before = (setting if line.rate else None, seed, 1)
-        else:
-            before = (setting, seed, share)
+        # in transfer a head, or a rate of the adaptation, does not change what came before it
+        before = (setting, seed, share) if practises else (setting if line.rate else None, seed, 1)
         with seeded(seed):
             return ready(
                 bench,
