@@ -16,7 +16,7 @@ from mtlib.core import Episode, Learner, Params, Steps, Stream, fits, move, over
 from mtlib.metrics import OF_CLASSES, Metric, accuracy, auroc, is_one_hot
 from mtlib.metrics import macro_f1 as macro_f1
 from mtlib.objective import Batched, in_chunks
-from mtlib.run.copies import evaluating
+from mtlib.run.copies import evaluating, grad_mode_kept
 from mtlib.run.progress import bar
 from mtlib.tasks import (
     ClassSet,
@@ -86,6 +86,7 @@ class Score(NamedTuple):
         return compare(self, other)
 
 
+@grad_mode_kept
 def evaluate(
     learner: Learner,
     params: Params,
@@ -205,7 +206,7 @@ class _Scored:
                 f"{after.mean():.4g}, and rose in {int((after > before).sum())} of {len(found)} tasks. The inner "
                 f"rate is {rate}: try a smaller one.",
                 LossRose,
-                stacklevel=3,
+                stacklevel=4,  # who called `evaluate`
             )
         return values
 
@@ -327,6 +328,7 @@ def _joined(parts: Iterable[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
+@grad_mode_kept
 def answers(learner: Learner, params: Params, draw: Episode) -> Tensor:
     """What the learner predicts for the query items of each task of a draw: (T, Q, W), where `params` are.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from mtlib.core import Batch, Episode, Params, expect, move
-from mtlib.run.copies import before, evaluating, private
+from mtlib.run.copies import before, evaluating, grad_mode_kept, private
 from mtlib.run.fast import plain
 
 Statistics = Literal["batch", "stored"]
@@ -80,6 +80,7 @@ class Norm(nn.Module):
         return f"{len(self.weight)}, statistics={self.statistics!r}"
 
 
+@grad_mode_kept
 @torch.no_grad()
 def calibrate(net: nn.Module, phi: Params, batches: Iterable[Any]) -> Params:
     """φ with running statistics of each norm: the moments of its input over all items of `batches`, x: (B, *item), or nests of such.

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from mtlib.core import Draw, Params, expect, fixed, over, take
 from mtlib.run.attention import NO_CUDNN, NO_FASTPATH
+from mtlib.run.copies import grad_mode_kept
 from mtlib.run.devices import random_state
 from mtlib.run.fast import (
     MATH,
@@ -117,6 +118,7 @@ def over_tasks(
     run.compiled = compile
     step = compiled(gradient, run) if compile else gradient
 
+    @grad_mode_kept
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
         leaves = leaves_of(phi, net)
         w = weigh(count(data))
@@ -150,6 +152,7 @@ def whole(value: Callable[[Params, Any], Tensor], net: nn.Module | None = None) 
 
     run = Batched(value, vmap=False)
 
+    @grad_mode_kept
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
         return second_derivatives(partial(one, phi, data), phi, run)
 

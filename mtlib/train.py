@@ -30,6 +30,7 @@ from mtlib.core import (
 )
 from mtlib.objective import Objective, count
 from mtlib.run.checkpoint import as_path
+from mtlib.run.copies import grad_mode_kept
 from mtlib.run.devices import random_kept
 from mtlib.run.processes import average, first_says, meet, part, rank, size, spread
 from mtlib.run.progress import bar
@@ -191,6 +192,7 @@ def early_stopping(
     return EarlyStopping(quality, every, patience)
 
 
+@grad_mode_kept
 def fit(
     objective: Objective | Callable[[int], Objective],
     params: Params,

@@ -173,7 +173,7 @@ def writers(seconds: float) -> Result:
 
 
 def interrupts(times: int, seed: int = 0) -> Result:
-    """Ctrl-C at a random moment of training, evaluation and calibration: the network is as it was before."""
+    """Ctrl-C at a random moment of training, evaluation and calibration: the network is as it was before, and gradients are on."""
     rng, made, failed, calls = random.Random(seed), 0, 0, 0
     works = _works()
     lengths = {name: _length(work) for name, (_, work) in works.items()}
@@ -193,6 +193,8 @@ def interrupts(times: int, seed: int = 0) -> Result:
             signal.setitimer(signal.ITIMER_REAL, 0)
             calls += 1
             failed += not unchanged(held, held_by(net)) or transforming()
+            failed += not torch.is_grad_enabled()
+            torch.set_grad_enabled(True)
             net(_items(net))  # it still answers, and no watch is left behind
     finally:
         signal.signal(signal.SIGALRM, before)

@@ -11,15 +11,18 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from types import CellType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
 
 from mtlib.core import Params, expect, lend, over, require, require_statistics, rows, ways
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class _Mode(threading.local):
@@ -46,6 +49,25 @@ def evaluating(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _MODE.evaluating = before
+
+
+def grad_mode_kept(f: Callable[P, R]) -> Callable[P, R]:
+    """f, after which torch's gradients are on or off as they were before.
+
+    Ctrl-C inside of the way out of `torch.no_grad()` would leave them off for all that comes after.
+    """
+
+    @wraps(f)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():  # where nobody interrupts
+            return f(*args, **kwargs)
+        on = torch.is_grad_enabled()
+        try:
+            return f(*args, **kwargs)
+        finally:
+            torch.set_grad_enabled(on)
+
+    return kept
 
 
 def is_evaluating() -> bool:

@@ -14,6 +14,7 @@ from mtlib.core import Batch, Draw, Episode, Loss, Params, Stream, apply, over, 
 from mtlib.joint import risks
 from mtlib.learners.gradient import at_least_zero, maml
 from mtlib.objective import Objective, add_gradient, count, leaves_of, over_tasks, whole
+from mtlib.run.copies import grad_mode_kept
 from mtlib.run.fast import outside_inference
 from mtlib.tasks import check_seed, check_stream, positive
 
@@ -83,6 +84,7 @@ def group_dro(net: nn.Module, loss: Loss) -> Objective:
         values = terms(phi, batch)
         return torch.softmax(_logits(phi, values), 0) @ values
 
+    @grad_mode_kept
     def value_and_grad(phi: Params, batch: Draw) -> tuple[Tensor, Params]:
         leaves = leaves_of(phi, net)
         with torch.enable_grad():

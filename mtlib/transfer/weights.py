@@ -11,6 +11,7 @@ from mtlib.core import Draw, Loss, Params
 from mtlib.joint import risks
 from mtlib.learners.gradient import at_least_zero
 from mtlib.objective import Objective, add_gradient, leaves_of, whole
+from mtlib.run.copies import grad_mode_kept
 from mtlib.tasks import check_tensor, positive
 
 WEIGHT = "weight."  # prefix of these objectives' own entries in φ
@@ -63,6 +64,7 @@ def gradnorm(
         values = terms(phi, batch)
         return _balance(phi, values) @ values
 
+    @grad_mode_kept
     def value_and_grad(phi: Params, batch: Draw) -> tuple[Tensor, Params]:
         leaves = leaves_of(phi, net)
         if not leaves[name].requires_grad:
@@ -115,6 +117,7 @@ def pcgrad(net: nn.Module, loss: Loss, columns: Sequence[slice] | None = None) -
     def value(phi: Params, batch: Draw) -> Tensor:
         return terms(phi, batch).mean()
 
+    @grad_mode_kept
     def value_and_grad(phi: Params, batch: Draw) -> tuple[Tensor, Params]:
         leaves = leaves_of(phi, net)
         with torch.enable_grad():
