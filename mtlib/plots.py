@@ -12,6 +12,7 @@ import numpy as np
 try:
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
     from matplotlib.rcsetup import cycler
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
@@ -35,7 +36,16 @@ BLUES = (META, "#56b4e9", "#003a66", "#6a8fd8", "#00929e")
 ORANGES = (TRANSFER, "#f0a050", "#8a3a00", "#e69f00", "#b5651d")
 GREYS = (BASELINE, "#b0b0b0", "#4d4d4d")
 OTHERS = ("#009e73", "#cc79a7", "#882255", "#999933", "#44aa99")
-LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
+LINES: dict[tuple[str, ...], tuple[Any, Any]] = {
+    BLUES: ("-", (0, (12, 1.5))),
+    ORANGES: ((0, (6, 1.5)), (0, (6, 1.5, 2, 1.5))),
+    GREYS: (":", (0, (1, 3))),
+    OTHERS: ("-.", (0, (4, 1.5, 1, 1.5, 1, 1.5))),
+}
+"""A family's dashes, of which the second is for more methods than it has markers; nothing else has them."""
+
+MARKERS = {BLUES: "o^v<>", ORANGES: "sDPXh", GREYS: "x+1|2", OTHERS: "*pd8H"}
+"""A family's markers, one for each shade: with the dashes, all that print in grey leaves of the colours."""
 
 METHODS = {
     **dict.fromkeys(("meta-learned", "meta-learning", "MAML", "bi-level"), (BLUES, 0)),
@@ -96,19 +106,20 @@ METHODS = {
 """The beginning of a method's name -> its family's shades, and which. The longest beginning that fits decides."""
 
 
-def style(name: str) -> dict[str, str]:
+def style(name: str) -> dict[str, Any]:
     """How the whole book draws a method, by its name: {"color", "linestyle", "marker"}.
 
-    A blue for a meta-learner, an orange for transfer, a grey for a baseline. A name that none of `METHODS` begins has no
-    "color"; `styles` gives it one within its figure.
+    A blue for a meta-learner, an orange for transfer, a grey for a baseline; their lines are solid, dashed and dotted, and
+    no marker is of two families. A name that none of `METHODS` begins has no "color"; `styles` gives it one within its
+    figure.
     """
     if not isinstance(name, str):
         raise TypeError(f"expected a method's name, a text, got {type(name).__name__}")
     fits = [m for m in METHODS if _begins(name.lower(), m.lower())]
     if not fits:
-        return {"linestyle": "-", "marker": "o"}
+        return {"linestyle": LINES[OTHERS][0], "marker": MARKERS[OTHERS][0]}
     shades, i = METHODS[max(fits, key=len)]
-    return {"color": shades[i], "linestyle": "-", "marker": MARKERS[i % len(MARKERS)]}
+    return {"color": shades[i], "linestyle": LINES[shades][0], "marker": MARKERS[shades][i]}
 
 
 def _begins(name: str, words: str) -> bool:
@@ -117,22 +128,28 @@ def _begins(name: str, words: str) -> bool:
     return name.startswith(words) and ends
 
 
-def styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """`style` of several methods of one figure: two of one colour differ by line and marker, others get other colours."""
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """`style` of several methods of one figure: two of one colour differ by marker, others get other colours."""
     if isinstance(names, str):
         raise TypeError(f"expected several names, got one text, {names!r}")
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     free = cycle(OTHERS)
     for name in names:
         own = style(name)
         own = own if "color" in own else {"color": next(free), **own}
-        alike = sum(s["color"] == own["color"] for s in found.values())
-        if alike:
-            turn = MARKERS.index(own["marker"]) + alike + alike // len(LINES)
-            marker = MARKERS[turn % len(MARKERS)]
-            own = {**own, "linestyle": LINES[alike % len(LINES)], "marker": marker}
-        found[name] = own
+        shades = _family(own["color"])
+        taken = [(s["linestyle"], s["marker"]) for s in found.values()]
+        first = shades.index(own["color"])
+        marks = MARKERS[shades][first:] + MARKERS[shades][:first]
+        looks = [(line, mark) for line in LINES[shades] for mark in marks]
+        line, mark = min(looks, key=taken.count)  # the first that no other has
+        found[name] = {**own, "linestyle": line, "marker": mark}
     return found
+
+
+def _family(colour: Any) -> tuple[str, ...]:
+    """The shades among which a colour is; () where it is no method's."""
+    return next((shades for shades in LINES if colour in shades), ())
 
 
 def reference(axes: Axes, y: float, label: str) -> None:
@@ -144,6 +161,7 @@ def reference(axes: Axes, y: float, label: str) -> None:
 def figure(width: float = 6.4, height: float = 3.2, **subplots: Any) -> Iterator[tuple[Any, Any]]:
     """`with figure() as (fig, axes):` one figure in the book's style, laid out and closed at the end.
 
+    Curves with a name that were drawn solid in a family's colour get its dashes, so that print in grey tells them apart.
     Legends of the axes become one below the figure, where no curve runs.
     """
     within(0.1, width=width, height=height)
@@ -160,19 +178,48 @@ def figure(width: float = 6.4, height: float = 3.2, **subplots: Any) -> Iterator
     with plt.rc_context(style):  # type: ignore[arg-type]
         fig, axes = plt.subplots(figsize=(width, height), layout="constrained", **subplots)
         yield fig, axes
+        _dash(fig)
         _legend_below(fig)
         plt.show()
 
 
+def _dash(fig: Any) -> None:
+    """The dashes of their families for named curves that are solid, and for what stands for them in a legend."""
+    for ax in fig.axes:
+        handles, _ = ax.get_legend_handles_labels()
+        drawn = [line for line in map(_line, handles) if isinstance(line, Line2D)]
+        legend = ax.get_legend()
+        for line in (*drawn, *(legend.findobj(Line2D) if legend else ())):
+            shades = _family(line.get_color())
+            if shades and line.get_linestyle() == "-":
+                line.set_linestyle(LINES[shades][0])
+
+
+def _line(drawn: Any) -> Any:
+    """A curve with error bars is a container; its first part is the curve."""
+    return drawn[0] if isinstance(drawn, tuple) and drawn else drawn
+
+
+def _sparse(n: int) -> dict[str, Any]:
+    """About eight markers on a curve of n points."""
+    return {"markersize": 4, "markevery": max(1, n // 8)}
+
+
 def _legend_below(fig: Any) -> None:
     """One legend under the figure in the place of those on its axes; as they are where one name has two looks."""
-    held = [ax.get_legend() for ax in fig.axes if ax.get_legend() is not None]
+    axes = [ax for ax in fig.axes if ax.get_legend() is not None]
+    held = [ax.get_legend() for ax in axes]
     if not held or fig.legends or any(legend.get_title().get_text() for legend in held):
         return
     shown: dict[str, Any] = {}
-    for legend in held:
+    for ax, legend in zip(axes, held, strict=True):
+        handles, names = ax.get_legend_handles_labels()
+        drawn = dict(
+            zip(names, handles, strict=True)
+        )  # a legend's own handle of error bars is but the bar
         for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
             name = text.get_text()
+            handle = drawn.get(name, handle)
             if _look(shown.setdefault(name, handle)) != _look(handle):
                 return
     for legend in held:
@@ -187,7 +234,7 @@ def _legend_below(fig: Any) -> None:
 def _look(handle: Any) -> tuple[Any, ...]:
     """What tells two entries of legends apart."""
     names = ("get_color", "get_facecolor", "get_linestyle")
-    return tuple(str(getattr(handle, n)()) for n in names if hasattr(handle, n))
+    return tuple(str(getattr(_line(handle), n)()) for n in names if hasattr(_line(handle), n))
 
 
 def losses(
@@ -203,8 +250,8 @@ def losses(
     for name, run in runs.items():
         w = max(1, min(window, len(run.losses) // 5))
         smooth = np.convolve(run.losses, np.ones(w) / w, mode="valid")
-        line, colour = looks[name]["linestyle"], looks[name]["color"]
-        axes.plot(np.arange(len(smooth)) + w, smooth, linestyle=line, color=colour, label=name)
+        look: Any = {**looks[name], **_sparse(len(smooth))}
+        axes.plot(np.arange(len(smooth)) + w, smooth, label=name, **look)
     axes.set(xlabel="outer step", ylabel=ylabel)
     axes.legend()
 
@@ -251,7 +298,7 @@ def lines(
             raise ValueError(
                 f"expected a number of {name!r} for each x, got {np.shape(row)} for {np.shape(x)}"
             )
-        axes.plot(x, row, label=name, markersize=3, **looks[name])
+        axes.plot(x, row, label=name, **looks[name], **_sparse(len(row)))
     axes.set(xlabel=xlabel, ylabel=ylabel, **axis)
     axes.legend()
 
@@ -265,8 +312,7 @@ def curves(axes: Axes, rows: Mapping[str, Any], xlabel: str, ylabel: str, **axis
             raise ValueError(
                 f"expected x and y of {name!r}, two rows of one length, got {[np.shape(r) for r in row]}"
             )
-        look = {**looks[name], "marker": looks[name]["marker"] if len(row[0]) < 10 else ""}
-        axes.plot(*row, label=name, markersize=3, **look)
+        axes.plot(*row, label=name, **looks[name], **_sparse(len(row[0])))
     axes.set(xlabel=xlabel, ylabel=ylabel, **axis)
     axes.legend()
 
@@ -282,7 +328,7 @@ def band(
 ) -> None:
     """A line, and its interval mean ± half as a band; `look` is matplotlib's for the line, as of `style`."""
     mean, half = np.asarray(mean, float), _half(x, mean, half)
-    options = {"marker": "o", "markersize": 3, **look}
+    options = {"marker": "o", "markersize": 4, **look}
     (line,) = axes.plot(x, mean, label=label, color=color, **options)
     axes.fill_between(x, mean - half, mean + half, alpha=0.2, color=line.get_color(), linewidth=0)
 
@@ -395,7 +441,7 @@ def calibration(axes: Axes, risks: Mapping[str, Any], y: Any, groups: int = 5) -
         risk = np.asarray(risks[name], float)
         parts = np.array_split(np.argsort(risk, kind="stable"), groups)
         mean, share = ([v[p].mean() for p in parts if len(p)] for v in (risk, y))
-        axes.plot(mean, share, label=name, markersize=4, **look)  # type: ignore[arg-type]
+        axes.plot(mean, share, label=name, markersize=4, **look)
     axes.plot([0, 1], [0, 1], color=REFERENCE, linestyle="--", linewidth=1)
     axes.set(xlabel="risk as told", ylabel="share with the outcome")
     axes.legend()
@@ -417,7 +463,7 @@ def decision(
     worth = y - (1 - y) * (t / (1 - t))[:, None]  # (T, n), of acting on a person
     for name, look in styles(risks).items():
         acted = np.asarray(risks[name], float) >= t[:, None]
-        axes.plot(t, (acted * worth).mean(1), label=name, **{**look, "marker": ""})  # type: ignore[arg-type]
+        axes.plot(t, (acted * worth).mean(1), label=name, **look, **_sparse(len(t)))
     axes.plot(t, worth.mean(1), color=BASELINE, linestyle=":", label="everyone")
     reference(axes, 0, "nobody")
     axes.set(xlabel="threshold", ylabel="net benefit")

@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib.lines import Line2D
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, roc_curve
 
@@ -18,10 +19,13 @@ from mtlib.plots import (
     BASELINE,
     BLUES,
     GREYS,
+    LINES,
+    MARKERS,
     META,
     ORANGES,
     TRANSFER,
     against,
+    by_group,
     calibration,
     confusion,
     curves,
@@ -129,6 +133,99 @@ def test_lines_follow_the_code(shown):
     assert [meta.get_color(), joint.get_color()] == [META, ORANGES[3]]
     assert list(meta.get_ydata()) == [1, 2] and axes.get_xscale() == "log"
     assert len(fig.legends) == 1 and axes.get_legend() is None
+
+
+MIXED = (
+    "MAML",
+    "transferred",
+    "from scratch",
+    "noise",
+    "ProtoNet",
+    "joint",
+    "source only",
+    "no norm, all",
+    "R2-D2",
+)
+
+
+def family(colour):
+    return next((f for f in (BLUES, ORANGES, GREYS) if colour in f), colour)
+
+
+def alike(axes):
+    """Pairs of named curves of two families, or of no family, that print in grey makes one."""
+    named = [c for c in axes.containers if hasattr(c, "has_xerr")]
+    shown = [(c.get_label(), c[0]) for c in named] + [(x.get_label(), x) for x in axes.get_lines()]
+    looks = [
+        (
+            name,
+            (line.get_linestyle(), str(line._unscaled_dash_pattern), line.get_marker()),
+            family(line.get_color()),
+        )
+        for name, line in shown
+        if not str(name).startswith("_")
+    ]
+    return {
+        (a, b) for a, look, of in looks for b, other, of_b in looks if look == other and of != of_b
+    }
+
+
+@pytest.mark.parametrize(
+    "drawn", ["lines", "curves", "against", "losses", "by_group", "calibration", "decision"]
+)
+def test_families_differ_in_print_without_colours(shown, drawn):
+    """Curves of two families have other dashes and another marker, in whatever draws methods by name."""
+    x, rng = np.arange(20), np.random.default_rng(0)
+    rows = {name: rng.random(20) for name in MIXED}
+    y = rng.integers(0, 2, 20)
+    with figure() as (_, axes):
+        match drawn:
+            case "lines":
+                lines(axes, x, rows, "x", "y")
+            case "curves":
+                curves(axes, {k: (x, v) for k, v in rows.items()}, "x", "y")
+            case "against":
+                against(axes, x, {k: [score(r) for r in v] for k, v in rows.items()}, "x", "y")
+            case "losses":
+                losses(axes, {k: Run({}, [*v], 1.0) for k, v in rows.items()})
+            case "by_group":
+                by_group(axes, rows, [*map(str, x)], "x")
+            case "calibration":
+                calibration(axes, rows, y)
+            case "decision":
+                decision(axes, rows, y)
+    [axes] = shown[0].axes
+    assert len([x for x in axes.get_lines() if x.get_label() in rows]) == len(MIXED)
+    assert not alike(axes)
+    assert all(len(x.get_marker()) for x in axes.get_lines() if x.get_label() in rows)
+
+
+def test_no_marker_and_no_dash_is_of_two_families():
+    every = [mark for family in MARKERS.values() for mark in family]
+    assert len({*every}) == len(every) == 20
+    every = [str(dash) for family in LINES.values() for dash in family]
+    assert len({*every}) == len(every) == 8 and "--" not in every  # the reference's
+
+
+def test_curves_drawn_by_hand_get_the_dashes_of_their_family(shown):
+    with figure() as (_, axes):
+        for colour in (META, TRANSFER, BASELINE, "#009e73"):
+            axes.plot([0, 1], [0, 1], color=colour, label=colour)
+            axes.errorbar([0, 1], [1, 2], yerr=0.1, color=colour, label=f"{colour}, bars")
+        axes.plot([0, 1], [0, 2], ":", color=TRANSFER, label="chosen by hand")
+        axes.plot([0, 1], [0, 2], color=TRANSFER)
+        axes.legend()
+    [axes] = shown[0].axes
+    one = {x.get_label(): x._unscaled_dash_pattern for x in axes.get_lines()[:-1]}
+    two = {c.get_label(): c[0]._unscaled_dash_pattern for c in axes.containers}
+    by_hand = one.pop("chosen by hand")
+    one = {k: v for k, v in one.items() if not k.startswith("_")}
+    assert len({*one.values()}) == 4 and by_hand == one[BASELINE]  # it stays as it was drawn
+    assert [*one.values()] == [*two.values()]
+    [legend] = shown[0].legends
+    told = [x._unscaled_dash_pattern for x in legend.findobj(Line2D) if x.get_linestyle() != "None"]
+    assert all(told.count(dash) >= 2 for dash in one.values())
+    assert axes.get_lines()[-1].get_linestyle() == "-"  # what has no name stays
 
 
 def test_dots_show_every_run_and_the_mean(shown):
@@ -318,4 +415,5 @@ def test_boxes_and_curves_of_their_own_x(shown):
     boxes, (one, other) = left.get_lines(), right.get_lines()
     assert boxes[0].get_label() == "cell" and len(boxes) == 2
     assert boxes[0].get_xdata().tolist() == [1, 4, 4, 1, 1]
-    assert one.get_color() == META and other.get_marker() == ""
+    assert one.get_color() == META
+    assert [len(line.get_xdata()[:: line.get_markevery()]) <= 10 for line in (one, other)]
