@@ -23,12 +23,14 @@ for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]:
     PARTS.setdefault(caption, []).extend(
         c for c in part["chapters"] if not Path(c["file"]).name.startswith("part_")
     )
-WITHOUT = {"which"}  # of the parts below; the quiz page asks about it
 ASKED = [
-    Path(chapter["file"]).name
-    for part in ("Foundations", "Meta-learning in depth", "Transfer in depth")
-    for chapter in PARTS[part]
-    if Path(chapter["file"]).name not in WITHOUT
+    *(
+        Path(chapter["file"]).name
+        for part in ("Foundations", "Meta-learning in depth", "Transfer in depth")
+        for chapter in PARTS[part]
+    ),
+    "applications",  # the pages of data sets have exercises instead
+    "own",
 ]
 QUIZ = (BOOK / "quiz.md").read_text("utf8")
 
