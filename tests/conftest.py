@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from browser import browser, built, paper, phone, site, tab  # noqa: F401 - fixtures of test_*_built.py
 from hypothesis import settings
 from pages import at_small_scale
 

@@ -1,4 +1,3 @@
-# ruff: noqa: F811  fixtures of another file, found by their names
 """The way into the built book, in a browser: search, the index of questions, descriptions, keyboard. Run `make book` first."""
 
 from __future__ import annotations
@@ -16,19 +15,10 @@ from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
+from browser import PHONE, Tab, sideways
 from machine import ROOT, tool
 from playwright.sync_api import Browser
-from test_book_built import (  # noqa: F401
-    PAGES,
-    PHONE,
-    Tab,
-    browser,
-    built,
-    phone,
-    sideways,
-    site,
-    tab,
-)
+from test_book_built import PAGES
 from test_door import PARTS
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))

@@ -7,17 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import PHONE, Tab, sideways
 from playwright.sync_api import Browser, Locator
-from test_book_built import (  # noqa: F401 - fixtures
-    PHONE,
-    Tab,
-    browser,
-    built,
-    phone,
-    sideways,
-    site,
-    tab,
-)
 
 WHERE = {"sliders": "background", "matrix": "meta_or_transfer", "path": "meta_or_transfer"}
 MOST = 300_000  # bytes that the figures of a page may take
@@ -60,7 +51,7 @@ FAINT = r"""
 """
 
 
-def shown(on: Tab, site: str, kind: str) -> tuple[Locator, dict[str, Any]]:  # noqa: F811
+def shown(on: Tab, site: str, kind: str) -> tuple[Locator, dict[str, Any]]:
     """The figure on its page, and the numbers that it holds."""
     on.open(f"{site}/book/{WHERE[kind]}.html")
     root = on.page.locator(f".mtlib-hand[data-kind={kind}]")
@@ -110,7 +101,7 @@ def check_sliders(root: Locator, data: dict[str, Any], rate: int, step: int) -> 
         assert control.get_attribute("aria-valuetext") == axis["values"][at]
 
 
-def test_the_sliders_move_by_keyboard(site: str, tab: Tab):  # noqa: F811
+def test_the_sliders_move_by_keyboard(site: str, tab: Tab):
     root, data = shown(tab, site, "sliders")
     rates, steps = (len(axis["values"]) - 1 for axis in data["axes"])
     rate, step = data["start"]
@@ -132,7 +123,7 @@ def test_the_sliders_move_by_keyboard(site: str, tab: Tab):  # noqa: F811
     assert not asked and tab.faults == []
 
 
-def test_curves_differ_and_the_picture_has_words(site: str, tab: Tab):  # noqa: F811
+def test_curves_differ_and_the_picture_has_words(site: str, tab: Tab):
     root, data = shown(tab, site, "sliders")
     first = root.locator("path.hand-curve").first.get_attribute("d")
     root.get_by_role("slider", name="gradient steps").focus()
@@ -144,7 +135,7 @@ def test_curves_differ_and_the_picture_has_words(site: str, tab: Tab):  # noqa: 
 # The matrix ------------------------------------------------------------------------------------
 
 
-def test_the_matrix_changes_by_keyboard(site: str, tab: Tab):  # noqa: F811
+def test_the_matrix_changes_by_keyboard(site: str, tab: Tab):
     root, data = shown(tab, site, "matrix")
     live = root.locator(".hand-live")
     for i, level in enumerate(data["levels"]):
@@ -176,7 +167,7 @@ def ends(node: dict[str, Any], taken: tuple[str, ...] = ()) -> list[tuple[tuple[
     return [e for answer in ("yes", "no") for e in ends(node[answer], (*taken, answer))]
 
 
-def test_each_end_of_the_path_is_reached_by_keyboard(site: str, built: Path, tab: Tab):  # noqa: F811
+def test_each_end_of_the_path_is_reached_by_keyboard(site: str, built: Path, tab: Tab):
     root, data = shown(tab, site, "path")
     live = root.locator(".hand-live")
     live.get_by_role("button", name="Yes").focus()
@@ -200,7 +191,7 @@ def test_each_end_of_the_path_is_reached_by_keyboard(site: str, built: Path, tab
     assert tab.faults == []
 
 
-def test_a_step_back_keeps_the_rest_of_the_path(site: str, tab: Tab):  # noqa: F811
+def test_a_step_back_keeps_the_rest_of_the_path(site: str, tab: Tab):
     root, data = shown(tab, site, "path")
     live = root.locator(".hand-live")
     live.get_by_role("button", name="Yes").focus()
@@ -228,7 +219,7 @@ def words(kind: str, data: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", WHERE)
-def test_its_text_opens_by_keyboard(kind: str, site: str, tab: Tab):  # noqa: F811
+def test_its_text_opens_by_keyboard(kind: str, site: str, tab: Tab):
     root, data = shown(tab, site, kind)
     plain, button = root.locator(".hand-plain"), root.locator(".hand-plain-button")
     assert not plain.is_visible() and button.get_attribute("aria-expanded") == "false"
@@ -242,7 +233,7 @@ def test_its_text_opens_by_keyboard(kind: str, site: str, tab: Tab):  # noqa: F8
 
 
 @pytest.mark.parametrize("kind", WHERE)
-def test_without_a_script_the_text_stands(kind: str, site: str, browser: Browser):  # noqa: F811
+def test_without_a_script_the_text_stands(kind: str, site: str, browser: Browser):
     page = browser.new_page(java_script_enabled=False)
     page.goto(f"{site}/book/{WHERE[kind]}.html")
     root = page.locator(f".mtlib-hand[data-kind={kind}]")
@@ -254,7 +245,7 @@ def test_without_a_script_the_text_stands(kind: str, site: str, browser: Browser
 
 
 @pytest.mark.parametrize("kind", WHERE)
-def test_it_fits_a_phone(kind: str, site: str, phone: Tab):  # noqa: F811
+def test_it_fits_a_phone(kind: str, site: str, phone: Tab):
     root, _ = shown(phone, site, kind)
     root.locator(".hand-plain-button").click()
     right = phone.run(
@@ -268,7 +259,7 @@ def test_it_fits_a_phone(kind: str, site: str, phone: Tab):  # noqa: F811
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("kind", WHERE)
-def test_words_and_lines_stand_out(kind: str, theme: str, site: str, tab: Tab):  # noqa: F811
+def test_words_and_lines_stand_out(kind: str, theme: str, site: str, tab: Tab):
     root, _ = shown(tab, site, kind)
     root.locator(".hand-plain-button").click()
     tab.run(f"document.documentElement.dataset.theme = '{theme}'")
@@ -276,7 +267,7 @@ def test_words_and_lines_stand_out(kind: str, theme: str, site: str, tab: Tab): 
     assert tab.page.evaluate(FAINT, kind) == []
 
 
-def test_what_is_faint_is_found_out(site: str, tab: Tab):  # noqa: F811
+def test_what_is_faint_is_found_out(site: str, tab: Tab):
     root, _ = shown(tab, site, "path")
     root.evaluate("e => e.style.color = '#aaaaaa'")
     tab.run("document.documentElement.dataset.theme = 'light'")
@@ -284,7 +275,7 @@ def test_what_is_faint_is_found_out(site: str, tab: Tab):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", WHERE)
-def test_on_paper_it_is_its_text(kind: str, site: str, browser: Browser):  # noqa: F811
+def test_on_paper_it_is_its_text(kind: str, site: str, browser: Browser):
     paper = Tab(browser, 718)
     paper.page.emulate_media(media="print")
     root, data = shown(paper, site, kind)
@@ -296,7 +287,7 @@ def test_on_paper_it_is_its_text(kind: str, site: str, browser: Browser):  # noq
     paper.page.close()
 
 
-def test_nothing_moves_where_less_motion_is_wanted(site: str, browser: Browser):  # noqa: F811
+def test_nothing_moves_where_less_motion_is_wanted(site: str, browser: Browser):
     for motion, time in (("reduce", "0s"), ("no-preference", "0.2s")):
         still = Tab(browser, 1280)
         still.page.emulate_media(reduced_motion=motion)
@@ -307,7 +298,7 @@ def test_nothing_moves_where_less_motion_is_wanted(site: str, browser: Browser):
 
 
 @pytest.mark.parametrize("page", sorted(set(WHERE.values())))
-def test_the_figures_of_a_page_are_small(page: str, site: str, tab: Tab):  # noqa: F811
+def test_the_figures_of_a_page_are_small(page: str, site: str, tab: Tab):
     tab.open(f"{site}/book/{page}.html")
     sizes = tab.run(
         "[...document.querySelectorAll('.mtlib-hand')].map(e => new Blob([e.outerHTML]).size)"

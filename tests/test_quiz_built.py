@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import PAGES_TOOL, PHONE, Tab
 from playwright.sync_api import Browser, Page
-from test_book_built import PAGES_TOOL, PHONE, Tab, browser, built, paper, phone, site, tab
 from test_selftest import ASKED, ON_PAGES, OWN, TAKEN, Asked
-
-__all__ = ["browser", "built", "paper", "phone", "site", "tab"]  # fixtures
 
 QUIZ = [*TAKEN, *(q.label for q in OWN)]
 BY_LABEL = {q.label: q for q in (*OWN, *(q for all_ in ON_PAGES.values() for q in all_))}
