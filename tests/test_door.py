@@ -21,7 +21,7 @@ PARTS = {  # page of a part -> its chapters; the list with numbers follows the o
 CARD = re.compile(
     r":::\{grid-item-card\} (.+)\n:link: ([\w-]+)\n:link-type: (doc|ref)\n(?:.*\n)+?\n(.+)\n:::"
 )
-FIGURE = re.compile(r"```\{figure-of\} (\w+) ([\w-]+)\n(.+)\n```")
+FIGURE = re.compile(r"```\{figure-of\} (\w+) ([\w-]+)\n(?::halves:\n\n)?(.+)\n```")
 
 
 def cards(page: str) -> list[tuple[str, str, str, str]]:
@@ -48,6 +48,14 @@ def test_the_front_page_has_cards_and_every_chapter_on_its_map():
     linked = set(re.findall(r"\{doc\}`[^`<]+<(\w+)>`", text.split("## The map")[1]))
     assert {chapter for part in PARTS.values() for chapter in part} <= linked
     assert {page.removeprefix("book/") for page in PARTS} <= linked
+
+
+def test_the_front_page_leads_to_the_path_of_questions():
+    """To the place of the figure itself, on a page that draws it."""
+    page = (BOOK / "meta_or_transfer.ipynb").read_text("utf8")
+    place = page.index('"(mot-nearest)=')
+    assert "<mot-nearest>`" in (BOOK / "index.md").read_text("utf8")
+    assert 0 < page.index('"nearest_case()', place) - place < 2000
 
 
 @pytest.mark.parametrize("page", ["book/index", *PARTS])

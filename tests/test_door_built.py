@@ -247,3 +247,14 @@ def test_the_laboratory_serves(tmp_path: Path):
         finally:
             server.terminate()
             server.wait(timeout=30)
+
+
+@pytest.mark.parametrize("page", ["book/index", "book/part_foundations", "book/part_practice"])
+def test_words_in_a_figure_can_be_read_on_a_phone(page: str, site: str, phone: Tab):
+    """Figures are 110 dots to the inch, with words of 9 or 10 points: at six tenths of that, 8 pixels or more."""
+    phone.open(f"{site}/{page}.html")
+    shown = phone.run(
+        """[...document.querySelectorAll(".figure-of img")].filter(e => e.checkVisibility()).map(e =>
+        Math.max(e.width / e.naturalWidth, e.height / e.naturalHeight))"""
+    )
+    assert len(shown) == (1 if page == "book/index" else 2) and min(shown) > 0.6

@@ -12,6 +12,9 @@ own and without a number, by
     One new sine wave, ...
     ```
 
+With `:halves:` a phone shows its left part and, below, its right one, each as wide as the screen: `door.css` has where
+each figure is cut.
+
 Pages that show something of others are read anew in each build: `SHOWS_OTHERS`.
 """
 
@@ -22,6 +25,7 @@ import re
 from typing import Any
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx import addnodes
 from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -121,10 +125,13 @@ class FigureOf(SphinxDirective):
 
     required_arguments = 2
     has_content = True
+    option_spec = {"halves": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         page, name = self.arguments
-        figure = nodes.figure(classes=["figure-of"], page=f"book/{page}", of=name)
+        halves = "halves" in self.options
+        classes = ["figure-of", *["in-halves"] * halves]
+        figure = nodes.figure(classes=classes, page=f"book/{page}", of=name)
         self.set_source_info(figure)
         held = nodes.Element()
         self.state.nested_parse(self.content, self.content_offset, held)
@@ -144,6 +151,11 @@ class ShowFigures(SphinxPostTransform):
             if "of" in figure:
                 picture = image(self.env, figure["page"], figure["of"])
                 figure.insert(0, picture)
+                if "in-halves" in figure["classes"]:  # hidden but on a phone
+                    right = picture.deepcopy()
+                    right["alt"] = "The right part of the same picture."
+                    right["classes"] = [*right["classes"], "right-half"]
+                    figure.insert(1, right)
                 figure["ids"] = [f"of-{figure['of']}"]  # one of its own: it gets no number
 
 

@@ -173,7 +173,7 @@ def two_trainings() -> None:
             ax.set(xlim=(0, 10), ylim=(0, 4), xticks=[], yticks=[])
             ax.grid(False)
             ax.axvspan(0, 6, color="0.95")
-            ax.set_title(title, color=colour)
+            ax.set_title(title, color=colour, loc="left")  # a phone shows the left part first
             for side in ax.spines.values():
                 side.set(visible=True, color="0.8")
             ax.text(3, 3.55, "before: old tasks, many labels", ha="center", color="0.35")
