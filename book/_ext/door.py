@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -125,7 +125,7 @@ class FigureOf(SphinxDirective):
 
     required_arguments = 2
     has_content = True
-    option_spec = {"halves": directives.flag}
+    option_spec: ClassVar = {"halves": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         page, name = self.arguments
