@@ -132,6 +132,15 @@ def test_curves_differ_and_the_picture_has_words(site: str, tab: Tab):
     assert root.locator("svg[role=img]").get_attribute("aria-label") == data["alt"]
 
 
+def test_curves_differ_in_print_without_colours(site: str, tab: Tab):
+    """And each line of the key is dashed as its curve."""
+    root, data = shown(tab, site, "sliders")
+    dashes = "all => all.map(e => e.getAttribute('stroke-dasharray'))"
+    drawn = root.locator("path.hand-curve").evaluate_all(dashes)
+    assert len({*drawn}) == len(drawn) == len(data["ways"])
+    assert root.locator("svg.hand-line line").evaluate_all(dashes)[1:] == drawn
+
+
 # The matrix ------------------------------------------------------------------------------------
 
 

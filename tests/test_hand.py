@@ -87,6 +87,7 @@ def test_the_sliders_begin_where_they_are_told(steps):
         "1",
     ]
     assert [way["colour"] for way in steps.data["ways"]] == [META, TRANSFER, BASELINE]
+    assert [way["family"] for way in steps.data["ways"]] == ["meta", "transfer", "baseline"]
 
 
 def test_the_table_has_the_errors_of_the_sliders(steps):

@@ -18,6 +18,16 @@ const mark = (colour, kind) => {
   return made;
 };
 
+// A line as it is drawn in the picture: families differ without their colours, too.
+const DASHES = { truth: "6 4", meta: "none", transfer: "14 4", baseline: "2 4" };
+const drawn = (colour, family) => {
+  const stroke = { "stroke-width": family == "truth" ? 1.5 : 2.5, "stroke-dasharray": DASHES[family] };
+  return { stroke: colour || "currentColor", ...stroke };
+};
+const sample = (colour, family) =>
+  svg("svg", { class: "hand-line", viewBox: "0 0 36 6", "aria-hidden": "true" },
+    svg("line", { x1: 0, x2: 36, y1: 3, y2: 3, ...drawn(colour, family) }));
+
 // Curves at a grid of settings, a slider for each of its axes.
 function sliders(live, data) {
   const at = data.start.slice();
@@ -27,9 +37,9 @@ function sliders(live, data) {
   const key = html(
     "ul",
     { class: "hand-key" },
-    html("li", {}, mark("", "dashed"), data.truth.name),
+    html("li", {}, sample("", "truth"), data.truth.name),
     html("li", {}, mark("", "dot"), data.points.name),
-    ...data.ways.map((way, i) => html("li", {}, mark(way.colour, "line"), `${way.name}: error `, values[i])),
+    ...data.ways.map((way, i) => html("li", {}, sample(way.colour, way.family), `${way.name}: error `, values[i])),
   );
   const told = (value) => (value === null ? data.beyond : value.toFixed(2));
 
@@ -82,9 +92,9 @@ function sliders(live, data) {
       marks.push(svg("text", { x: left - 5, y: top + py(y) + 4, "text-anchor": "end" }, minus(y)));
     }
     marks.push(svg("text", { x: (left + width) / 2, y: height - 3, "text-anchor": "middle" }, "x"));
-    inside.append(line(data.truth.y, { stroke: "currentColor", "stroke-width": 1.5, "stroke-dasharray": "6 4" }));
+    inside.append(line(data.truth.y, drawn("", "truth")));
     data.ways.forEach((way) =>
-      inside.append(line(way.curves[at[0]][at[1]], { stroke: way.colour, "stroke-width": 2.5, class: "hand-curve" })),
+      inside.append(line(way.curves[at[0]][at[1]], { ...drawn(way.colour, way.family), class: "hand-curve" })),
     );
     data.points.x.forEach((x, i) =>
       inside.append(svg("circle", { cx: px(x), cy: py(data.points.y[i]), r: 4, fill: "currentColor" })),

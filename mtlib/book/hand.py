@@ -27,6 +27,7 @@ from mtlib.plots import BASELINE, BLUES, META, ORANGES, TRANSFER, style
 from mtlib.tasks import positive
 
 KINDS = ("sliders", "matrix", "path")
+FAMILY = {META: "meta", TRANSFER: "transfer", BASELINE: "baseline"}
 WORDS = {"yes": "Yes", "no": "No", "back": "Back", "again": "Start again"}
 MOST = 1e4  # an error above this, or one that is no number, is told in words
 BEYOND = f"above {MOST:,.0f}"
@@ -95,7 +96,8 @@ def inner_steps(
         paths = [_descent(net, loss, phi, episode, x, rate, steps) for rate in rates]
         curves = [[_hundredths(curve) for curve, _ in path] for path in paths]
         errors = [[error if error <= MOST else None for _, error in path] for path in paths]
-        drawn.append({"name": name, "colour": _colour(name), "curves": curves, "errors": errors})
+        look = {"name": name, "colour": _colour(name), "family": FAMILY[_colour(name)]}
+        drawn.append({**look, "curves": curves, "errors": errors})
     at = [list(rates).index(start[0]), start[1]]
     n = len(episode.support.x)
     axes = (
