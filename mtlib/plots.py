@@ -26,6 +26,9 @@ from mtlib.train import Run
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 """Okabe and Ito's palette, which colour-blind readers can tell apart, for what is no method: classes, seeds, tasks."""
 
+POINTS = ".^xs+dv"
+"""Markers that go with `COLOURS`, one by one."""
+
 BOXES = ("#000000", "#009e73", "#f0e442", "#56b4e9", "#cc79a7")
 """Colours of boxes on a photograph, of Okabe and Ito's palette, none of them a method's."""
 
@@ -348,7 +351,7 @@ def bars(
 
 
 def dots(axes: Axes, rows: Mapping[str, Any], groups: Sequence[str], xlabel: str) -> None:
-    """Every run: one row per method, the first at the top; `rows` are (groups, runs), a colour each, a bar at the mean."""
+    """Every run: one row per method, the first at the top; `rows` are (groups, runs), a colour and a marker each, a bar at the mean."""
     _named(rows, object)
     names = [*rows][::-1]
     for height, name in enumerate(names):
@@ -360,7 +363,8 @@ def dots(axes: Axes, rows: Mapping[str, Any], groups: Sequence[str], xlabel: str
         for i, (group, runs) in enumerate(zip(groups, each, strict=False)):
             place = np.full(len(runs), height + 0.4 * (i / max(1, len(groups) - 1) - 0.5))
             look: Any = {"color": COLOURS[i % len(COLOURS)], "markersize": 4}
-            axes.plot(runs, place, ".", label=group if not height else None, **look)
+            mark = POINTS[i % len(POINTS)]
+            axes.plot(runs, place, mark, label=group if not height else None, **look)
         axes.plot(each.mean(), height, "|", color=REFERENCE, markersize=14)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))

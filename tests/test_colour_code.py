@@ -159,7 +159,12 @@ def alike(axes):
     looks = [
         (
             name,
-            (line.get_linestyle(), str(line._unscaled_dash_pattern), line.get_marker()),
+            (
+                line.get_linestyle(),
+                str(line._unscaled_dash_pattern),
+                line.get_marker(),
+                line.get_fillstyle(),
+            ),
             family(line.get_color()),
         )
         for name, line in shown
@@ -232,7 +237,8 @@ def test_dots_show_every_run_and_the_mean(shown):
     rows = {"above": [[1.0, 2.0], [3.0, 6.0]], "below": torch.zeros(1, 2)}
     with figure() as (fig, axes):
         dots(axes, rows, ["x", "y"], "%")
-    points = [line for line in axes.get_lines() if line.get_marker() == "."]
+    points = [line for line in axes.get_lines() if line.get_marker() != "|"]
+    assert {line.get_marker() for line in points} == {".", "^"} and not alike(axes)
     assert sorted(v for line in points for v in line.get_xdata()) == [0, 0, 1, 2, 3, 6]
     height = {
         t.get_text(): y for t, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)

@@ -187,7 +187,7 @@ def draw_traces(ax: Any, curves: Mapping[str, Tensor], window: int, classes: int
     looks = {
         "adapting": (TRANSFER, "-", 1.0),
         "frozen twin": (BASELINE, "-", 1.0),
-        "changed": (ORANGES[1], ":", 1.0),
+        "changed": (ORANGES[1], "-.", 1.0),
         "variety": (ORANGES[2], "--", math.log(classes)),
     }
     for name, (colour, line, most) in looks.items():
