@@ -39,16 +39,11 @@ BLUES = (META, "#56b4e9", "#003a66", "#6a8fd8", "#00929e")
 ORANGES = (TRANSFER, "#f0a050", "#8a3a00", "#e69f00", "#b5651d")
 GREYS = (BASELINE, "#b0b0b0", "#4d4d4d")
 OTHERS = ("#009e73", "#cc79a7", "#882255", "#999933", "#44aa99")
-LINES: dict[tuple[str, ...], tuple[Any, Any]] = {
-    BLUES: ("-", (0, (12, 1.5))),
-    ORANGES: ((0, (6, 1.5)), (0, (6, 1.5, 2, 1.5))),
-    GREYS: (":", (0, (1, 3))),
-    OTHERS: ("-.", (0, (4, 1.5, 1, 1.5, 1, 1.5))),
-}
-"""A family's dashes, of which the second is for more methods than it has markers; nothing else has them."""
+LINES: dict[tuple[str, ...], Any] = {BLUES: "-", ORANGES: (0, (6, 1.5)), GREYS: ":", OTHERS: "-."}
+"""A family's dashes, which no other family has, nor the reference line."""
 
-MARKERS = {BLUES: "o^v<>", ORANGES: "sDPXh", GREYS: "x+1|2", OTHERS: "*pd8H"}
-"""A family's markers, one for each shade: with the dashes, all that print in grey leaves of the colours."""
+MARKERS = {BLUES: "o^v<>", ORANGES: "sDPXh", GREYS: "x+1|234_", OTHERS: "*pd8H"}
+"""A family's markers, by its shades: with the dashes, all that print in grey leaves of the colours."""
 
 METHODS = {
     **dict.fromkeys(("meta-learned", "meta-learning", "MAML", "bi-level"), (BLUES, 0)),
@@ -120,9 +115,9 @@ def style(name: str) -> dict[str, Any]:
         raise TypeError(f"expected a method's name, a text, got {type(name).__name__}")
     fits = [m for m in METHODS if _begins(name.lower(), m.lower())]
     if not fits:
-        return {"linestyle": LINES[OTHERS][0], "marker": MARKERS[OTHERS][0]}
+        return {"linestyle": LINES[OTHERS], "marker": MARKERS[OTHERS][0]}
     shades, i = METHODS[max(fits, key=len)]
-    return {"color": shades[i], "linestyle": LINES[shades][0], "marker": MARKERS[shades][i]}
+    return {"color": shades[i], "linestyle": LINES[shades], "marker": MARKERS[shades][i]}
 
 
 def _begins(name: str, words: str) -> bool:
@@ -132,7 +127,7 @@ def _begins(name: str, words: str) -> bool:
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """`style` of several methods of one figure: two of one colour differ by marker, others get other colours."""
+    """`style` of several methods of one figure: two of one family differ by marker, others get other colours."""
     if isinstance(names, str):
         raise TypeError(f"expected several names, got one text, {names!r}")
     found: dict[str, dict[str, Any]] = {}
@@ -141,12 +136,15 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
         own = style(name)
         own = own if "color" in own else {"color": next(free), **own}
         shades = _family(own["color"])
-        taken = [(s["linestyle"], s["marker"]) for s in found.values()]
         first = shades.index(own["color"])
-        marks = MARKERS[shades][first:] + MARKERS[shades][:first]
-        looks = [(line, mark) for line in LINES[shades] for mark in marks]
-        line, mark = min(looks, key=taken.count)  # the first that no other has
-        found[name] = {**own, "linestyle": line, "marker": mark}
+        marks = [*MARKERS[shades][first:], *MARKERS[shades][:first]]
+        looks: list[dict[str, Any]] = [{"marker": m} for m in marks]
+        looks += [{"marker": m, "markerfacecolor": "white"} for m in marks]  # where these run out
+        taken = [{k: s[k] for k in s if "marker" in k} for s in found.values()]
+        found[name] = {
+            **own,
+            **min(looks, key=lambda look: taken.count(look)),
+        }  # the first that no other has
     return found
 
 
@@ -195,7 +193,7 @@ def _dash(fig: Any) -> None:
         for line in (*drawn, *(legend.findobj(Line2D) if legend else ())):
             shades = _family(line.get_color())
             if shades and line.get_linestyle() == "-":
-                line.set_linestyle(LINES[shades][0])
+                line.set_linestyle(LINES[shades])
 
 
 def _line(drawn: Any) -> Any:
@@ -228,10 +226,11 @@ def _legend_below(fig: Any) -> None:
     for legend in held:
         legend.remove()
     room = int(12 * fig.get_figwidth())  # characters in a line
-    columns = max(1, min(len(shown), room // (max(map(len, shown)) + 6)))
+    columns = max(1, min(len(shown), room // (max(map(len, shown)) + 8)))
     rows = -(-len(shown) // columns)
     fig.set_figheight(fig.get_figheight() + 0.25 * rows)
-    fig.legend(shown.values(), shown, loc="outside lower center", ncols=columns, fontsize=9)
+    look: dict[str, Any] = {"ncols": columns, "fontsize": 9, "handlelength": 3}
+    fig.legend(shown.values(), shown, loc="outside lower center", **look)
 
 
 def _look(handle: Any) -> tuple[Any, ...]:

@@ -207,9 +207,8 @@ def test_families_differ_in_print_without_colours(shown, drawn):
 
 def test_no_marker_and_no_dash_is_of_two_families():
     every = [mark for family in MARKERS.values() for mark in family]
-    assert len({*every}) == len(every) == 20
-    every = [str(dash) for family in LINES.values() for dash in family]
-    assert len({*every}) == len(every) == 8 and "--" not in every  # the reference's
+    assert len({*every}) == len(every) >= 4 * 5
+    assert len({*map(str, LINES.values())}) == 4 and "--" not in LINES.values()  # the reference's
 
 
 def test_curves_drawn_by_hand_get_the_dashes_of_their_family(shown):
