@@ -141,10 +141,8 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
         looks: list[dict[str, Any]] = [{"marker": m} for m in marks]
         looks += [{"marker": m, "markerfacecolor": "white"} for m in marks]  # where these run out
         taken = [{k: s[k] for k in s if "marker" in k} for s in found.values()]
-        found[name] = {
-            **own,
-            **min(looks, key=lambda look: taken.count(look)),
-        }  # the first that no other has
+        first_free = min(range(len(looks)), key=lambda i: taken.count(looks[i]))
+        found[name] = {**own, **looks[first_free]}
     return found
 
 
