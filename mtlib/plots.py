@@ -37,7 +37,7 @@ META, TRANSFER, BASELINE, REFERENCE = "#0072b2", "#d55e00", "#7a7a7a", "#000000"
 
 BLUES = (META, "#56b4e9", "#003a66", "#6a8fd8", "#00929e")
 ORANGES = (TRANSFER, "#f0a050", "#8a3a00", "#e69f00", "#b5651d")
-GREYS = (BASELINE, "#b0b0b0", "#4d4d4d")
+GREYS = (BASELINE, "#b0b0b0", "#4d4d4d", COLOURS[6])
 OTHERS = ("#009e73", "#cc79a7", "#882255", "#999933", "#44aa99")
 LINES: dict[tuple[str, ...], Any] = {BLUES: "-", ORANGES: (0, (6, 1.5)), GREYS: ":", OTHERS: "-."}
 """A family's dashes, which no other family has, nor the reference line."""
