@@ -75,7 +75,12 @@ class Stage:
             case "checkout":
                 self.checkout(job)
             case "upload-pages-artifact" | "upload-artifact":
-                shutil.copytree(clone / told["path"], self.kept / told.get("name", "pages"))
+                what, to = clone / told["path"], self.kept / told.get("name", "pages")
+                if what.is_dir():
+                    shutil.copytree(what, to)
+                else:
+                    to.mkdir(parents=True)
+                    shutil.copy(what, to)
             case "download-artifact":
                 shutil.copytree(self.kept / told["name"], clone / told["path"])
             case _:
