@@ -253,6 +253,11 @@ def test_the_workflow_acted_out(copy, tmp_path_factory):
     listed = git(stage.there, "ls-tree", "-r", "--name-only", "notebooks").split()
     assert listed == ["README.md", "book/background.ipynb"]
     assert len(git(stage.there, "log", "--oneline", "notebooks").splitlines()) == 1
+    pdf = stage.folder / "book" / "_build" / "book.pdf"
+    pdf.parent.mkdir(parents=True)
+    pdf.write_text("%PDF", "utf8")
+    stage.use("upload-artifact", {"name": "book-pdf", "path": "_build/book.pdf"}, "book")
+    assert (stage.kept / "book-pdf" / "book.pdf").is_file()  # as one file, not as a folder
     stage.folder = tmp_path_factory.mktemp("again")
     stage.act("notebooks", jobs["notebooks"])  # the second time it takes the first one's place
     assert len(git(stage.there, "log", "--oneline", "notebooks").splitlines()) == 1
