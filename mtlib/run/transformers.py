@@ -8,6 +8,7 @@ self-attention takes its heads apart once.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -28,13 +29,36 @@ from mtlib.run.rows import Tensors, by_rows
 
 
 def layer_norm(
-    x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
 ) -> Tensor:
     """`torch.nn.functional.layer_norm`, whose derivatives are right under `vmap`, too."""
-    n = math.prod(shape)
+    n, x = math.prod(normalized_shape), input
+    if unusual(x, weight, bias):
+        return _written(x, len(normalized_shape), weight, bias, eps)
     w = x.new_ones(1, n) if weight is None else weight.reshape(1, n)
     b = x.new_zeros(1, n) if bias is None else bias.reshape(1, n)
-    return _layer_norm(eps)(x.reshape(-1, n), w, b).view(x.shape)
+    own = stacked(x, w, b)
+    if own is None:
+        return _layer_norm(eps)(x.reshape(-1, n), w, b).view(x.shape)
+    (xs, ws, bs), back = own
+    y = _layer_norm(eps)(xs.reshape(-1, n), ws.flatten(0, 1), bs.flatten(0, 1))
+    return back(y.view(xs.shape))
+
+
+def _written(x: Tensor, axes: int, w: Tensor | None, b: Tensor | None, eps: float) -> Tensor:
+    """The same in torch's operations, in single precision at least."""
+    with torch.autocast(x.device.type, enabled=False):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        over = tuple(range(-axes, 0))
+        apart = wide - wide.mean(over, keepdim=True)
+        y = apart * (apart.square().mean(over, keepdim=True) + eps).rsqrt()
+        y = y if w is None else y * w.to(y.dtype)
+        return (y if b is None else y + b.to(y.dtype)).to(x.dtype)
 
 
 @cache
@@ -43,15 +67,21 @@ def _layer_norm(eps: float) -> Any:
 
     def forward(x: Tensor, w: Tensor, b: Tensor) -> Tensors:
         if len(w) == 1:
-            return torch.native_layer_norm(x, w.shape[1:], w[0], b[0], eps)
-        hat, mean, r = torch.native_layer_norm(x, w.shape[1:], None, None, eps)
-        return torch.addcmul(b[:, None], _tasks(hat, w), w[:, None]).view_as(x), mean, r
+            return torch.ops.aten.native_layer_norm(x, w.shape[1:], w[0], b[0], eps)
+        hat, mean, r = torch.ops.aten.native_layer_norm(x, w.shape[1:], None, None, eps)
+        y = torch.addcmul(b[:, None], _tasks(hat, w), w[:, None])
+        return y.view_as(x), mean, r, hat
 
-    def backward(g: Tensor, x: Tensor, w: Tensor, b: Tensor, mean: Tensor, r: Tensor) -> Tensors:
+    def backward(g: Tensor, x: Tensor, w: Tensor, b: Tensor, *kept: Tensor) -> Tensors:
+        if len(w) == 1:
+            gx, gw, gb = torch.ops.aten.native_layer_norm_backward(
+                g, x, w.shape[1:], *kept, w[0], b[0], [True, True, True]
+            )
+            return gx, gw[None], gb[None]
+        mean, r, hat = kept
         gt = _tasks(g, w)
         gx = _projected((gt * w[:, None]).view_as(x), x, mean, r)
-        gw = _tasks((x - mean).mul_(r), w).mul_(gt).sum(1)
-        return gx, gw, gt.sum(1)
+        return gx, (gt * _tasks(hat, w)).sum(1), gt.sum(1)
 
     def twice(
         v: Tensor,
@@ -63,8 +93,9 @@ def _layer_norm(eps: float) -> Any:
         b: Tensor,
         mean: Tensor,
         r: Tensor,
+        hat: Tensor | None = None,
     ) -> Tensors:
-        hat, gt = (x - mean).mul_(r), _tasks(g, w)
+        hat, gt = (x - mean).mul_(r) if hat is None else hat, _tasks(g, w)
         h, pv = (gt * w[:, None]).view_as(x), _projected(v, x, mean, r)
         to_g = torch.addcmul(vb[:, None], _tasks(hat, w), vw[:, None])
         to_g = to_g.addcmul_(_tasks(pv, w), w[:, None]).view_as(x)
@@ -165,30 +196,45 @@ _attention = by_rows(_reference, _attended, _attended_backward, _attended_twice,
 # As modules ----------------------------------------------------------------------------------
 
 
-def as_torch_computes(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether torch's own operation is to run: outside of a transform, in half precision, or where dtypes differ."""
-    known = x.dtype in (torch.float32, torch.float64)
+def unusual(x: Tensor, *weights: Tensor | None) -> bool:
+    """Half precision, dtypes that differ, or autocast: for these the passes above are not made. Nor for no numbers."""
+    known = x.dtype in (torch.float32, torch.float64) and x.numel() > 0
     same = all(w is None or w.dtype == x.dtype for w in weights)
-    return not (fast.transforming() and known and same) or torch.is_autocast_enabled(x.device.type)
+    return not (known and same) or torch.is_autocast_enabled(x.device.type)
+
+
+def stacked(*tensors: Tensor | None) -> tuple[list[Any], Callable[[Tensor], Tensor]] | None:
+    """Tensors of one `vmap` with the axis of tasks in front, and the way back; None where they are not to be had."""
+    way = fast.way_to_autograd() if fast.transforming() else None
+    return None if way is None else ([None if t is None else way[0](t) for t in tensors], way[1])
 
 
 class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
-        if as_torch_computes(x, self.weight, self.bias):
+        if not fast.transforming():
             return super().forward(x)
         return layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        own = stacked(x, self.weight, self.bias) if self.own(x) else None
+        return linear(x, self.weight, self.bias) if own is None else own[1](linear(*own[0]))
+
+    def own(self, x: Tensor) -> bool:
+        """Whether each task has weights of its own."""
+        return x.ndim > 1 and fast.transforming() and fast.mapped(self.weight)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x Wᵀ + b with the rows of all but the last axis in one matrix."""
+    """x Wᵀ + b, the rows of all but the last axis in one matrix; with weights (T, m, n) of tasks, x (T, ..., n)."""
+    if weight.ndim == 3:
+        rows, w = x.flatten(1, -2), weight.mT
+        y = torch.bmm(rows, w) if bias is None else torch.baddbmm(bias[:, None], rows, w)
+        return y.view(*x.shape[:-1], -1)
     if x.ndim < 3 or not fast.transforming():
         return F.linear(x, weight, bias)
-    y: Tensor = F.linear(x.flatten(0, -2), weight, bias)
+    y = F.linear(x.flatten(0, -2), weight, bias)
     return y.unflatten(0, x.shape[:-1])
 
 
@@ -205,15 +251,25 @@ class MultiheadAttention(nn.MultiheadAttention):
             and not any(kwargs.get(m) is not None and kwargs[m] is not False for m in masks)
             and not (self.training and self.dropout)
         )
-        if not plain or as_torch_computes(query, self.in_proj_weight):
+        if not (plain and fast.transforming()) or unusual(query, self.in_proj_weight):
             return super().forward(query, key, value, *args, **kwargs)
-        rows, length, width = query.shape
-        parts = linear(query, self.in_proj_weight, self.in_proj_bias)
-        parts = parts.view(rows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        heads = parts.reshape(3, rows * self.num_heads, length, -1).unbind(0)
-        out = attention(*heads).view(rows, self.num_heads, length, -1).transpose(1, 2)
-        out = out.reshape(rows, length, width)
-        return linear(out, self.out_proj.weight, self.out_proj.bias), None
+        out = self.out_proj
+        given = (query, self.in_proj_weight, self.in_proj_bias, out.weight, out.bias)
+        own = stacked(*given) if fast.mapped(self.in_proj_weight) else None
+        if own is None:
+            return self_attention(*given, self.num_heads), None
+        return own[1](self_attention(*own[0], self.num_heads)), None
+
+
+def self_attention(
+    x: Tensor, w: Tensor, b: Tensor | None, out: Tensor, shift: Tensor | None, heads: int
+) -> Tensor:
+    """What `nn.MultiheadAttention` gives for sequences x (..., L, D), with projections W (3D, D) and `out` (D, D)."""
+    length, width = x.shape[-2:]
+    parts = linear(x, w, b).view(-1, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    q, k, v = parts.reshape(3, -1, length, width // heads).unbind(0)
+    y = attention(q, k, v).view(-1, heads, length, width // heads).transpose(1, 2)
+    return linear(y.reshape(x.shape), out, shift)
 
 
 _OURS = (LayerNorm, Linear, MultiheadAttention)
