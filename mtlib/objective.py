@@ -38,6 +38,7 @@ from mtlib.run.fast import (
     watched,
 )
 from mtlib.run.threads import Share, sharing
+from mtlib.run.transformers import LayerNorm, layer_norm
 from mtlib.tasks import positive
 
 _Part = TypeVar("_Part")
@@ -325,7 +326,7 @@ class Batched:
 
     def __init__(self, task: Callable[[Params, Any], Tensor], vmap: bool = True):
         self.task, self.exact, self.first, self.share = task, vmap, True, sharing()
-        self.compiled = self.without_cudnn = False
+        self.compiled = self.without_cudnn = self.rewrites = False
 
     def learn_from(self, other: Batched) -> None:
         """Take over what the other found out, if its task does the same but for the numbers in it."""
@@ -335,20 +336,21 @@ class Batched:
             same = False
         if same:
             self.exact, self.first, self.share = other.exact, other.first, other.share
-            self.without_cudnn = other.without_cudnn
+            self.without_cudnn, self.rewrites = other.without_cudnn, other.rewrites
 
     def __call__(self, phi: Params, data: Any) -> Tensor:
         if not self.exact or plain() or count(data) == 1:
             return second_derivatives(partial(self.loop, phi, data), phi, self)
         draw_again = random_state()
         try:
-            with settled(), _watch_functions() if self.first else _watch_modules():
+            functions = self.first or self.rewrites
+            with settled(), _watch_functions() if functions else _watch_modules() as watch:
                 result = self.vmap(phi, data)
         except Exception as error:
             clear_frames(error.__traceback__)  # and what they hold, for all tasks together
             reason = error
         else:
-            self.first = False
+            self.first, self.rewrites = False, watch is not None and watch.rewrites
             return result
         draw_again()
         result = second_derivatives(partial(self.loop, phi, data), phi, self)
@@ -357,7 +359,7 @@ class Batched:
             warnings.warn(f"{reason}: tasks run in a loop.", stacklevel=3)
         elif isinstance(reason, InexactNorm):
             warnings.warn(
-                f"{reason}: tasks run in a loop. mtlib.norm.Norm, group norm and RMS norm run together, exactly.",
+                f"{reason}: tasks run in a loop. mtlib.norm.Norm, layer, group and RMS norm run together, exactly.",
                 stacklevel=3,
             )
         elif not isinstance(reason, NeedsLoop):
@@ -441,7 +443,7 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
 
     def total(moving: Params, still: Params, data: Any, w: Tensor) -> Tensor:
         phi = {**still, **moving}
-        values = run.vmap(phi, data) if run.exact else run.loop(phi, data)
+        values = (run.vmap if run.exact and not run.rewrites else run.loop)(phi, data)
         return w.to(values) @ values
 
     def note(module: nn.Module, args: Any) -> None:
@@ -483,17 +485,23 @@ class InexactNorm(NeedsLoop):
 
 
 class _WatchFunctions(TorchFunctionMode):
-    """Sees every torch function (slow: used on the first call): a user may call F.layer_norm directly."""
+    """Sees every torch function (slow: used on the first call, and where it `rewrites`): a user may call F.layer_norm directly."""
+
+    rewrites = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         own = args[5] if len(args) > 5 else kwargs.get("training", kwargs.get("use_input_stats"))
         if _LOOKING.functions is self and (
-            name in ("layer_norm", "native_layer_norm")
+            name == "native_layer_norm"
             or (name in ("batch_norm", "native_batch_norm") and own)
             or (name == "instance_norm" and own is not False)
         ):
             _refuse(name, [*args, *kwargs.values()])
+        if _LOOKING.functions is self and name == "layer_norm":
+            if differentiated_again([*args, *kwargs.values()]):
+                self.rewrites = True
+                return layer_norm(*args, **kwargs)
         if _LOOKING.functions is self and func is nn.functional.embedding:
             _check_embedding(*args, **kwargs)
         return func(*args, **kwargs)
@@ -535,7 +543,7 @@ def _watch_modules() -> AbstractContextManager[None]:
     """Raises at such a norm or embedding (cheap: on each later call): `net.train()` may switch a norm over."""
 
     def look(module: nn.Module, args: Any) -> None:
-        if _inexact(module):
+        if _inexact(module) and not isinstance(module, LayerNorm):
             name = type(module).__name__
             if module.training and getattr(module, "running_mean", None) is not None:
                 raise InexactNorm(
@@ -560,14 +568,14 @@ _LOOKING = _Looking()
 
 
 @contextmanager
-def _watch_functions() -> Iterator[None]:
+def _watch_functions() -> Iterator[_WatchFunctions]:
     """Raises at such a norm or embedding, module or function; one that Ctrl-C leaves behind looks no more."""
     outer = _LOOKING.functions
     mode: Any = _WatchFunctions()
     try:
         mode.__enter__()
         _LOOKING.functions = mode
-        yield
+        yield mode
     finally:
         _LOOKING.functions = outer
         if function_modes() is None:

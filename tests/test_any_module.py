@@ -383,8 +383,7 @@ def test_a_compiled_objective_knows_where_only_a_loop_runs(monkeypatch):
     net, data = two_halves(body, nn.Linear(WIDTH, 2)).double(), episodes()
     objective = bilevel(maml(net, cross_entropy, RATE, STEPS), cross_entropy, compile=True)
     right = by_hand(net, data)
-    with pytest.warns(UserWarning, match="layer_norm has an inexact second-order gradient"):
-        agree(objective.value_and_grad(parameters(net), data), right)
+    agree(objective.value_and_grad(parameters(net), data), right)
     agree(objective.value_and_grad(parameters(net), data), right)
     assert len(programs) == 1
     once = bilevel(maml(net, cross_entropy, RATE, STEPS), cross_entropy, first_order, compile=True)

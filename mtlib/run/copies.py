@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Params, expect, lend, over, require, require_statistics, rows, ways
+from mtlib.run.transformers import twin as twin_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -202,7 +203,7 @@ class _Copying:
         if isinstance(module, torch.jit.ScriptModule):
             raise _Bound("it is TorchScript")
         own = vars(module)
-        new = self.copies[id(module)] = object.__new__(type(module))
+        new = self.copies[id(module)] = object.__new__(twin_of(type(module)))
         now = vars(new)
         now.update(own)
         follows = own.get("track_running_stats", False) and own["training"]

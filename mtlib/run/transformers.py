@@ -1,0 +1,284 @@
+"""What transformers are made of, as modules of a private copy: as torch computes them, but for many tasks under `vmap`.
+
+There a layer norm has its own passes, since torch's has a silently wrong second order (pytorch/functorch issue 534); a
+linear layer sees all rows of a task as one matrix, where torch would copy its weights for each sequence; and
+self-attention takes its heads apart once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtlib.run import fast
+from mtlib.run.rows import Tensors, by_rows
+
+# Layer norm ----------------------------------------------------------------------------------
+#
+# x̂ = (x − μ)·r with r = 1/√(σ² + ε) for each row, ⟨·⟩ the mean over a row, P t = r (t − ⟨t⟩ − x̂ ⟨t x̂⟩) = ∂x̂/∂x t.
+#   forward    y = γ x̂ + β
+#   backward   g_x = P h with h = γ g,  g_γ = Σ g x̂,  g_β = Σ g  over the rows of a task
+#   twice      for cotangents v, v_γ, v_β:  g: γ P v + v_γ x̂ + v_β,  γ: Σ g P v,
+#              x: P c − r x̂ ⟨h P v⟩ with c = g v_γ − r (h ⟨v x̂⟩ + v ⟨h x̂⟩)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """`torch.nn.functional.layer_norm`, whose derivatives are right under `vmap`, too."""
+    n, x = math.prod(normalized_shape), input
+    if unusual(x, weight, bias):
+        return _written(x, len(normalized_shape), weight, bias, eps)
+    w = x.new_ones(1, n) if weight is None else weight.reshape(1, n)
+    b = x.new_zeros(1, n) if bias is None else bias.reshape(1, n)
+    own = stacked(x, w, b)
+    if own is None:
+        return _layer_norm(eps)(x.reshape(-1, n), w, b).view(x.shape)
+    (xs, ws, bs), back = own
+    y = _layer_norm(eps)(xs.reshape(-1, n), ws.flatten(0, 1), bs.flatten(0, 1))
+    return back(y.view(xs.shape))
+
+
+def _written(x: Tensor, axes: int, w: Tensor | None, b: Tensor | None, eps: float) -> Tensor:
+    """The same in torch's operations, in single precision at least."""
+    with torch.autocast(x.device.type, enabled=False):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        over = tuple(range(-axes, 0))
+        apart = wide - wide.mean(over, keepdim=True)
+        y = apart * (apart.square().mean(over, keepdim=True) + eps).rsqrt()
+        y = y if w is None else y * w.to(y.dtype)
+        return (y if b is None else y + b.to(y.dtype)).to(x.dtype)
+
+
+@cache
+def _layer_norm(eps: float) -> Any:
+    """(x (T·R, n), γ (T, n), β (T, n)) -> y (T·R, n)."""
+
+    def forward(x: Tensor, w: Tensor, b: Tensor) -> Tensors:
+        if len(w) == 1:
+            return torch.ops.aten.native_layer_norm(x, w.shape[1:], w[0], b[0], eps)
+        hat, mean, r = torch.ops.aten.native_layer_norm(x, w.shape[1:], None, None, eps)
+        y = torch.addcmul(b[:, None], _tasks(hat, w), w[:, None])
+        return y.view_as(x), mean, r, hat
+
+    def backward(g: Tensor, x: Tensor, w: Tensor, b: Tensor, *kept: Tensor) -> Tensors:
+        if len(w) == 1:
+            gx, gw, gb = torch.ops.aten.native_layer_norm_backward(
+                g, x, w.shape[1:], *kept, w[0], b[0], [True, True, True]
+            )
+            return gx, gw[None], gb[None]
+        mean, r, hat = kept
+        gt = _tasks(g, w)
+        gx = _projected((gt * w[:, None]).view_as(x), x, mean, r)
+        return gx, (gt * _tasks(hat, w)).sum(1), gt.sum(1)
+
+    def twice(
+        v: Tensor,
+        vw: Tensor,
+        vb: Tensor,
+        g: Tensor,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor,
+        mean: Tensor,
+        r: Tensor,
+        hat: Tensor | None = None,
+    ) -> Tensors:
+        hat, gt = (x - mean).mul_(r) if hat is None else hat, _tasks(g, w)
+        h, pv = (gt * w[:, None]).view_as(x), _projected(v, x, mean, r)
+        to_g = torch.addcmul(vb[:, None], _tasks(hat, w), vw[:, None])
+        to_g = to_g.addcmul_(_tasks(pv, w), w[:, None]).view_as(x)
+        c = (gt * vw[:, None]).view_as(x)
+        c = c.addcmul_(h, _mean(v * hat) * r, value=-1).addcmul_(v, _mean(h * hat) * r, value=-1)
+        to_x = _projected(c, x, mean, r).addcmul_(hat, _mean(h * pv) * r, value=-1)
+        return to_g, to_x, (gt * _tasks(pv, w)).sum(1), torch.zeros_like(b)
+
+    def reference(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        apart = x - x.mean(-1, keepdim=True)
+        hat = apart * (apart.square().mean(-1, keepdim=True) + eps).rsqrt()
+        y: Tensor = hat.view(len(w), -1, x.shape[-1]) * w[:, None] + b[:, None]
+        return y.flatten(0, 1)
+
+    return by_rows(reference, forward, backward, twice, 3)
+
+
+def _tasks(x: Tensor, w: Tensor) -> Tensor:
+    """(T·R, n) -> (T, R, n)."""
+    return x.view(len(w), -1, x.shape[-1])
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(-1, keepdim=True)
+
+
+def _projected(t: Tensor, x: Tensor, mean: Tensor, r: Tensor) -> Tensor:
+    """P t."""
+    found: Tensor = torch.ops.aten.native_layer_norm_backward(
+        t, x, x.shape[-1:], mean, r, None, None, [True, False, False]
+    )[0]
+    return found
+
+
+# Attention -----------------------------------------------------------------------------------
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) v for each row: (R, L, d), (R, S, d), (R, S, e) -> (R, L, e)."""
+    return _attention(q, k, v)
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q @ k.mT * _scale(q), -1) @ v
+
+
+def _scale(q: Tensor) -> float:
+    return float(q.shape[-1] ** -0.5)
+
+
+def _times(a: Tensor, b: Tensor, s: float) -> Tensor:
+    """s a b."""
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=s)
+
+
+def _of_softmax(g: Tensor, p: Tensor) -> Tensor:
+    """p (g − Σ g p), the backward pass of p = softmax(s)."""
+    found: Tensor = torch.ops.aten._softmax_backward_data(g, p, -1, p.dtype)
+    return found
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensors:
+    p = _times(q, k.mT, _scale(q)).softmax(-1)
+    return torch.bmm(p, v), p
+
+
+def _attended_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> Tensors:
+    s, gp = _scale(q), torch.bmm(g, v.mT)
+    gs = _of_softmax(gp, p)
+    return _times(gs, k, s), _times(gs.mT, q, s), torch.bmm(p.mT, g), gp, gs
+
+
+def _attended_twice(
+    vq: Tensor,
+    vk: Tensor,
+    vv: Tensor,
+    g: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p: Tensor,
+    gp: Tensor,
+    gs: Tensor,
+) -> Tensors:
+    s = _scale(q)
+    a = torch.baddbmm(_times(vq, k.mT, s), q, vk.mT, alpha=s)  # of gs
+    u = _of_softmax(a, p)  # of gp
+    b = torch.bmm(g, vv.mT).addcmul_(a, gp - (gp * p).sum(-1, keepdim=True))
+    b = _of_softmax(b.addcmul_(gp, (a * p).sum(-1, keepdim=True), value=-1), p)  # of q kᵀ s
+    to_q = torch.baddbmm(_times(b, k, s), gs, vk, alpha=s)
+    to_k = torch.baddbmm(_times(b.mT, q, s), gs.mT, vq, alpha=s)
+    return torch.baddbmm(torch.bmm(p, vv), u, v), to_q, to_k, torch.bmm(u.mT, g)
+
+
+_attention = by_rows(_reference, _attended, _attended_backward, _attended_twice, 3)
+
+
+# As modules ----------------------------------------------------------------------------------
+
+
+def unusual(x: Tensor, *weights: Tensor | None) -> bool:
+    """Half precision, dtypes that differ, or autocast: for these the passes above are not made. Nor for no numbers."""
+    known = x.dtype in (torch.float32, torch.float64) and x.numel() > 0
+    same = all(w is None or w.dtype == x.dtype for w in weights)
+    return not (known and same) or torch.is_autocast_enabled(x.device.type)
+
+
+def stacked(*tensors: Tensor | None) -> tuple[list[Any], Callable[[Tensor], Tensor]] | None:
+    """Tensors of one `vmap` with the axis of tasks in front, and the way back; None where they are not to be had."""
+    way = fast.way_to_autograd() if fast.transforming() else None
+    return None if way is None else ([None if t is None else way[0](t) for t in tensors], way[1])
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        if not fast.transforming():
+            return super().forward(x)
+        return layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        own = stacked(x, self.weight, self.bias) if self.own(x) else None
+        return linear(x, self.weight, self.bias) if own is None else own[1](linear(*own[0]))
+
+    def own(self, x: Tensor) -> bool:
+        """Whether each task has weights of its own."""
+        return x.ndim > 1 and fast.transforming() and fast.mapped(self.weight)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b, the rows of all but the last axis in one matrix; with weights (T, m, n) of tasks, x (T, ..., n)."""
+    if weight.ndim == 3:
+        rows, w = x.flatten(1, -2), weight.mT
+        y = torch.bmm(rows, w) if bias is None else torch.baddbmm(bias[:, None], rows, w)
+        return y.view(*x.shape[:-1], -1)
+    if x.ndim < 3 or not fast.transforming():
+        return F.linear(x, weight, bias)
+    y = F.linear(x.flatten(0, -2), weight, bias)
+    return y.unflatten(0, x.shape[:-1])
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        masks = ("key_padding_mask", "attn_mask", "is_causal")
+        plain = (
+            query is key is value
+            and query.ndim == 3
+            and self.batch_first
+            and self._qkv_same_embed_dim
+            and self.bias_k is None
+            and not (self.add_zero_attn or args or kwargs.get("need_weights", True))
+            and not any(kwargs.get(m) is not None and kwargs[m] is not False for m in masks)
+            and not (self.training and self.dropout)
+        )
+        if not (plain and fast.transforming()) or unusual(query, self.in_proj_weight):
+            return super().forward(query, key, value, *args, **kwargs)
+        out = self.out_proj
+        given = (query, self.in_proj_weight, self.in_proj_bias, out.weight, out.bias)
+        own = stacked(*given) if fast.mapped(self.in_proj_weight) else None
+        if own is None:
+            return self_attention(*given, self.num_heads), None
+        return own[1](self_attention(*own[0], self.num_heads)), None
+
+
+def self_attention(
+    x: Tensor, w: Tensor, b: Tensor | None, out: Tensor, shift: Tensor | None, heads: int
+) -> Tensor:
+    """What `nn.MultiheadAttention` gives for sequences x (..., L, D), with projections W (3D, D) and `out` (D, D)."""
+    length, width = x.shape[-2:]
+    parts = linear(x, w, b).view(-1, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    q, k, v = parts.reshape(3, -1, length, width // heads).unbind(0)
+    y = attention(q, k, v).view(-1, heads, length, width // heads).transpose(1, 2)
+    return linear(y.reshape(x.shape), out, shift)
+
+
+_OURS = (LayerNorm, Linear, MultiheadAttention)
+_TWINS: dict[type, type] = {}
+
+
+def twin(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of a module of a private copy: one of those above where it computes what its base does."""
+    if kind not in _TWINS:
+        base = next((c for c in _OURS if kind.forward is c.__base__.forward), None)
+        _TWINS[kind] = kind if base is None else type(kind.__name__, (base, kind), {})
+    return kind if fast.plain() else _TWINS[kind]
