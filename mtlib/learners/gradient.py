@@ -27,6 +27,7 @@ from mtlib.core import (
     risk,
     ways,
 )
+from mtlib.run.fast import minus
 
 Rate = float | Tensor | Params | Callable[[int], Any]
 """One step size, or one per entry of θ, or a function of the step that gives either."""
@@ -279,6 +280,8 @@ def step(
         u, state = rule(u, state)
     a = lr(number) if callable(lr) else lr
     check_rate(a)
+    if isinstance(a, float) and all(u[k].shape == v.shape for k, v in theta.items()):
+        return minus(theta, a, u), state
     rates = a if isinstance(a, dict) else dict.fromkeys(theta, a)
     if rates is a and (without := [k for k in theta if k not in a]):
         raise ValueError(
