@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from mtlib.core import Params
-from mtlib.run.fast import in_one_vmap, outside_of_vmap, unwatched, way_to_autograd
+from mtlib.run.fast import IS_BATCHED, in_one_vmap, outside_of_vmap, unwatched, way_to_autograd
 
 
 class Activation(NamedTuple):
@@ -80,13 +80,14 @@ def _into(row: Row, module: nn.Module, theta: Params, place: str) -> bool:
     return False
 
 
-_HOOKS = [
-    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
-]
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _reads(row: Row, x: Any) -> bool:
-    """Whether x (…, D) and the weights are of one kind: plain tensors in single or double precision."""
+    """Whether x (…, D) and the weights are plain tensors in single or double precision, and each task has weights of its own.
+
+    (What tasks share is one product for all of them, and better left to torch.)
+    """
     first = row.weights[0]
     if type(x) is not Tensor or first is None or x.shape[-1:] != first.shape[1:]:
         return False
@@ -95,7 +96,8 @@ def _reads(row: Row, x: Any) -> bool:
         all(a[0] == b[1] for a, b in zip(widths, widths[1:], strict=False))
         and x.dtype in (torch.float32, torch.float64)
         and all(
-            w is None or (type(w) is Tensor and w.dtype == x.dtype and w.device == x.device)
+            w is None
+            or (type(w) is Tensor and w.dtype == x.dtype and w.device == x.device and IS_BATCHED(w))
             for w in row.weights
         )
     )
@@ -134,15 +136,23 @@ def _turned(a: _Maybe) -> _Maybe:
     return None if a is None else a.mT
 
 
+def _values(
+    acts: Sequence[Activation | None], x: Tensor, weights: Sequence[_Maybe]
+) -> list[Tensor]:
+    """h_0 = x, …, h_L."""
+    h = [x]
+    for act, w, b in zip(acts, weights[::2], weights[1::2], strict=True):
+        a = product(h[-1], w.mT, None if b is None else b[:, None])  # type: ignore[union-attr]
+        h.append(a if act is None else act.value(a))
+    return h
+
+
 class _Row(Function):
     apply: ClassVar[Callable[..., Tensor]]
 
     @staticmethod
     def forward(ctx: Any, acts: Sequence[Activation | None], x: Tensor, *weights: _Maybe) -> Tensor:
-        h = [x]
-        for act, w, b in zip(acts, weights[::2], weights[1::2], strict=True):
-            a = product(h[-1], w.mT, None if b is None else b[:, None])  # type: ignore[union-attr]
-            h.append(a if act is None else act.value(a))
+        h = _values(acts, x, weights)
         ctx.acts = acts
         ctx.save_for_backward(*h, *weights)
         return h[-1]
@@ -171,54 +181,87 @@ class _Back(Function):
         last = 0 if wanted[0] else last
         found: list[_Maybe] = [None] * len(wanted)
         deltas: list[_Maybe] = [None] * len(acts)
-        for l in range(len(acts) - 1, last - 1, -1):
-            act, w = acts[l], weights[2 * l]
-            d = deltas[l] = g if act is None else act.back(g, h[l + 1])
-            if wanted[2 * l + 1]:
-                found[2 * l + 1] = product(d.mT, h[l])
-            if wanted[2 * l + 2]:
-                found[2 * l + 2] = d.sum(1)
-            if l > last or wanted[0]:
+        g_out = g
+        for j in range(len(acts) - 1, last - 1, -1):
+            act, w = acts[j], weights[2 * j]
+            d = deltas[j] = g if act is None else act.back(g, h[j + 1])
+            if wanted[2 * j + 1]:
+                found[2 * j + 1] = product(d.mT, h[j])
+            if wanted[2 * j + 2]:
+                found[2 * j + 2] = d.sum(1)
+            if j > last or wanted[0]:
                 g = product(d, w)  # type: ignore[arg-type]
         if wanted[0]:
             found[0] = g
-        ctx.acts = acts
+        ctx.acts, ctx.wanted = acts, wanted
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*h, *deltas, *weights)
+        ctx.save_for_backward(g_out, x, *weights, *h[1:], *deltas)
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *v: _Maybe) -> Any:
-        n = len(ctx.acts)
-        saved = ctx.saved_tensors
-        h, deltas, weights = saved[: n + 1], saved[n + 1 : 2 * n + 1], saved[2 * n + 1 :]
-        return None, None, None, *_twice(ctx.acts, h, deltas, v, weights)
+        n, acts = len(ctx.acts), ctx.acts
+        g, x, *rest = ctx.saved_tensors
+        weights, h, deltas = rest[: 2 * n], [x, *rest[2 * n : 3 * n]], rest[3 * n :]
+        if torch.is_grad_enabled():  # for a third order, which autograd knows
+            return None, None, None, *_by_autograd(acts, ctx.wanted, v, g, x, weights)
+        return None, None, None, *_twice(acts, h, deltas, v, weights)
 
 
-def _twice(acts, h, deltas, v, weights):
+def _by_autograd(
+    acts: Sequence[Activation | None],
+    wanted: Sequence[bool],
+    v: Sequence[_Maybe],
+    g: Tensor,
+    x: Tensor,
+    weights: Sequence[_Maybe],
+) -> list[_Maybe]:
+    """As `_twice`, and differentiable."""
+    at = [None if t is None else t.view_as(t) for t in (x, *weights)]
+    first = [(t, u) for t, u, want in zip(at, v, wanted, strict=True) if want and u is not None]
+    g = g.view_as(g)
+    *_, h = _values(acts, at[0], at[1:])  # type: ignore[arg-type]
+    grads = torch.autograd.grad(h, [t for t, _ in first], g, create_graph=True)  # type: ignore[misc]
+    moving = [t is not None and t.requires_grad for t in (g, *at)]
+    found = torch.autograd.grad(
+        grads,
+        [t for t, m in zip((g, *at), moving, strict=True) if m],  # type: ignore[misc]
+        [u for _, u in first],
+        create_graph=True,
+        allow_unused=True,
+    )
+    rest = iter(found)
+    return [next(rest) if m else None for m in moving]
+
+
+def _twice(
+    acts: Sequence[Activation | None],
+    h: Sequence[Tensor],
+    deltas: Sequence[_Maybe],
+    v: Sequence[_Maybe],
+    weights: Sequence[_Maybe],
+) -> tuple[_Maybe, ...]:
+    """The third line of the equations above: cotangents of ∂L/∂h_L, x and the weights. None is 0."""
     n = len(acts)
     along: list[_Maybe] = [v[0]]
     slopes: list[_Maybe] = []
-    for l, act in enumerate(acts):
-        vw, vb = v[2 * l + 1], v[2 * l + 2]
-        a = None if vb is None else vb[:, None].expand_as(h[l + 1])
-        a = added(along[l], weights[2 * l].mT, a)
-        a = added(h[l], _turned(vw), a)
+    for j, act in enumerate(acts):
+        vw, vb = v[2 * j + 1], v[2 * j + 2]
+        a = None if vb is None else vb[:, None].expand_as(h[j + 1])
+        a = added(along[j], _turned(weights[2 * j]), a)
+        a = added(h[j], _turned(vw), a)
         slopes.append(a)
-        along.append(a if act is None or a is None else act.back(a, h[l + 1]))
+        along.append(a if act is None or a is None else act.back(a, h[j + 1]))
     found: list[_Maybe] = [None] * len(v)
     q: _Maybe = None
-    for l in range(n - 1, -1, -1):
-        act, w, d, vw = acts[l], weights[2 * l], deltas[l], v[2 * l + 1]
-        c = q if q is None or act is None else act.back(q, h[l + 1])
-        if act and act.curve and d is not None and slopes[l] is not None:
-            bent = d * slopes[l] * act.curve(h[l + 1])
+    for j in range(n - 1, -1, -1):
+        act, w, d, vw = acts[j], weights[2 * j], deltas[j], v[2 * j + 1]
+        c = q if q is None or act is None else act.back(q, h[j + 1])
+        if act and act.curve and d is not None and slopes[j] is not None:
+            bent = d * slopes[j] * act.curve(h[j + 1])
             c = bent if c is None else c + bent
-        found[2 * l + 1] = added(_turned(c), h[l], added(_turned(d), along[l], None))
-        if c is not None and weights[2 * l + 1] is not None:
-            found[2 * l + 2] = c.sum(1)
+        found[2 * j + 1] = added(_turned(c), h[j], added(_turned(d), along[j], None))
+        if c is not None and weights[2 * j + 1] is not None:
+            found[2 * j + 2] = c.sum(1)
         q = added(c, w, added(d, vw, None))
     return along[-1], q, *found[1:]
-
-
-__all__ = ["chain"]

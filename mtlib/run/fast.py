@@ -57,6 +57,12 @@ FUNCTION_MODES = private("torch.overrides", "_get_current_function_mode_stack")
 POP = private("torch._C", "_functorch.pop_dynamic_layer_stack")
 PUSH = private("torch._C", "_functorch.push_dynamic_layer_stack")
 DISPATCH_MODES = private("torch.utils._python_dispatch", "_get_current_dispatch_mode_stack")
+HOOKS = [
+    private("torch.nn.modules.module", f"_global_{name}_hooks")
+    for name in ("forward_pre", "forward", "backward_pre", "backward")
+]
+"""What is called before and after every module; before, `mtlib.objective` looks itself."""
+FORWARD_LEVEL = private("torch.autograd.forward_ad", "_current_level")
 DispatchMode: Any = private("torch.utils._python_dispatch", "TorchDispatchMode") or object
 """What sees every operation of torch; `object`, which sees none, where torch has no such class."""
 
@@ -132,10 +138,10 @@ def settled() -> Iterator[None]:
 
 def in_one_vmap() -> bool:
     """Whether one `vmap` is at work, and no other of functorch's transforms."""
-    if not transforming() or torch.compiler.is_compiling():
+    if not (COMPLETE and POP and PUSH and transforming()) or torch.compiler.is_compiling():
         return False
-    stack = STACK() if STACK else None
-    return bool(stack) and len(stack) == 1 and stack[0].key() == VMAP
+    stack = STACK()
+    return stack is not None and len(stack) == 1 and bool(stack[0].key() == VMAP)
 
 
 class outside_of_vmap:
@@ -166,10 +172,12 @@ def watched() -> bool:
 
 def unwatched() -> bool:
     """Whether nothing but functorch sees what this thread computes: no mode of torch's, no hook of all modules."""
-    if watched():
+    if watched() or FORWARD_LEVEL is None or None in HOOKS:
         return False
-    hooks = torch.nn.modules.module
-    return not (hooks._global_forward_hooks or hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    before, *others = HOOKS
+    return not any(others) and all(h.__module__ == "mtlib.objective" for h in before.values())
 
 
 def twice_differentiable() -> AbstractContextManager[Any]:
