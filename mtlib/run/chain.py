@@ -7,6 +7,7 @@ are products of stacks of matrices, outside of functorch, and autograd sees one 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from mtlib.core import Params
-from mtlib.run.fast import IS_BATCHED, in_one_vmap, outside_of_vmap, unwatched, way_to_autograd
+from mtlib.run.fast import IS_BATCHED, OutsideOfVmap, in_one_vmap, unwatched, way_to_autograd
 
 
 class Activation(NamedTuple):
@@ -28,9 +29,7 @@ class Activation(NamedTuple):
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ReLU: Activation(torch.relu, lambda p, h: torch.ops.aten.threshold_backward(p, h, 0)),
     nn.Tanh: Activation(torch.tanh, torch.ops.aten.tanh_backward, lambda h: -2 * h),
-    nn.Sigmoid: Activation(
-        torch.sigmoid, torch.ops.aten.sigmoid_backward, lambda h: 1 - 2 * h
-    ),
+    nn.Sigmoid: Activation(torch.sigmoid, torch.ops.aten.sigmoid_backward, lambda h: 1 - 2 * h),
 }
 _Maybe = Tensor | None
 
@@ -51,7 +50,7 @@ def chain(net: nn.Module, theta: Params, x: Any) -> Tensor | None:
         return None
     unwrap, rewrap = way
     stacked, weights = unwrap(x), [None if w is None else unwrap(w) for w in row.weights]
-    with outside_of_vmap():
+    with OutsideOfVmap():
         out = answer(row.acts, stacked, weights)
     return rewrap(out)
 
@@ -93,7 +92,7 @@ def _reads(row: Row, x: Any) -> bool:
         return False
     widths = [w.shape for w in row.weights[::2] if w is not None]
     return (
-        all(a[0] == b[1] for a, b in zip(widths, widths[1:], strict=False))
+        all(a[0] == b[1] for a, b in pairwise(widths))
         and x.dtype in (torch.float32, torch.float64)
         and all(
             w is None

@@ -57,6 +57,7 @@ FUNCTION_MODES = private("torch.overrides", "_get_current_function_mode_stack")
 POP = private("torch._C", "_functorch.pop_dynamic_layer_stack")
 PUSH = private("torch._C", "_functorch.push_dynamic_layer_stack")
 DISPATCH_MODES = private("torch.utils._python_dispatch", "_get_current_dispatch_mode_stack")
+CPP_WRAPPER = private("torch._inductor.config", "cpp_wrapper")
 HOOKS = [
     private("torch.nn.modules.module", f"_global_{name}_hooks")
     for name in ("forward_pre", "forward", "backward_pre", "backward")
@@ -144,7 +145,7 @@ def in_one_vmap() -> bool:
     return stack is not None and len(stack) == 1 and bool(stack[0].key() == VMAP)
 
 
-class outside_of_vmap:
+class OutsideOfVmap:
     """In this block the one transform at work is not: operations on the tensors below it are plain ones."""
 
     layer: Any = None
@@ -280,7 +281,7 @@ def _by_autograd(
         value = unwrap(value)
         if not value.requires_grad:  # it does not read θ
             return {k: rewrap(torch.zeros_like(v)) for k, v in stacked.items()}
-        with outside_of_vmap():
+        with OutsideOfVmap():
             g = torch.autograd.grad(
                 value.sum(), list(point.values()), create_graph=outer, materialize_grads=True
             )
@@ -343,7 +344,7 @@ def minus(theta: Params, rate: float, u: Params) -> Params:
         return {k: torch.sub(v, u[k], alpha=rate) for k, v in theta.items()}
     unwrap, rewrap = way
     pairs = [(unwrap(v), unwrap(u[k])) for k, v in theta.items()]
-    with outside_of_vmap():
+    with OutsideOfVmap():
         moved = [torch.sub(v, d, alpha=rate) for v, d in pairs]
     return dict(zip(theta, map(rewrap, moved), strict=True))
 
