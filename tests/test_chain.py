@@ -61,7 +61,7 @@ def apart(objective, phi, data, monkeypatch) -> float:
 
 @pytest.mark.parametrize("widths", [(1, 7, 6, 1), (3, 5, 2), (4, 1, 3), (2, 2)])
 @pytest.mark.parametrize(
-    ("activation", "bias", "last"), product(ACTIVATIONS, (True, False), (True, False))
+    ("activation", "bias", "last"), list(product(ACTIVATIONS, (True, False), (True, False)))
 )
 def test_the_meta_gradient_is_the_reference_s(widths, activation, bias, last, used, monkeypatch):
     torch.manual_seed(0)
