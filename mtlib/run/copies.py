@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlib.core import Params, expect, lend, over, require, require_statistics, rows, ways
+from mtlib.run.chain import chain
 from mtlib.run.transformers import twin as twin_of
 
 P = ParamSpec("P")
@@ -104,6 +105,8 @@ def call(net: nn.Module, theta: Params, x: Any) -> Tensor:
 def _called(net: nn.Module, theta: Params, x: Any) -> Any:
     if torch.compiler.is_compiling():
         return lend(net, theta, x)
+    if (out := chain(net, theta, x)) is not None:
+        return out
     try:
         copy = private(net, theta)
     except _Bound as reason:

@@ -54,7 +54,16 @@ IN_PLACE = private("torch._functorch.eager_transforms", "enable_inplace_requires
 DEPTH = private("torch._C", "_functorch.get_dynamic_layer_stack_depth")
 UNDO = private("torch._C", "_functorch.pop_dynamic_layer_stack_and_undo_to_depth")
 FUNCTION_MODES = private("torch.overrides", "_get_current_function_mode_stack")
+POP = private("torch._C", "_functorch.pop_dynamic_layer_stack")
+PUSH = private("torch._C", "_functorch.push_dynamic_layer_stack")
 DISPATCH_MODES = private("torch.utils._python_dispatch", "_get_current_dispatch_mode_stack")
+CPP_WRAPPER = private("torch._inductor.config", "cpp_wrapper")
+HOOKS = [
+    private("torch.nn.modules.module", f"_global_{name}_hooks")
+    for name in ("forward_pre", "forward", "backward_pre", "backward")
+]
+"""What is called before and after every module; before, `mtlib.objective` looks itself."""
+FORWARD_LEVEL = private("torch.autograd.forward_ad", "_current_level")
 DispatchMode: Any = private("torch.utils._python_dispatch", "TorchDispatchMode") or object
 """What sees every operation of torch; `object`, which sees none, where torch has no such class."""
 
@@ -128,6 +137,27 @@ def settled() -> Iterator[None]:
         raise
 
 
+def in_one_vmap() -> bool:
+    """Whether one `vmap` is at work, and no other of functorch's transforms."""
+    if not (COMPLETE and POP and PUSH and transforming()) or torch.compiler.is_compiling():
+        return False
+    stack = STACK()
+    return stack is not None and len(stack) == 1 and bool(stack[0].key() == VMAP)
+
+
+class OutsideOfVmap:
+    """In this block the one transform at work is not: operations on the tensors below it are plain ones."""
+
+    layer: Any = None
+
+    def __enter__(self) -> None:
+        self.layer = POP() if POP and PUSH and transforming() else None
+
+    def __exit__(self, *_: object) -> None:
+        if self.layer is not None:
+            PUSH(self.layer)
+
+
 def function_modes() -> list[Any] | None:
     """The modes of this thread that see torch's functions; None where torch cannot say."""
     return list(FUNCTION_MODES()) if FUNCTION_MODES else None
@@ -139,6 +169,16 @@ def watched() -> bool:
         return True
     modes = DISPATCH_MODES() or FUNCTION_MODES()
     return bool(modes) or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled()
+
+
+def unwatched() -> bool:
+    """Whether nothing but functorch sees what this thread computes: no mode of torch's, no hook of all modules."""
+    if watched() or FORWARD_LEVEL is None or None in HOOKS:
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    before, *others = HOOKS
+    return not any(others) and all(h.__module__ == "mtlib.objective" for h in before.values())
 
 
 def twice_differentiable() -> AbstractContextManager[Any]:
@@ -238,12 +278,13 @@ def _by_autograd(
         with IN_PLACE(True):
             point = {k: v if v.requires_grad else v.requires_grad_() for k, v in point.items()}
         value = loss({k: rewrap(v) for k, v in point.items()})
-        value = unwrap(value).sum()
+        value = unwrap(value)
         if not value.requires_grad:  # it does not read θ
             return {k: rewrap(torch.zeros_like(v)) for k, v in stacked.items()}
-        g = torch.autograd.grad(
-            value, list(point.values()), create_graph=outer, materialize_grads=True
-        )
+        with OutsideOfVmap():
+            g = torch.autograd.grad(
+                value.sum(), list(point.values()), create_graph=outer, materialize_grads=True
+            )
     return dict(zip(stacked, map(rewrap, g), strict=True))
 
 
@@ -287,11 +328,25 @@ def way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
 
     def unwrap(v: Tensor) -> Tensor:
         if IS_BATCHED(v):
-            stacked: Tensor = UNWRAPPED(v).movedim(BATCH_DIM(v), 0)
-            return stacked
+            stacked: Tensor = UNWRAPPED(v)
+            return stacked.movedim(axis, 0) if (axis := BATCH_DIM(v)) else stacked
         return v.expand(size, *v.shape)
 
     return unwrap, lambda v: ADD_BATCH_DIM(v, 0, level)
+
+
+def minus(theta: Params, rate: float, u: Params) -> Params:
+    """θ − αu, entry by entry: one operation for each, in one `vmap` outside of it."""
+    if plain():
+        return {k: v - rate * u[k] for k, v in theta.items()}
+    way = way_to_autograd() if in_one_vmap() else None
+    if way is None:
+        return {k: torch.sub(v, u[k], alpha=rate) for k, v in theta.items()}
+    unwrap, rewrap = way
+    pairs = [(unwrap(v), unwrap(u[k])) for k, v in theta.items()]
+    with OutsideOfVmap():
+        moved = [torch.sub(v, d, alpha=rate) for v, d in pairs]
+    return dict(zip(theta, map(rewrap, moved), strict=True))
 
 
 ways.gradient = gradient
