@@ -20,6 +20,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from mtlib.core import expect, half
 from mtlib.norm import Norm, Statistics
 from mtlib.run.copies import Called, before, copyable, evaluating, private, replaced
+from mtlib.run.convolution import convolution, convolves
 from mtlib.run.devices import random_kept
 from mtlib.run.fast import as_stored, plain
 from mtlib.tasks import above_zero, functions, positive
@@ -495,9 +496,12 @@ class Blocks(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         modules = [*self]
         while modules:
+            first: Any = modules[0]
             if together(*modules[:3]):
-                x = modules[0].pooled(x)
+                x = first.pooled(x)
                 del modules[:3]
+            elif together(*modules[1:4]) and untouched(first) and convolves(first, x):
+                x = convolution(modules.pop(0), x)
             else:
                 x = modules.pop(0)(x)
         return x
@@ -509,9 +513,12 @@ def together(*three: nn.Module) -> bool:
         return False
     pool: Any = three[1]
     plain_pool = (pool.kernel_size, pool.stride, pool.padding, pool.dilation) == (2, 2, 0, 1)
-    hooks = (getattr(m, k) for m in three for k in HOOKS)
-    own = any("forward" in vars(m) for m in three)
-    return plain_pool and not (pool.return_indices or pool.ceil_mode or own or any(hooks))
+    return plain_pool and not (pool.return_indices or pool.ceil_mode) and all(map(untouched, three))
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether nobody looks at what a module reads and gives, or has put a function in its place."""
+    return not ("forward" in vars(module) or any(getattr(module, k) for k in HOOKS))
 
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
