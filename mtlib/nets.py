@@ -19,8 +19,8 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from mtlib.core import expect, half
 from mtlib.norm import Norm, Statistics
-from mtlib.run.copies import Called, before, copyable, evaluating, private, replaced
 from mtlib.run.convolution import convolution, convolves
+from mtlib.run.copies import Called, before, copyable, evaluating, private, replaced
 from mtlib.run.devices import random_kept
 from mtlib.run.fast import as_stored, plain
 from mtlib.tasks import above_zero, functions, positive

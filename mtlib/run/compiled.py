@@ -44,17 +44,21 @@ def library(name: str, **macros: str) -> ctypes.CDLL | None:
 def _loaded(compiler: str, source: Path, flags: list[str]) -> ctypes.CDLL:
     """The library from the cache, or compiled into it. Raises OSError or SubprocessError where that fails."""
     kept = folder() / f"{source.stem}-{_digest(compiler, source, flags)}.so"
-    if kept.is_file() and kept.stat().st_uid == os.getuid():
-        return ctypes.CDLL(str(kept))
+    with contextlib.suppress(OSError):  # none there yet, or one that no longer loads
+        if kept.stat().st_uid == os.getuid():
+            return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory() as fresh:
         made = Path(fresh) / "made.so"
         _run(compiler, *flags, "-c", str(source), "-o", f"{made}.o")
         _run(compiler, "-shared", f"{made}.o", "-o", str(made), "-lm")
-        with contextlib.suppress(OSError):  # a home that cannot be written: it lives for this process
+        with contextlib.suppress(
+            OSError
+        ):  # a home that cannot be written: it lives for this process
             kept.parent.mkdir(parents=True, exist_ok=True)
             beside = kept.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}")
             shutil.copyfile(made, beside)
             os.replace(beside, kept)  # whoever looks sees all of it or nothing
+            return ctypes.CDLL(str(kept))
         return ctypes.CDLL(str(made))
 
 

@@ -17,7 +17,6 @@ from torch.autograd import Function
 from mtlib.run.fast import plain, transforming
 
 
-
 class How(NamedTuple):
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -28,6 +27,7 @@ def convolves(module: nn.Module, x: Tensor) -> bool:
     """Whether the module is a convolution of images as it is written here: zeros around, one group, no bias."""
     return (
         type(module) is nn.Conv2d
+        and type(x) is Tensor
         and module.bias is None
         and module.groups == 1
         and module.padding_mode == "zeros"
