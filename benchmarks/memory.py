@@ -56,7 +56,8 @@ def main() -> None:
     report = suite(given.only, given.small)
     print(json.dumps(report, indent=1, ensure_ascii=False))
     if given.write:
-        keep(report, f"memory-{slug('cpu')}-{torch.get_num_threads()}-threads")
+        name = f"memory-{slug('cpu')}-{torch.get_num_threads()}-threads"
+        keep(report, name, "tables", depth=3)
 
 
 def options() -> argparse.ArgumentParser:

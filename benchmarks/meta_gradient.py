@@ -3,8 +3,10 @@
     python benchmarks/meta_gradient.py                       # every workload; the result as JSON
     python benchmarks/meta_gradient.py --only W1 W2 --repeats 21 --threads 2
     python benchmarks/meta_gradient.py --device cuda --write # keeps the result with the package
+    python benchmarks/meta_gradient.py --only W2 --write     # in the kept file these workloads are new, others stay
 
-Implementations take turns in one process, with the same seed, weights and data. `ratio` is the fastest peer's time over
+Implementations take turns, with the same seed, weights and data: all of torch in one process, JAX in one of its own, for
+which this one waits (`with_jax.py`). `ratio` is the fastest peer's time over
 one's own in the same round: above 1 is faster. A peer is what is not mtlib; `peers.py` says which there are, learn2learn's
 loop among them (it does not install on Python 3.11 and later). `floors` is the median over the arithmetic floor: the
 operations of convolutions and matrix products, at the speed of one 64-channel 3×3 convolution.
@@ -13,6 +15,7 @@ operations of convolutions and matrix products, at the speed of one 64-channel 3
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import statistics
@@ -20,14 +23,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from peers import HAND, Make, Run, by_hand, implementations, protonet_by_hand
+from peers import HAND, Make, Run, implementations
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+from with_jax import is_here
 from workloads import Workload, case, reduced, small, workloads
 
 from mtlib.book.results import FOLDER, provenance, write
@@ -48,7 +52,7 @@ def main() -> None:
     report = suite(given.device, given.repeats, given.only, given.small)
     print(json.dumps(report, indent=1, ensure_ascii=False))
     if given.write:
-        keep(report, f"{slug(given.device)}-{torch.get_num_threads()}-threads")
+        keep(report, f"{slug(given.device)}-{torch.get_num_threads()}-threads", "workloads")
 
 
 def options() -> argparse.ArgumentParser:
@@ -72,7 +76,7 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
         chosen = {k: small(w) for k, w in chosen.items()}
     compiled = not tiny and compiles(device)
     warnings.filterwarnings("error", "torch.compile failed")  # or its row would be another's
-    makes = {name: implementations(work, compiled) for name, work in chosen.items()}
+    makes = {name: implementations(work, compiled, device) for name, work in chosen.items()}
     with bar(len(chosen), "float64") as shown:
         gaps = {}
         for name, work in chosen.items():
@@ -82,7 +86,9 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
     with bar(len(chosen) * (WARM_UP + repeats), "rounds") as shown:
         for name, work in chosen.items():
             seconds = rounds(work, makes[name], device, repeats, shown.update)
-            results[name] = summary(work, seconds, gaps[name], flops(work, device) / speed)
+            results[name] = summary(
+                work, seconds, gaps[name], flops(work, makes[name][HAND], device) / speed
+            )
             tqdm.write(table(name, results[name]), file=sys.stderr)
     return {
         "setting": {
@@ -90,6 +96,7 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
             "repeats": repeats,
             "warm-up": WARM_UP,
             "peak GFLOP/s": speed / 1e9,
+            "absent": [] if is_here() or device != "cpu" else ["JAX"],
         },
         "workloads": results,
         "provenance": made(),
@@ -159,7 +166,9 @@ def rounds(
 
 
 def clock(run: Run | Callable[[], Tensor], device: str) -> float:
-    """Seconds of one call, to the end of what it started."""
+    """Seconds of one call, to the end of what it started; what runs in another process says its own."""
+    if hasattr(run, "seconds"):
+        return run.seconds()
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     wait()
     began = time.perf_counter()
@@ -171,10 +180,9 @@ def clock(run: Run | Callable[[], Tensor], device: str) -> float:
 # The floor -----------------------------------------------------------------------------------
 
 
-def flops(work: Workload, device: str) -> float:
+def flops(work: Workload, by_hand: Make, device: str) -> float:
     """Operations of convolutions and matrix products in the loop by hand: one task's, times their number."""
-    make = protonet_by_hand if work.method == "protonet" else by_hand
-    run = make(case(work._replace(tasks=1), device=device))
+    run = by_hand(case(work._replace(tasks=1), device=device))
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() * work.tasks
@@ -240,11 +248,34 @@ def table(name: str, result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def keep(report: dict[str, Any], name: str) -> None:
-    """With the package, as mtlib/book/results/benchmarks/NAME.json."""
+def keep(report: dict[str, Any], name: str, part: str | None = None, depth: int = 1) -> None:
+    """With the package, as mtlib/book/results/benchmarks/NAME.json.
+
+    With a `part` such as "workloads", what is new goes into the file that is there: what the report does not have under
+    `part`, so many keys deep, stays, unless one of the two is a trial and the other is not. `commits` says which each is of.
+    """
     folder = FOLDER / "benchmarks"
     folder.mkdir(exist_ok=True)
-    write(folder / f"{name}.json", report)
+    path = folder / f"{name}.json"
+    if part:
+        old = json.loads(path.read_text("utf8")) if path.exists() else {}
+        if old.get("setting", {}).get("small") != report["setting"]["small"]:
+            old = {}
+        before = dict.fromkeys(old.get(part, {}), old.get("provenance", {}).get("commit"))
+        now = dict.fromkeys(report[part], report["provenance"]["commit"])
+        report = {
+            **report,
+            part: merged(old.get(part, {}), report[part], depth),
+            "commits": {**before, **old.get("commits", {}), **now},
+        }
+    write(path, report)
+
+
+def merged(old: dict[str, Any], new: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Both, in the order of the old; of what both have the new, or below `depth` 1 both of that."""
+    if depth == 1:
+        return {**old, **new}
+    return {**old, **{k: merged(old.get(k, {}), v, depth - 1) for k, v in new.items()}}
 
 
 def setting(device: str, tiny: bool) -> dict[str, Any]:
@@ -270,7 +301,9 @@ def slug(device: str) -> str:
 def made() -> dict[str, Any]:
     """`provenance`, with the peers' versions."""
     here = provenance()
-    here["versions"] |= {name: version(name) for name in ("higher", "torchopt")}
+    for name in ("higher", "torchopt", "jax"):
+        with contextlib.suppress(PackageNotFoundError):
+            here["versions"][name] = version(name)
     return here
 
 

@@ -1,0 +1,83 @@
+"""JAX among the peers: in a process of its own, as its threads and torch's disturb each other.
+
+While it computes, this process waits. It has as many threads as torch has here, and says its own seconds: what crosses
+between the processes is not counted. JAX is optional, `pip install "mtlib-book[bench]"`; without it there is no row.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import weakref
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from workloads import Case, Workload
+
+from mtlib.core import over
+
+WORKER = Path(__file__).with_name("jax_worker.py")
+
+
+def is_here() -> bool:
+    """Whether JAX is installed."""
+    return find_spec("jax") is not None
+
+
+def ways(work: Workload) -> dict[str, Any]:
+    """Name -> `make`: the tasks together where the network is small, one after the other where it convolves.
+
+    On a CPU these are JAX's fastest: `vmap` over tasks makes of a convolution one of groups, a group for each task, and
+    `lax.map` runs slower ones in its loop (measured: 8 times the seconds).
+    """
+    if not (is_here() and work.jax):
+        return {}
+    return {"JAX": partial(Apart, way="loop" if work.size else "vmap")}
+
+
+class Apart:
+    """The meta-gradient of a case in JAX's process; `seconds()` is the time of one call, as that process says."""
+
+    def __init__(self, case: Case, way: Literal["vmap", "map", "loop"]):
+        net: nn.Module = case.net
+        problem = {
+            "work": case.work._asdict(),
+            "parameters": [p.detach().numpy() for p in net.parameters()],
+            "episode": tuple(tuple(batch) for batch in over(Tensor.numpy, case.episode)),
+            "double": next(net.parameters()).dtype == torch.float64,
+            "way": way,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(WORKER), str(torch.get_num_threads())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        weakref.finalize(self, _end, self.process)
+        pickle.dump(problem, self.process.stdin)
+
+    def __call__(self) -> list[Tensor]:
+        return [torch.from_numpy(g.copy()) for g in self._ask("gradient")]
+
+    def seconds(self) -> float:
+        return self._ask("seconds")
+
+    def _ask(self, what: str) -> Any:
+        pickle.dump(what, self.process.stdin)
+        self.process.stdin.flush()
+        try:
+            return pickle.load(self.process.stdout)
+        except EOFError:
+            raise RuntimeError("JAX's process ended; what it printed stands above") from None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
