@@ -27,6 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from devices import loaded
 from peers import HAND, Make, Run, implementations
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,15 +50,16 @@ def main() -> None:
     given = options().parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    report = suite(given.device, given.repeats, given.only, given.small)
+    device = loaded(given.device)
+    report = suite(device, given.repeats, given.only, given.small)
     print(json.dumps(report, indent=1, ensure_ascii=False))
     if given.write:
-        keep(report, f"{slug(given.device)}-{torch.get_num_threads()}-threads", "workloads")
+        keep(report, f"{slug(device)}-{torch.get_num_threads()}-threads", "workloads")
 
 
 def options() -> argparse.ArgumentParser:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--device", default="cpu", help="cpu or cuda")
+    ask.add_argument("--device", default="cpu", help="cpu, cuda, or the tests' second")
     ask.add_argument("--threads", type=int, help="of one operation; torch's own choice otherwise")
     ask.add_argument("--repeats", type=int, default=11, help="rounds, at least 2")
     ask.add_argument("--only", nargs="+", default=[""], help="how workloads begin: W1 W2")
@@ -96,6 +98,7 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
             "repeats": repeats,
             "warm-up": WARM_UP,
             "peak GFLOP/s": speed / 1e9,
+            "peak GB/s": bandwidth(device, tiny) / 1e9,
             "absent": [] if is_here() or device != "cpu" else ["JAX"],
         },
         "workloads": results,
@@ -201,6 +204,13 @@ def peak(device: str, images: int = 75) -> float:
     return 2 * x.numel() * 64 * 9 / best
 
 
+def bandwidth(device: str, tiny: bool = False) -> float:
+    """Bytes a second that a copy reads and writes, of more than any cache holds: the best of 20."""
+    x = torch.ones(2**16 if tiny else 2**26, device=device)
+    y = torch.empty_like(x)
+    return 2 * x.nbytes / min(clock(lambda: y.copy_(x), device) for _ in range(20))
+
+
 # The report ----------------------------------------------------------------------------------
 
 
@@ -290,11 +300,11 @@ def setting(device: str, tiny: bool) -> dict[str, Any]:
 
 def slug(device: str) -> str:
     """The device in words fit for a file's name: cpu-avx512, nvidia-h100-80gb-hbm3."""
-    name = (
-        f"cpu {torch.backends.cpu.get_cpu_capability()}"
-        if device == "cpu"
-        else torch.cuda.get_device_name(device)
-    )
+    name = device
+    if device == "cpu":
+        name = f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    elif device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
