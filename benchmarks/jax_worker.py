@@ -55,12 +55,12 @@ def gradient(
 ) -> Callable[[], Any]:
     """A function of no arguments: the meta-gradient, parameter by parameter, once it is there.
 
-    Tasks run together by "vmap", or one after the other: in one program by "map", or each as a call by "loop".
+    Tasks run together by "vmap", or one after the other by "loop".
     """
     import jax
 
     jax.config.update("jax_enable_x64", double)
-    lax, mean, each = jax.lax, jax.numpy.mean, jax.tree.map
+    each = jax.tree.map
     last = partial(each, lambda v: v.transpose(2, 3, 1, 0) if v.ndim == 4 else v)
     images = partial(each, lambda v: v.transpose(0, 1, 3, 4, 2) if v.ndim == 5 else v)
     phi, data = jax.device_put((last(parameters), images(episode)))
@@ -71,15 +71,12 @@ def gradient(
         theta = phi
         for _ in range(work["steps"]):
             slope = jax.grad(risk)(theta, *support)
-            slope = lax.stop_gradient(slope) if work["method"] == "first order" else slope
+            slope = jax.lax.stop_gradient(slope) if work["method"] == "first order" else slope
             theta = each(lambda p, g: p - work["lr"] * g, theta, slope)
         return risk(theta, *query)
 
     def together(phi: Any, data: Any) -> Any:
-        return mean(jax.vmap(partial(task, phi))(data))
-
-    def in_turn(phi: Any, data: Any) -> Any:
-        return each(lambda g: g.mean(0), lax.map(partial(jax.grad(task), phi), data))
+        return jax.vmap(partial(task, phi))(data).mean()
 
     if way == "loop":
         parts = [each(lambda d, t=t: d[t], data) for t in range(work["tasks"])]
@@ -95,7 +92,7 @@ def gradient(
 
         data = parts
     else:
-        whole = jax.jit(jax.grad(together) if way == "vmap" else in_turn)
+        whole = jax.jit(jax.grad(together))
     return lambda: jax.block_until_ready(whole(phi, data))
 
 
