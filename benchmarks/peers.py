@@ -116,9 +116,10 @@ def plain(case: Case) -> nn.Module:
             source = case.net.body
         else:
             net.append(nn.Linear(work.width * (work.size // 16) ** 2, work.ways))
+    net.to(next(source.parameters()))
     with torch.no_grad():
         for mine, given in zip(net.parameters(), source.parameters(), strict=True):
-            mine.data = given.detach().clone()
+            mine.copy_(given)
     return net
 
 
