@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -51,7 +51,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     device = loaded(given.device)
-    report = suite(device, given.repeats, given.only, given.small)
+    report = suite(device, given.repeats, given.only, given.small, given.without)
     print(json.dumps(report, indent=1, ensure_ascii=False))
     if given.write:
         keep(report, f"{slug(device)}-{torch.get_num_threads()}-threads", "workloads")
@@ -63,12 +63,15 @@ def options() -> argparse.ArgumentParser:
     ask.add_argument("--threads", type=int, help="of one operation; torch's own choice otherwise")
     ask.add_argument("--repeats", type=int, default=11, help="rounds, at least 2")
     ask.add_argument("--only", nargs="+", default=[""], help="how workloads begin: W1 W2")
+    ask.add_argument("--without", nargs="+", default=[], help="implementations: JAX, higher")
     ask.add_argument("--small", action="store_true", help="tiny workloads: whether all runs")
     ask.add_argument("--write", action="store_true", help="keep the result with the package")
     return ask
 
 
-def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, Any]:
+def suite(
+    device: str, repeats: int, only: list[str], tiny: bool, without: Sequence[str] = ()
+) -> dict[str, Any]:
     """Check every chosen workload, then time it."""
     every = workloads(device)
     chosen = {k: w for k, w in every.items() if k.startswith(tuple(only))}
@@ -78,7 +81,10 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
         chosen = {k: small(w) for k, w in chosen.items()}
     compiled = not tiny and compiles(device)
     warnings.filterwarnings("error", "torch.compile failed")  # or its row would be another's
-    makes = {name: implementations(work, compiled, device) for name, work in chosen.items()}
+    makes = {
+        name: {k: m for k, m in implementations(work, compiled, device).items() if k not in without}
+        for name, work in chosen.items()
+    }
     with bar(len(chosen), "float64") as shown:
         gaps = {}
         for name, work in chosen.items():
@@ -99,7 +105,7 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
             "warm-up": WARM_UP,
             "peak GFLOP/s": speed / 1e9,
             "peak GB/s": bandwidth(device, tiny) / 1e9,
-            "absent": [] if is_here() or device != "cpu" else ["JAX"],
+            "absent": sorted({*without, *([] if is_here() and device == "cpu" else ["JAX"])}),
         },
         "workloads": results,
         "provenance": made(),

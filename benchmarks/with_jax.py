@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from workloads import Case, Workload
 
 from mtlib.core import over
@@ -46,7 +46,7 @@ class Apart:
     """The meta-gradient of a case in JAX's process; `seconds()` is the time of one call, as that process says."""
 
     def __init__(self, case: Case, way: Literal["vmap", "loop"]):
-        net: nn.Module = case.net
+        self.case, net = case, case.net
         problem = {
             "work": case.work._asdict(),
             "parameters": [p.detach().numpy() for p in net.parameters()],

@@ -52,11 +52,11 @@ def affordable(
 ) -> int:
     """At most `tasks`: as many as may run together in half of the memory that the device has in all, in equal parts.
 
-    Decided the first time that so many tasks of these shapes come (`known`). Where many times their data and φ would fit,
+    Decided the first time that data of these shapes come (`known`). Where many times their data and φ would fit,
     they all run. Else `one(slice(0, 1))` runs once more, and its bytes are counted; torch's random states stay. What is free
     at the moment does not count, so that a machine always decides alike.
     """
-    key = (tasks, *map(_shape, data))
+    key = tuple(d.shape for d in _tensors(data))
     if key not in known:
         known[key] = _affordable(tasks, one, phi, data)
     return known[key]
@@ -74,13 +74,6 @@ def _affordable(tasks: int, one: Callable[[slice], Any], phi: Params, data: Any)
         return tasks
     parts = math.ceil(tasks / min(tasks, max(1, most)))
     return math.ceil(tasks / parts)
-
-
-def _shape(part: Any) -> torch.Size:
-    """Of the first tensor in a nest."""
-    while not isinstance(part, Tensor):
-        part = next(iter(part.values() if isinstance(part, dict) else part))
-    return part.shape
 
 
 @cache
