@@ -93,7 +93,7 @@ def main() -> None:
         row = runs.setdefault(method, {}).setdefault(f"{ways}-way {shots}-shot", {})
         row[str(seed)] = found
     report = {
-        "setting": {**setting(device, given.small), **vars(given), "data": test.source},
+        "setting": {**vars(given), **setting(device, given.small), "data": test.source},
         "columns": {m: {c: summary(r) for c, r in row.items()} for m, row in runs.items()},
         "provenance": provenance(),
     }

@@ -48,6 +48,9 @@ class Disagreement(Exception):
 
 def main() -> None:
     given = options().parse_args()
+    if given.list:
+        print("\n".join(workloads()))
+        return
     if given.threads:
         torch.set_num_threads(given.threads)
     device = loaded(given.device)
@@ -63,6 +66,7 @@ def options() -> argparse.ArgumentParser:
     ask.add_argument("--threads", type=int, help="of one operation; torch's own choice otherwise")
     ask.add_argument("--repeats", type=int, default=11, help="rounds, at least 2")
     ask.add_argument("--only", nargs="+", default=[""], help="how workloads begin: W1 W2")
+    ask.add_argument("--list", action="store_true", help="the workloads' names, and no more")
     ask.add_argument("--without", nargs="+", default=[], help="implementations: JAX, higher")
     ask.add_argument("--small", action="store_true", help="tiny workloads: whether all runs")
     ask.add_argument("--write", action="store_true", help="keep the result with the package")
@@ -275,7 +279,7 @@ def keep(report: dict[str, Any], name: str, part: str | None = None, depth: int 
     path = folder / f"{name}.json"
     if part:
         old = json.loads(path.read_text("utf8")) if path.exists() else {}
-        if old.get("setting", {}).get("small") != report["setting"]["small"]:
+        if old.get("setting", {}).get("small", False) != report["setting"]["small"]:
             old = {}
         before = dict.fromkeys(old.get(part, {}), old.get("provenance", {}).get("commit"))
         now = dict.fromkeys(report[part], report["provenance"]["commit"])

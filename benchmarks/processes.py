@@ -65,7 +65,7 @@ def main() -> None:
         return {"median": statistics.median(found), "rounds": found}
 
     report = {
-        "setting": {**setting("cpu", False), "threads": 1, **vars(given)},
+        "setting": {**vars(given), **setting("cpu", False), "threads": 1},
         "processes": {"two": ratio("two"), "apart": ratio("apart")},
         "seconds": {k: statistics.median(s) / given.steps for k, s in seconds.items()},
         "exchange": statistics.median(exchange),

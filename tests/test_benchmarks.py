@@ -220,7 +220,7 @@ def test_another_module_brings_its_own_workloads(benchmarks, monkeypatch, tmp_pa
     assert found["fastest peer"] == "torch by hand" and found["floor"] > 0
     (tmp_path / "needy.py").write_text("import no_such_package")
     monkeypatch.setattr(workloads, "MODULES", ("needy",))
-    assert list(workloads.workloads())[0] == "W1, 1 step"
+    assert next(iter(workloads.workloads())) == "W1, 1 step"
 
 
 # JAX, in another process ---------------------------------------------------------------------

@@ -56,7 +56,7 @@ def affordable(
     they all run. Else `one(slice(0, 1))` runs once more, and its bytes are counted; torch's random states stay. What is free
     at the moment does not count, so that a machine always decides alike.
     """
-    key = tuple(d.shape for d in _tensors(data))
+    key = _shapes(data)
     if key not in known:
         known[key] = _affordable(tasks, one, phi, data)
     return known[key]
@@ -74,6 +74,12 @@ def _affordable(tasks: int, one: Callable[[slice], Any], phi: Params, data: Any)
         return tasks
     parts = math.ceil(tasks / min(tasks, max(1, most)))
     return math.ceil(tasks / parts)
+
+
+def _shapes(nest: Any) -> Hashable:
+    if isinstance(nest, Tensor):
+        return nest.shape
+    return tuple([_shapes(v) for v in (nest.values() if isinstance(nest, dict) else nest)])
 
 
 @cache
