@@ -33,7 +33,7 @@ from mtlib.nets import conv4
 from mtlib.tasks import episodes
 from mtlib.train import Run, cosine_adam, fit, rising_adam
 
-TEST_STEPS = 10  # inner steps of MAML at test; it trains with one
+TEST_STEPS = 20  # inner steps of MAML at test; it trains with one
 
 
 class Autocast(nn.Module):
@@ -61,10 +61,15 @@ def main() -> None:
 
     train, asked = characters("train", rotations=True), characters(given.part)
     test = episodes(asked, ways=5, shots=1, queries=15, tasks=10, seed=1)
-    draw = partial(episodes, train, shots=1, queries=5, tasks=1, seed=given.seed)
+    draw = partial(episodes, train, shots=1, queries=5, seed=given.seed)
     methods = {
-        "ProtoNet": (with_protonet, draw(ways=20), partial(cosine_adam, 1e-3), given.precision),
-        "MAML": (with_maml, draw(ways=5), partial(rising_adam, 4e-3), "float32"),
+        "ProtoNet": (
+            with_protonet,
+            draw(ways=20, tasks=1),
+            partial(cosine_adam, 1e-3),
+            given.precision,
+        ),
+        "MAML": (with_maml, draw(ways=5, tasks=2), partial(rising_adam, 5e-3), "float32"),
     }
     found = {}
     for name in given.only:

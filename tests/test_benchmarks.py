@@ -190,7 +190,7 @@ class Line(NamedTuple):
     slope: float = 1.0
 
     def case(self, seed, dtype, device):
-        return self.slope * torch.ones(3, dtype=dtype, device=device, requires_grad=True)
+        return self.slope * torch.ones(3, 1, dtype=dtype, device=device, requires_grad=True)
 
     def reduced(self):
         return self
