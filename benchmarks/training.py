@@ -4,9 +4,9 @@
     python benchmarks/training.py --only ProtoNet --limit 90 --threads 2 --write
 
 Counted is all that training does, the drawing of its data included; not counted is looking at the validation characters,
-which each contender does after every three seconds of training: 150 episodes of 10 queries a class, the same for all,
+which each contender does after every four seconds of training: 100 episodes of 10 queries a class, the same for all,
 from alphabets that training never sees, with statistics of the batch in the norm. The target is reached at the first look
-that finds it. Contenders take turns of three seconds, in one process, each on a thread of its own.
+that finds it. Contenders take turns of four seconds, in one process, each on a thread of its own.
 
 All have the same network, the same start, and images in memory. The recipes are those of two examples, written out anew
 in torch alone:
@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -50,7 +51,7 @@ from mtlib.run.ahead import ahead
 from mtlib.tasks import ClassSet, episodes
 from mtlib.train import early_stopping, fit
 
-SLICE = 3.0  # seconds of a turn
+SLICE = 4.0  # seconds of a turn
 TARGETS = {"ProtoNet": 0.95, "MAML": 0.90}
 
 Look = Callable[[Params], None]
@@ -76,7 +77,7 @@ EASYFSL = Recipe(ways=5, queries=10, tasks=1, rate=1e-3)
 LEARN2LEARN = Recipe(ways=5, queries=1, tasks=32, rate=3e-3, lr=0.5)
 OWN = {
     "ProtoNet": Recipe(ways=20, queries=5, tasks=1, rate=1e-3),
-    "MAML": Recipe(ways=5, queries=5, tasks=1, rate=2e-3, lr=0.4, test_steps=5),
+    "MAML": Recipe(ways=5, queries=5, tasks=2, rate=2e-3, lr=0.4, test_steps=5),
 }
 
 
@@ -196,7 +197,7 @@ class Looks:
             turns,
             name,
         )
-        self.count, self.queries, self.slice = (4, 2, 0.2) if tiny else (150, 10, SLICE)
+        self.count, self.queries, self.slice = (4, 2, 0.2) if tiny else (100, 10, SLICE)
         self.stream = episodes(val, 5, 1, self.queries, tasks=2, seed=1)
         self.steps, self.seconds, self.seen = 0, 0.0, list[tuple[float, float]]()
         self.began, self.best = 0.0, None
@@ -210,6 +211,9 @@ class Looks:
         self.params = {k: v.detach().clone() for k, v in phi().items()}
         score = self.accuracy(self.params, self.stream, self.count)
         self.seen.append((self.seconds, score))
+        print(
+            f"{self.name}: {self.steps} steps, {self.seconds:.0f} s: {score:.3f}", file=sys.stderr
+        )
         if score >= TARGETS[self.method] or self.seconds >= self.limit:
             raise Done
         self.turns.over(self.name)
