@@ -25,7 +25,7 @@ command_of() {  # PIECE, into `run`
   local rest=${1#*/}
   case $1 in
     memory/*) run=(memory.py --only "${rest%%/*}" --rows "${rest#*/}" "${threads[@]}") ;;
-    training/*) run=(training.py --only "$rest" --limit 25 "${threads[@]}") ;;
+    training/*) run=(training.py --only "$rest" --limit 40 "${threads[@]}") ;;
     omniglot/*) run=(omniglot.py --only "$rest" --precision bfloat16) ;;
     processes) run=(processes.py --steps 4) ;;
     *) run=(meta_gradient.py --only "$1" "${threads[@]}") ;;
