@@ -1,7 +1,7 @@
 """What the benchmarks time: meta-batches of the literature's shapes, filled with random data from a seed.
 
-A module beside this one may bring workloads of its own: it stands in `MODULES`, and has `workloads(device)` -> name ->
-workload. Such a workload is a NamedTuple with `what`, `method` and `tasks`, and with methods: `case(seed, dtype, device)`,
+A module beside this one may bring workloads of its own: it stands in `MODULES`, and has `brings(device)` -> name ->
+workload; without that function it is left alone. Such a workload is a NamedTuple with `what`, `method` and `tasks`, and with methods: `case(seed, dtype, device)`,
 `reduced()`, `small()`, and `implementations(compiled)` -> name -> make, "torch by hand" among them. A module that is
 not there, or has not what it needs (ImportError), brings none.
 """
@@ -72,7 +72,7 @@ def workloads(device: str = "cpu") -> dict[str, Workload]:
         **_both_orders("W3", twenty),
         **_both_orders("W4", imagenet),
         "W5": protonet,
-        **{k: w for module in _brought() for k, w in module.workloads(device).items()},
+        **{k: w for module in _brought() for k, w in module.brings(device).items()},
     }
 
 
@@ -89,7 +89,7 @@ def _brought() -> list[ModuleType]:
                 spec.loader.exec_module(module)
             except ImportError:
                 del sys.modules[own]
-        if own in sys.modules:
+        if hasattr(sys.modules.get(own), "brings"):
             found.append(sys.modules[own])
     return found
 

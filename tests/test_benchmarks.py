@@ -203,7 +203,7 @@ class Line(NamedTuple):
             return lambda: [torch.autograd.grad((torch.eye(3).to(case) @ case).sum(), case)[0]]
         return {"mtlib": make, HAND: make}
 
-def workloads(device):
+def brings(device):
     return {"L1": Line()}
 """
 
