@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import re
 import statistics
 import sys
@@ -93,6 +94,8 @@ def suite(
         gaps = {}
         for name, work in chosen.items():
             gaps[name] = check(work, makes[name], device)
+            for wrong in [k for k, gap in gaps[name].items() if not gap <= TOLERANCE]:
+                del makes[name][wrong]
             shown.update()
     speed, results = peak(device), {}
     with bar(len(chosen) * (WARM_UP + repeats), "rounds") as shown:
@@ -131,14 +134,14 @@ def compiles(device: str) -> bool:
 def check(work: Workload, makes: dict[str, Make], device: str = "cpu") -> dict[str, float]:
     """Name -> ‖g − g_hand‖ / ‖g_hand‖ in float64, on few tasks, at the second call, as what is timed is never the first.
 
-    Raises Disagreement above 1e-9.
+    Raises Disagreement above 1e-9, but for JAX: what its compiler gets wrong is listed with its distance, and not timed.
     """
     data = case(reduced(work), dtype=torch.float64, device=device)
     grads = {name: flat(second_call(make(data))) for name, make in makes.items()}
     hand = grads[HAND]
     gaps = {name: ((g - hand).norm() / hand.norm()).item() for name, g in grads.items()}
     for name, gap in gaps.items():
-        if not gap <= TOLERANCE:
+        if not (gap <= TOLERANCE or name == "JAX"):
             raise Disagreement(
                 f"{work.what}, {work.method}: the gradients of {name!r} and {HAND!r} differ by {gap:.1e} in float64, "
                 f"expected at most {TOLERANCE:.0e}; nothing is timed"
@@ -247,6 +250,9 @@ def summary(
         "fastest peer": fastest,
         "floor": floor,
         "implementations": {name: row(name) for name in seconds},
+        "wrong": {
+            k: gap if math.isfinite(gap) else None for k, gap in gaps.items() if k not in seconds
+        },
     }
 
 
@@ -265,6 +271,7 @@ def table(name: str, result: dict[str, Any]) -> str:
             f"  {label:<22}{1e3 * r['median']:9.2f} ms   × {r['ratio']:.2f} [{low:.2f}, {high:.2f}]"
             f"   {r['floors']:.1f} floors"
         )
+    rows += [f"  {label:<22} not timed: off by {gap}" for label, gap in result["wrong"].items()]
     return "\n".join(rows)
 
 

@@ -1,9 +1,9 @@
 """What the benchmarks time: meta-batches of the literature's shapes, filled with random data from a seed.
 
 A module beside this one may bring workloads of its own: it stands in `MODULES`, and has `brings(device)` -> name ->
-workload; without that function it is left alone. Such a workload is a NamedTuple with `what`, `method` and `tasks`, and with methods: `case(seed, dtype, device)`,
-`reduced()`, `small()`, and `implementations(compiled)` -> name -> make, "torch by hand" among them. A module that is
-not there, or has not what it needs (ImportError), brings none.
+workload; without that function it is left alone. Such a workload is a NamedTuple with `what`, `method` and `tasks`, and
+with methods: `case(seed, dtype, device)`, `reduced()`, `small()`, and `implementations(compiled)` -> name -> make, "torch
+by hand" among them. A module that is not there, or has not what it needs (ImportError), brings none.
 """
 
 from __future__ import annotations

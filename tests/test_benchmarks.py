@@ -255,6 +255,22 @@ def test_jax_is_no_row_where_it_is_not_installed(benchmarks, monkeypatch):
     assert "JAX" not in implementations(workloads()["W1, 1 step"])
 
 
+def test_what_jax_gets_wrong_is_listed_and_not_timed(benchmarks, monkeypatch):
+    import meta_gradient
+    from peers import HAND, by_hand, ours
+
+    def wrong(case):
+        run = by_hand(case)
+        return lambda: [2 * g for g in run()]
+
+    makes = {"mtlib": ours(), HAND: by_hand, "JAX": wrong}
+    monkeypatch.setattr(meta_gradient, "implementations", lambda *_: dict(makes))
+    found = meta_gradient.suite("cpu", 2, ["W1, 1"], True)["workloads"]["W1, 1 step"]
+    assert list(found["implementations"]) == ["mtlib", HAND]
+    assert found["wrong"] == {"JAX": pytest.approx(1)}
+    assert "JAX" in meta_gradient.table("W1", found)
+
+
 def test_a_process_of_jax_that_ends_is_named(benchmarks, monkeypatch, tmp_path):
     import with_jax
     from workloads import case, small, workloads
