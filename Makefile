@@ -88,9 +88,8 @@ pdf: $(READY)  ## the built book as one PDF -> _build/book.pdf, by Chromium
 test-alone: $(READY)  ## each notebook alone, in an empty folder with a fresh environment
 	$(BIN)/pytest tests/test_notebooks_alone.py
 
-benchmarks: $(READY)  ## time and memory beside other libraries, kept in mtlib/book/results/benchmarks
-	$(BIN)/python benchmarks/meta_gradient.py --write > /dev/null
-	$(BIN)/python benchmarks/memory.py --write > /dev/null
+benchmarks: $(READY)  ## time and memory beside other libraries, in pieces, kept in mtlib/book/results/benchmarks
+	PYTHON=$(BIN)/python benchmarks/record.sh
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check

@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py                  # every table; the result as JSON
     python benchmarks/memory.py --only steps --threads 2
-    python benchmarks/memory.py --write          # keeps the result with the package
+    python benchmarks/memory.py --only tasks --rows mtlib --write   # keeps these lines with the package, beside others
 
 Four blocks of 64 filters, 1×28×28, 5-way 1-shot. `grown` is how far the peak of resident memory rises above what is held
 after a tiny warm-up; `counted` is `mtlib.run.cost.peak_memory`, which sees tensors alone; both in bytes. `seconds` is the
@@ -53,31 +53,38 @@ def main() -> None:
         table, name, number = given.one
         print(json.dumps(measure(Configuration(table, name, int(number)), given.small)))
         return
-    report = suite(given.only, given.small)
+    if given.list:
+        print("\n".join(f"{table}/{row}" for table in TABLES for row in TABLES[table]))
+        return
+    report = suite(given.only, given.small, given.rows)
     print(json.dumps(report, indent=1, ensure_ascii=False))
     if given.write:
-        keep(report, f"memory-{slug('cpu')}-{torch.get_num_threads()}-threads")
+        name = f"memory-{slug('cpu')}-{torch.get_num_threads()}-threads"
+        keep(report, name, "tables", depth=3)
 
 
 def options() -> argparse.ArgumentParser:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--threads", type=int, help="of one operation; torch's own choice otherwise")
     ask.add_argument("--only", nargs="+", default=list(TABLES), choices=list(TABLES))
+    ask.add_argument("--rows", nargs="+", help="of these tables, such as mtlib; all otherwise")
+    ask.add_argument("--list", action="store_true", help="the tables' rows, and no more")
     ask.add_argument("--small", action="store_true", help="tiny tables: whether all runs")
     ask.add_argument("--write", action="store_true", help="keep the result with the package")
     ask.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # what a fresh process is told
     return ask
 
 
-def suite(only: list[str], tiny: bool) -> dict[str, Any]:
+def suite(only: list[str], tiny: bool, rows: list[str] | None = None) -> dict[str, Any]:
     """Every configuration of the chosen tables, each in a process of its own."""
+    named = {table: [n for n in TABLES[table] if rows is None or n in rows] for table in only}
     todo = [
         Configuration(table, name, number)
         for table in only
-        for name in TABLES[table]
+        for name in named[table]
         for number in ((2,) if tiny else NUMBERS[table])
     ]
-    tables: dict[str, Any] = {table: {name: {} for name in TABLES[table]} for table in only}
+    tables: dict[str, Any] = {t: {name: {} for name in found} for t, found in named.items()}
     with bar(len(todo), "memory") as shown:
         for c in todo:
             tables[c.table][c.name][str(c.number)] = apart(c, tiny)
@@ -149,7 +156,7 @@ TABLES: dict[str, dict[str, Start]] = {
     },
     "episodes": {"mtlib": evaluation},
 }
-NUMBERS = {"steps": (1, 2, 5, 10, 20), "tasks": (1, 4, 16, 64), "episodes": (100, 1000)}
+NUMBERS = {"steps": (1, 2, 5, 10, 20), "tasks": (1, 4, 16, 64), "episodes": (100, 500)}
 
 
 # Resident memory ------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
     python benchmarks/meta_gradient.py                       # every workload; the result as JSON
     python benchmarks/meta_gradient.py --only W1 W2 --repeats 21 --threads 2
     python benchmarks/meta_gradient.py --device cuda --write # keeps the result with the package
+    python benchmarks/meta_gradient.py --only W2 --write     # in the kept file these workloads are new, others stay
 
-Implementations take turns in one process, with the same seed, weights and data. `ratio` is the fastest peer's time over
+Implementations take turns, with the same seed, weights and data: all of torch in one process, JAX in one of its own, for
+which this one waits (`with_jax.py`). `ratio` is the fastest peer's time over
 one's own in the same round: above 1 is faster. A peer is what is not mtlib; `peers.py` says which there are, learn2learn's
 loop among them (it does not install on Python 3.11 and later). `floors` is the median over the arithmetic floor: the
 operations of convolutions and matrix products, at the speed of one 64-channel 3×3 convolution.
@@ -13,21 +15,25 @@ operations of convolutions and matrix products, at the speed of one 64-channel 3
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import re
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from peers import HAND, Make, Run, by_hand, implementations, protonet_by_hand
+from devices import loaded
+from peers import HAND, Make, Run, implementations
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+from with_jax import is_here
 from workloads import Workload, case, reduced, small, workloads
 
 from mtlib.book.results import FOLDER, provenance, write
@@ -43,26 +49,34 @@ class Disagreement(Exception):
 
 def main() -> None:
     given = options().parse_args()
+    if given.list:
+        print("\n".join(workloads()))
+        return
     if given.threads:
         torch.set_num_threads(given.threads)
-    report = suite(given.device, given.repeats, given.only, given.small)
+    device = loaded(given.device)
+    report = suite(device, given.repeats, given.only, given.small, given.without)
     print(json.dumps(report, indent=1, ensure_ascii=False))
     if given.write:
-        keep(report, f"{slug(given.device)}-{torch.get_num_threads()}-threads")
+        keep(report, f"{slug(device)}-{torch.get_num_threads()}-threads", "workloads")
 
 
 def options() -> argparse.ArgumentParser:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--device", default="cpu", help="cpu or cuda")
+    ask.add_argument("--device", default="cpu", help="cpu, cuda, or the tests' second")
     ask.add_argument("--threads", type=int, help="of one operation; torch's own choice otherwise")
     ask.add_argument("--repeats", type=int, default=11, help="rounds, at least 2")
     ask.add_argument("--only", nargs="+", default=[""], help="how workloads begin: W1 W2")
+    ask.add_argument("--list", action="store_true", help="the workloads' names, and no more")
+    ask.add_argument("--without", nargs="+", default=[], help="implementations: JAX, higher")
     ask.add_argument("--small", action="store_true", help="tiny workloads: whether all runs")
     ask.add_argument("--write", action="store_true", help="keep the result with the package")
     return ask
 
 
-def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, Any]:
+def suite(
+    device: str, repeats: int, only: list[str], tiny: bool, without: Sequence[str] = ()
+) -> dict[str, Any]:
     """Check every chosen workload, then time it."""
     every = workloads(device)
     chosen = {k: w for k, w in every.items() if k.startswith(tuple(only))}
@@ -72,17 +86,24 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
         chosen = {k: small(w) for k, w in chosen.items()}
     compiled = not tiny and compiles(device)
     warnings.filterwarnings("error", "torch.compile failed")  # or its row would be another's
-    makes = {name: implementations(work, compiled) for name, work in chosen.items()}
+    makes = {
+        name: {k: m for k, m in implementations(work, compiled, device).items() if k not in without}
+        for name, work in chosen.items()
+    }
     with bar(len(chosen), "float64") as shown:
         gaps = {}
         for name, work in chosen.items():
             gaps[name] = check(work, makes[name], device)
+            for wrong in [k for k, gap in gaps[name].items() if not gap <= TOLERANCE]:
+                del makes[name][wrong]
             shown.update()
     speed, results = peak(device), {}
     with bar(len(chosen) * (WARM_UP + repeats), "rounds") as shown:
         for name, work in chosen.items():
             seconds = rounds(work, makes[name], device, repeats, shown.update)
-            results[name] = summary(work, seconds, gaps[name], flops(work, device) / speed)
+            results[name] = summary(
+                work, seconds, gaps[name], flops(work, makes[name][HAND], device) / speed
+            )
             tqdm.write(table(name, results[name]), file=sys.stderr)
     return {
         "setting": {
@@ -90,6 +111,8 @@ def suite(device: str, repeats: int, only: list[str], tiny: bool) -> dict[str, A
             "repeats": repeats,
             "warm-up": WARM_UP,
             "peak GFLOP/s": speed / 1e9,
+            "peak GB/s": bandwidth(device, tiny) / 1e9,
+            "absent": sorted({*without, *([] if is_here() and device == "cpu" else ["JAX"])}),
         },
         "workloads": results,
         "provenance": made(),
@@ -111,14 +134,14 @@ def compiles(device: str) -> bool:
 def check(work: Workload, makes: dict[str, Make], device: str = "cpu") -> dict[str, float]:
     """Name -> ‖g − g_hand‖ / ‖g_hand‖ in float64, on few tasks, at the second call, as what is timed is never the first.
 
-    Raises Disagreement above 1e-9.
+    Raises Disagreement above 1e-9, but for JAX: what its compiler gets wrong is listed with its distance, and not timed.
     """
     data = case(reduced(work), dtype=torch.float64, device=device)
     grads = {name: flat(second_call(make(data))) for name, make in makes.items()}
     hand = grads[HAND]
     gaps = {name: ((g - hand).norm() / hand.norm()).item() for name, g in grads.items()}
     for name, gap in gaps.items():
-        if not gap <= TOLERANCE:
+        if not (gap <= TOLERANCE or name == "JAX"):
             raise Disagreement(
                 f"{work.what}, {work.method}: the gradients of {name!r} and {HAND!r} differ by {gap:.1e} in float64, "
                 f"expected at most {TOLERANCE:.0e}; nothing is timed"
@@ -159,7 +182,9 @@ def rounds(
 
 
 def clock(run: Run | Callable[[], Tensor], device: str) -> float:
-    """Seconds of one call, to the end of what it started."""
+    """Seconds of one call, to the end of what it started; what runs in another process says its own."""
+    if hasattr(run, "seconds"):
+        return run.seconds()
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     wait()
     began = time.perf_counter()
@@ -171,10 +196,9 @@ def clock(run: Run | Callable[[], Tensor], device: str) -> float:
 # The floor -----------------------------------------------------------------------------------
 
 
-def flops(work: Workload, device: str) -> float:
+def flops(work: Workload, by_hand: Make, device: str) -> float:
     """Operations of convolutions and matrix products in the loop by hand: one task's, times their number."""
-    make = protonet_by_hand if work.method == "protonet" else by_hand
-    run = make(case(work._replace(tasks=1), device=device))
+    run = by_hand(case(work._replace(tasks=1), device=device))
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() * work.tasks
@@ -191,6 +215,13 @@ def peak(device: str, images: int = 75) -> float:
             clock(lambda: torch.nn.functional.conv2d(x, w, padding=1), device) for _ in range(20)
         )
     return 2 * x.numel() * 64 * 9 / best
+
+
+def bandwidth(device: str, tiny: bool = False) -> float:
+    """Bytes a second that a copy reads and writes, of more than any cache holds: the best of 20."""
+    x = torch.ones(2**16 if tiny else 2**26, device=device)
+    y = torch.empty_like(x)
+    return 2 * x.nbytes / min(clock(lambda: y.copy_(x), device) for _ in range(20))
 
 
 # The report ----------------------------------------------------------------------------------
@@ -219,6 +250,9 @@ def summary(
         "fastest peer": fastest,
         "floor": floor,
         "implementations": {name: row(name) for name in seconds},
+        "wrong": {
+            k: gap if math.isfinite(gap) else None for k, gap in gaps.items() if k not in seconds
+        },
     }
 
 
@@ -237,14 +271,38 @@ def table(name: str, result: dict[str, Any]) -> str:
             f"  {label:<22}{1e3 * r['median']:9.2f} ms   × {r['ratio']:.2f} [{low:.2f}, {high:.2f}]"
             f"   {r['floors']:.1f} floors"
         )
+    rows += [f"  {label:<22} not timed: off by {gap}" for label, gap in result["wrong"].items()]
     return "\n".join(rows)
 
 
-def keep(report: dict[str, Any], name: str) -> None:
-    """With the package, as mtlib/book/results/benchmarks/NAME.json."""
+def keep(report: dict[str, Any], name: str, part: str | None = None, depth: int = 1) -> None:
+    """With the package, as mtlib/book/results/benchmarks/NAME.json.
+
+    With a `part` such as "workloads", what is new goes into the file that is there: what the report does not have under
+    `part`, so many keys deep, stays, unless one of the two is a trial and the other is not. `commits` says which each is of.
+    """
     folder = FOLDER / "benchmarks"
     folder.mkdir(exist_ok=True)
-    write(folder / f"{name}.json", report)
+    path = folder / f"{name}.json"
+    if part:
+        old = json.loads(path.read_text("utf8")) if path.exists() else {}
+        if old.get("setting", {}).get("small", False) != report["setting"]["small"]:
+            old = {}
+        before = dict.fromkeys(old.get(part, {}), old.get("provenance", {}).get("commit"))
+        now = dict.fromkeys(report[part], report["provenance"]["commit"])
+        report = {
+            **report,
+            part: merged(old.get(part, {}), report[part], depth),
+            "commits": {**before, **old.get("commits", {}), **now},
+        }
+    write(path, report)
+
+
+def merged(old: dict[str, Any], new: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Both, in the order of the old; of what both have the new, or below `depth` 1 both of that."""
+    if depth == 1:
+        return {**old, **new}
+    return {**old, **{k: merged(old.get(k, {}), v, depth - 1) for k, v in new.items()}}
 
 
 def setting(device: str, tiny: bool) -> dict[str, Any]:
@@ -259,18 +317,20 @@ def setting(device: str, tiny: bool) -> dict[str, Any]:
 
 def slug(device: str) -> str:
     """The device in words fit for a file's name: cpu-avx512, nvidia-h100-80gb-hbm3."""
-    name = (
-        f"cpu {torch.backends.cpu.get_cpu_capability()}"
-        if device == "cpu"
-        else torch.cuda.get_device_name(device)
-    )
+    name = device
+    if device == "cpu":
+        name = f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    elif device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def made() -> dict[str, Any]:
     """`provenance`, with the peers' versions."""
     here = provenance()
-    here["versions"] |= {name: version(name) for name in ("higher", "torchopt")}
+    for name in ("higher", "torchopt", "jax"):
+        with contextlib.suppress(PackageNotFoundError):
+            here["versions"][name] = version(name)
     return here
 
 

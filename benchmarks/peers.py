@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from with_jax import ways
 from workloads import Case, Workload
 
 from mtlib.bilevel import bilevel, first_order
@@ -34,9 +35,14 @@ Make = Callable[[Case], Run]
 HAND = "torch by hand"
 
 
-def implementations(work: Workload, compiled: bool = False) -> dict[str, Make]:
-    """Name -> `make`, every implementation that does this workload; mtlib's names begin with "mtlib"."""
-    return {**variants(work, compiled), **peers(work)}
+def implementations(work: Workload, compiled: bool = False, device: str = "cpu") -> dict[str, Make]:
+    """Name -> `make`, every implementation that does this workload; mtlib's names begin with "mtlib".
+
+    A workload of another module brings its own. JAX takes part on a CPU, where it is installed.
+    """
+    if not isinstance(work, Workload):
+        return work.implementations(compiled)
+    return {**variants(work, compiled), **peers(work), **(ways(work) if device == "cpu" else {})}
 
 
 def variants(work: Workload, compiled: bool = False) -> dict[str, Make]:
@@ -110,9 +116,10 @@ def plain(case: Case) -> nn.Module:
             source = case.net.body
         else:
             net.append(nn.Linear(work.width * (work.size // 16) ** 2, work.ways))
+    net.to(next(source.parameters()))
     with torch.no_grad():
         for mine, given in zip(net.parameters(), source.parameters(), strict=True):
-            mine.data = given.detach().clone()
+            mine.copy_(given)
     return net
 
 

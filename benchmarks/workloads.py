@@ -1,7 +1,17 @@
-"""What the benchmarks time: meta-batches of the literature's shapes, filled with random data from a seed."""
+"""What the benchmarks time: meta-batches of the literature's shapes, filled with random data from a seed.
+
+A module beside this one may bring workloads of its own: it stands in `MODULES`, and has `brings(device)` -> name ->
+workload; without that function it is left alone. Such a workload is a NamedTuple with `what`, `method` and `tasks`, and
+with methods: `case(seed, dtype, device)`, `reduced()`, `small()`, and `implementations(compiled)` -> name -> make, "torch
+by hand" among them. A module that is not there, or has not what it needs (ImportError), brings none.
+"""
 
 from __future__ import annotations
 
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +21,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 from mtlib.core import Batch, Episode, Loss, move, over
 from mtlib.data.sinusoids import sinusoids
 from mtlib.nets import conv4, mlp
+
+MODULES = ("transformers",)
 
 
 class Workload(NamedTuple):
@@ -27,6 +39,7 @@ class Workload(NamedTuple):
     channels: int = 1
     size: int = 28  # pixels a side; 0: points of a curve
     width: int = 64
+    jax: bool = False  # whether JAX takes part, which compiles for long
 
 
 class Case(NamedTuple):
@@ -41,7 +54,9 @@ class Case(NamedTuple):
 def workloads(device: str = "cpu") -> dict[str, Workload]:
     """Name -> workload. W2 has 8 tasks on a CPU and 32 on another device, which 8 would not fill."""
     so: Any = "second order"
-    sinusoid = Workload("sinusoid, MLP 1-40-40-1", so, 25, 10, 10, lr=0.01, ways=1, size=0)
+    sinusoid = Workload(
+        "sinusoid, MLP 1-40-40-1", so, 25, 10, 10, lr=0.01, ways=1, size=0, jax=True
+    )
     omniglot = Workload(
         "Omniglot shape, 5-way 1-shot", so, 8 if device == "cpu" else 32, shots=1, queries=15
     )
@@ -53,11 +68,30 @@ def workloads(device: str = "cpu") -> dict[str, Workload]:
     return {
         "W1, 1 step": sinusoid._replace(steps=1),
         "W1, 5 steps": sinusoid,
-        **_both_orders("W2", omniglot),
+        **_both_orders("W2", omniglot._replace(jax=True)),
         **_both_orders("W3", twenty),
         **_both_orders("W4", imagenet),
         "W5": protonet,
+        **{k: w for module in _brought() for k, w in module.brings(device).items()},
     }
+
+
+def _brought() -> list[ModuleType]:
+    """The modules that bring workloads, under names that no package has."""
+    found = []
+    for name in MODULES:
+        path, own = Path(__file__).with_name(f"{name}.py"), f"benchmarks_{name}"
+        if own not in sys.modules and path.exists():
+            spec = spec_from_file_location(own, path)
+            module = module_from_spec(spec)
+            sys.modules[own] = module
+            try:
+                spec.loader.exec_module(module)
+            except ImportError:
+                del sys.modules[own]
+        if hasattr(sys.modules.get(own), "brings"):
+            found.append(sys.modules[own])
+    return found
 
 
 def _both_orders(name: str, work: Workload) -> dict[str, Workload]:
@@ -69,11 +103,15 @@ def _both_orders(name: str, work: Workload) -> dict[str, Workload]:
 
 def reduced(work: Workload) -> Workload:
     """The same structure with two tasks and few queries, on which gradients are compared."""
+    if not isinstance(work, Workload):
+        return work.reduced()
     return work._replace(tasks=2, queries=min(work.queries, 2))
 
 
 def small(work: Workload) -> Workload:
     """A tiny version for tests: it says that things run, and nothing about their speed."""
+    if not isinstance(work, Workload):
+        return work.small()
     images = {"size": 16, "width": 4, "ways": 3} if work.size else {}
     return reduced(work)._replace(**images)
 
@@ -82,6 +120,8 @@ def case(
     work: Workload, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Case:
     """The workload's network, with weights from the seed, and its data, on the device."""
+    if not isinstance(work, Workload):
+        return work.case(seed, dtype, device)
     torch.manual_seed(seed)
     if work.size:
         net = conv4(work.ways, work.channels, work.width, work.size)

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from mtlib.core import Draw, Params, expect, fixed, over, take
 from mtlib.run.attention import NO_CUDNN, NO_FASTPATH
 from mtlib.run.copies import grad_mode_kept
+from mtlib.run.cost import affordable
 from mtlib.run.devices import random_state
 from mtlib.run.fast import (
     CPP_WRAPPER,
@@ -87,7 +88,8 @@ def over_tasks(
     """Σ_t w_t · task(φ, data_t), with w_t = 1/T if `weights` is None.
 
     `chunk` is the number of tasks that run as one program, from 1 (a loop) to T; None chooses: a loop for
-    convolutions on a CPU (`vmap` is slower there and takes the memory of all tasks), all tasks otherwise.
+    convolutions on a CPU (`vmap` is slower there and takes the memory of all tasks), all tasks otherwise, or as many as
+    half of the device's memory holds (`mtlib.run.cost.affordable`).
     On a CPU with convolutions, small tasks run on several threads: what a task calls must be thread-safe, or
     `torch.set_num_threads(1)` keeps them on one. Tasks that draw random numbers from torch stay on one by themselves.
     Where `vmap` has no rule for what they do, or a wrong one, tasks run in a loop, with a warning that says why.
@@ -123,14 +125,16 @@ def over_tasks(
     @grad_mode_kept
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
         leaves = leaves_of(phi, net)
-        w = weigh(count(data))
+        w, size = weigh(count(data)), chunk
 
         def one(part: slice) -> tuple[Tensor, Params]:
             """Σ w_t · task_t over the tasks of a chunk, and its gradient: one backward pass."""
             return step(leaves, take(data, part), w[part])
 
+        if not (chunk or compile):
+            size = affordable(default_chunk(phi, len(w)), one, phi, data, run.sizes)
         return second_derivatives(
-            partial(in_chunks, one, _add, phi, data, chunk, run.share, 1 if compile else None),
+            partial(in_chunks, one, _add, phi, data, size, run.share, 1 if compile else None),
             phi,
             run,
         )
@@ -328,6 +332,7 @@ class Batched:
     def __init__(self, task: Callable[[Params, Any], Tensor], vmap: bool = True):
         self.task, self.exact, self.first, self.share = task, vmap, True, sharing()
         self.compiled = self.without_cudnn = self.rewrites = False
+        self.sizes = dict[Any, int]()  # of chunks, by the shapes of tasks
 
     def learn_from(self, other: Batched) -> None:
         """Take over what the other found out, if its task does the same but for the numbers in it."""
@@ -338,6 +343,7 @@ class Batched:
         if same:
             self.exact, self.first, self.share = other.exact, other.first, other.share
             self.without_cudnn, self.rewrites = other.without_cudnn, other.rewrites
+            self.sizes = other.sizes
 
     def __call__(self, phi: Params, data: Any) -> Tensor:
         if not self.exact or plain() or count(data) == 1:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 
 import pytest
@@ -43,19 +46,21 @@ def test_every_implementation_of_every_workload_agrees_and_is_timed(benchmarks):
     from peers import implementations
     from workloads import workloads
 
-    found = report("meta_gradient.py", "--small", "--repeats", "2", "--threads", "1")
+    options = ["--small", "--repeats", "2", "--threads", "1", "--without", "JAX"]
+    found = report("meta_gradient.py", *options)
     assert list(found["workloads"]) == list(workloads())
     for name, work in workloads().items():
         result = found["workloads"][name]
         rows = result["implementations"]
-        assert list(rows) == list(implementations(work))
+        assert list(rows) == [n for n in implementations(work) if n != "JAX"]
         assert rows[result["fastest peer"]]["ratio"] == 1
         assert not result["fastest peer"].startswith("mtlib") and result["floor"] > 0
         for row in rows.values():
             assert row["float64 discrepancy"] <= 1e-9
             assert 0 < row["quartiles"][0] <= row["median"] <= row["quartiles"][1]
             assert row["ratio"] > 0 and row["floors"] > 0
-    assert found["setting"]["threads"] == 1 and found["setting"]["peak GFLOP/s"] > 0
+    assert found["setting"]["threads"] == 1 and found["setting"]["absent"] == ["JAX"]
+    assert found["setting"]["peak GFLOP/s"] > 0 and found["setting"]["peak GB/s"] > 0
     assert {"torch", "higher", "torchopt"} <= set(found["provenance"]["versions"])
 
 
@@ -149,6 +154,231 @@ def test_what_is_compiled_takes_part_where_torch_compiles(benchmarks, monkeypatc
 
     monkeypatch.setattr(torch, "compile", broken)
     assert not compiles("cpu")
+
+
+def test_new_workloads_go_into_the_file_that_is_there(benchmarks, monkeypatch, tmp_path):
+    import meta_gradient
+
+    monkeypatch.setattr(meta_gradient, "FOLDER", tmp_path)
+
+    def kept(commit, small=False, part="workloads", depth=1, **found):
+        made = {"setting": {"small": small}, part: found, "provenance": {"commit": commit}}
+        meta_gradient.keep(made, part, part, depth)
+        return json.loads((tmp_path / "benchmarks" / f"{part}.json").read_text("utf8"))
+
+    kept("a", W1=1, W2=2, W3=3)
+    found = kept("b", W2=4, W4=5)
+    assert list(found["workloads"].items()) == [("W1", 1), ("W2", 4), ("W3", 3), ("W4", 5)]
+    assert found["commits"] == {"W1": "a", "W2": "b", "W3": "a", "W4": "b"}
+    assert found["provenance"]["commit"] == "b"
+    assert kept("c", W3=6)["commits"] == {"W1": "a", "W2": "b", "W3": "c", "W4": "b"}
+    assert kept("d", small=True, W1=7)["workloads"] == {"W1": 7}  # a trial keeps nothing of it
+    kept("a", part="tables", depth=3, steps={"mtlib": {"1": 1, "2": 2}})
+    found = kept("b", part="tables", depth=3, steps={"mtlib": {"2": 3}, "higher": {"1": 4}})
+    assert found["tables"] == {"steps": {"mtlib": {"1": 1, "2": 3}, "higher": {"1": 4}}}
+
+
+BROUGHT = """
+from typing import NamedTuple
+import torch
+from peers import HAND
+
+class Line(NamedTuple):
+    what: str = "a line"
+    method: str = "first order"
+    tasks: int = 2
+    slope: float = 1.0
+
+    def case(self, seed, dtype, device):
+        return self.slope * torch.ones(3, 1, dtype=dtype, device=device, requires_grad=True)
+
+    def reduced(self):
+        return self
+
+    def small(self):
+        return self._replace(tasks=1)
+
+    def implementations(self, compiled):
+        def make(case):
+            return lambda: [torch.autograd.grad((torch.eye(3).to(case) @ case).sum(), case)[0]]
+        return {"mtlib": make, HAND: make}
+
+def brings(device):
+    return {"L1": Line()}
+"""
+
+
+def test_another_module_brings_its_own_workloads(benchmarks, monkeypatch, tmp_path):
+    import meta_gradient
+    import workloads
+
+    (tmp_path / "lines.py").write_text(BROUGHT)
+    monkeypatch.setattr(workloads, "MODULES", ("lines", "none"))
+    monkeypatch.setattr(workloads, "__file__", str(tmp_path / "workloads.py"))
+    found = meta_gradient.suite("cpu", 2, ["L"], True)["workloads"]["L1"]
+    assert found["workload"] == {"what": "a line", "method": "first order", "tasks": 1, "slope": 1}
+    assert found["fastest peer"] == "torch by hand" and found["floor"] > 0
+    (tmp_path / "needy.py").write_text("import no_such_package")
+    monkeypatch.setattr(workloads, "MODULES", ("needy",))
+    assert next(iter(workloads.workloads())) == "W1, 1 step"
+
+
+# JAX, in another process ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["W1, 5 steps", "W2, second order", "W2, first order"])
+def test_jax_agrees_and_says_its_own_seconds(benchmarks, name):
+    pytest.importorskip("jax")
+    from meta_gradient import check, clock
+    from peers import HAND, by_hand
+    from with_jax import ways
+    from workloads import case, reduced, small, workloads
+
+    work = small(workloads()[name])
+    makes = ways(work)
+    assert check(work, {HAND: by_hand, **makes})["JAX"] <= 1e-9
+    if name.startswith("W1"):
+        run = makes["JAX"](case(reduced(work)))
+        assert 0 < clock(run, "cpu") < 60
+        assert [g.shape for g in run()] == [p.shape for p in run.case.net.parameters()]
+        process = run.process
+        del run
+        assert process.poll() is not None
+
+
+def test_jax_is_no_row_where_it_is_not_installed(benchmarks, monkeypatch):
+    import with_jax
+    from peers import implementations
+    from workloads import workloads
+
+    monkeypatch.setattr(with_jax, "find_spec", lambda name: None)
+    assert "JAX" not in implementations(workloads()["W1, 1 step"])
+
+
+def test_what_jax_gets_wrong_is_listed_and_not_timed(benchmarks, monkeypatch):
+    import meta_gradient
+    from peers import HAND, by_hand, ours
+
+    def wrong(case):
+        run = by_hand(case)
+        return lambda: [2 * g for g in run()]
+
+    makes = {"mtlib": ours(), HAND: by_hand, "JAX": wrong}
+    monkeypatch.setattr(meta_gradient, "implementations", lambda *_: dict(makes))
+    found = meta_gradient.suite("cpu", 2, ["W1, 1"], True)["workloads"]["W1, 1 step"]
+    assert list(found["implementations"]) == ["mtlib", HAND]
+    assert found["wrong"] == {"JAX": pytest.approx(1)}
+    assert "JAX" in meta_gradient.table("W1", found)
+
+
+def test_a_process_of_jax_that_ends_is_named(benchmarks, monkeypatch, tmp_path):
+    import with_jax
+    from workloads import case, small, workloads
+
+    (tmp_path / "worker.py").write_text("")
+    monkeypatch.setattr(with_jax, "WORKER", tmp_path / "worker.py")
+    run = with_jax.Apart(case(small(workloads()["W1, 1 step"])), "vmap")
+    with pytest.raises(RuntimeError, match="process ended"):
+        run()
+
+
+# Training whole, two processes, columns, a GPU ------------------------------------------------
+
+
+def test_a_moments_race_on_omniglot_looks_at_each_contender(benchmarks):
+    import training
+
+    found = report("training.py", "--small", "--limit", "0.3", "--threads", "1")["training"]
+    assert list(found) == ["ProtoNet", "MAML"]
+    for method, rows in found.items():
+        assert list(rows) == list(training.CONTENDERS[method])
+        for row in rows.values():
+            assert row["steps"] >= 1 and 0 <= row["test"] <= 1
+            last, accuracy = row["validation"][-1]
+            reached = accuracy >= training.TARGETS[method]
+            assert row["seconds"] == (last if reached else None)
+            assert reached or last >= 0.3
+
+
+@pytest.mark.parametrize("method", ["ProtoNet", "MAML"])
+def test_a_recipe_in_torch_takes_the_step_that_mtlibs_takes(benchmarks, monkeypatch, method):
+    """On the same episodes: its items are drawn by mtlib's stream here. ProtoNet's distances are squared in mtlib."""
+    import training
+    from torch.nn.functional import cross_entropy
+
+    from mtlib.bilevel import bilevel
+    from mtlib.nets import conv4
+    from mtlib.tasks import ClassSet, episodes
+
+    data = ClassSet(torch.rand(20, 8, 1, 28, 28).double(), [str(i) for i in range(20)], "noise")
+    recipe = training.Recipe(5, 2, 2, 0.001, 0.1)
+    draw = episodes(data, 5, 1, 2, 2, 0)(0)
+    net = conv4(5, width=64, seed=0).double()
+    learner = training.learned(method, net, recipe, 1)
+    phi = learner.init()
+    grads = bilevel(learner, cross_entropy).value_and_grad(phi, draw)[1]
+    plain = training.written_out(net)
+    monkeypatch.setattr(torch, "cdist", lambda a, b: ((a[:, None] - b) ** 2).sum(-1))
+    step = training.proto_step if method == "ProtoNet" else training.maml_step
+    for t in range(2):
+        (xs, ys), (xq, yq) = ((b.x[t], b.y[t].argmax(-1)) for b in draw)
+        step(plain, recipe, xs, ys, xq, yq)
+    for (k, g), p in zip(grads.items(), plain.parameters(), strict=False):
+        assert torch.allclose(g, p.grad / 2, rtol=1e-9, atol=1e-12), k
+
+
+def test_drawn_items_are_of_different_classes(benchmarks):
+    import random
+
+    import training
+
+    items = torch.arange(20.0)[:, None, None].expand(20, 6, 1)
+    recipe = training.Recipe(5, 3, 1, 0.1)
+    xs, ys, xq, yq = training.drawn(random.Random(0), items, recipe)
+    assert len(xs.unique()) == 5 and torch.equal(xs[ys], xs) and torch.equal(xs[yq], xq)
+
+
+def test_the_columns_are_four_for_each_method(benchmarks):
+    found = report("columns.py", "--small", "--seconds", "1", "--seeds", "0", "1")
+    names = [f"{ways}-way {shots}-shot" for ways in (5, 20) for shots in (1, 5)]
+    assert all(list(row) == names for row in found["columns"].values())
+    for row in found["columns"].values():
+        for cell in row.values():
+            runs = [r["accuracy"] for r in cell["runs"].values()]
+            assert cell["mean"] == pytest.approx(sum(runs) / 2) and cell["seeds"] >= 0
+
+
+def test_two_processes_take_turns_with_one(benchmarks):
+    options = ["--tasks", "2", "--inner", "1", "--queries", "1", "--width", "4", "--steps", "1"]
+    found = report("processes.py", *options, "--rounds", "2")
+    assert (
+        found["processes"]["two"]["median"] > 0 and len(found["processes"]["apart"]["rounds"]) == 2
+    )
+    assert 0 < found["exchange"] < 1 and min(found["seconds"].values()) > 0
+
+
+def gpu(*options, **environment):
+    done = subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *options],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_command_for_a_gpu_says_its_steps_which_take_ten_minutes_at_most():
+    status, said = gpu("--dry", "--small", "--device", "second")
+    limits = [int(n) for n in re.findall(r"at most (\d+) s", said)]
+    assert status == 0 and len(limits) == 4 and sum(limits) <= 600
+    assert said.count("--device second") == 2 and "--write" not in said
+    assert gpu("--dry")[1].count("--device cuda") == 2 and "--write" in gpu("--dry")[1]
+    assert gpu("--fast")[0] == 64
+
+
+def test_a_step_that_fails_stops_no_other_and_counts():
+    status, said = gpu("--small", "--device", "none", PYTHON="false")
+    assert status == 4 and said.count("FAILED") == 4
 
 
 # Memory --------------------------------------------------------------------------------------
