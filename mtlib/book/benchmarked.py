@@ -39,7 +39,9 @@ Call = Callable[[], Any]
 
 def reports(kind: str) -> dict[str, Report]:
     """Name -> recorded file that has this key, sorted by name. A trial at the small scale is none."""
-    expect(isinstance(kind, str) and kind, "the key of a kind of record, as 'workloads'", kind)
+    expect(
+        isinstance(kind, str) and bool(kind), "the key of a kind of record, as 'workloads'", kind
+    )
     held = {
         path.stem: json.loads(path.read_text("utf8"))
         for path in sorted((results.FOLDER / "benchmarks").glob("*.json"))
@@ -87,7 +89,8 @@ class Case(NamedTuple):
     @property
     def best(self) -> float:
         """The ratio of the faster of mtlib's recorded ways."""
-        return max(r["ratio"] for n, r in self.rows.items() if n.startswith(OURS))
+        ratio: float = max(r["ratio"] for n, r in self.rows.items() if n.startswith(OURS))
+        return ratio
 
     @property
     def floors(self) -> float:
@@ -265,6 +268,38 @@ def slowest(report: Report, count: int = 5) -> dict[str, str]:
     return {page.removeprefix("book/"): f"{seconds:.0f}" for page, seconds in pages[:count]}
 
 
+def told_processes(files: Mapping[str, Report]) -> dict[str, str]:
+    """How many times as fast as one process two are, together and apart, and what averaging takes in %: of the last file."""
+    for report in reversed([*files.values()]):
+        two, apart = (f"{report['processes'][kind]['median']:.2f}" for kind in ("two", "apart"))
+        return {"two": two, "apart": apart, "exchange": f"{100 * report['exchange']:.1f}"}
+    return dict.fromkeys(("two", "apart", "exchange"), NOTHING)
+
+
+def told_pages(files: Mapping[str, Report]) -> dict[str, str]:
+    """How many pages were timed, minutes in all, and how many ran at a time: of the last file."""
+    for report in reversed([*files.values()]):
+        spent = report["pages"].values()
+        return {
+            "pages": f"{len(spent)}",
+            "total": f"{sum(spent) / 60:.0f}",
+            "jobs": f"{report['jobs']}",
+        }
+    return dict.fromkeys(("pages", "total", "jobs"), NOTHING)
+
+
+def straight(x: Sequence[float], y: Sequence[float], tolerance: float = 0.05) -> float:
+    """The slope of numbers that lie on a line, but for this part of the last; AssertionError if they do not."""
+    expect(len(x) == len(y) > 1, "as many numbers as x, at least two", y)
+    slope = (y[-1] - y[0]) / (x[-1] - x[0])
+    off = max(abs(y[0] + slope * (a - x[0]) - b) for a, b in zip(x, y, strict=True))
+    if off > tolerance * abs(y[-1]):
+        raise AssertionError(
+            f"expected numbers on a straight line, got {list(y)}, off by {off:.3g}"
+        )
+    return slope
+
+
 # What an idea brings -------------------------------------------------------------------------
 
 
@@ -311,7 +346,7 @@ def in_turns(ways: Mapping[str, Call], rounds: int = 7) -> dict[str, float]:
     expect(bool(ways) and all(map(callable, ways.values())), "functions to call, by name", ways)
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(rounds + 1):
-        for name in list(ways) if i % 2 else reversed(ways):
+        for name in list(ways) if i % 2 else reversed([*ways]):
             began = time.perf_counter()
             ways[name]()
             spent[name].append(time.perf_counter() - began)
@@ -351,7 +386,9 @@ def gain(
 
     Both must agree in float64, ‖fast − slow‖ ≤ 10⁻¹⁰ ‖slow‖, else AssertionError; then they are timed in float32.
     """
-    sides = [make(torch.float64)() for make in (fast, slow)]
-    equal(idea, *({"the value": value, **grads} for value, grads in sides), 1e-10)
+    one, other = (
+        {"": value, **grads} for value, grads in (f(torch.float64)() for f in (fast, slow))
+    )
+    equal(idea, one, other, 1e-10)
     spent = in_turns({"fast": fast(torch.float32), "slow": slow(torch.float32)}, rounds)
     return Gain(**spent)
