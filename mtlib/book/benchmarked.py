@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from mtlib.book import results
-from mtlib.book.page import equal
+from mtlib.book.page import equal, table
 from mtlib.core import expect
 from mtlib.plots import BLUES, REFERENCE, styles
 from mtlib.tasks import positive
@@ -47,6 +47,14 @@ def reports(kind: str) -> dict[str, Report]:
         for path in sorted((results.FOLDER / "benchmarks").glob("*.json"))
     }
     return {k: r for k, r in held.items() if kind in r and not r.get("setting", {}).get("small")}
+
+
+def shown(rows: Mapping[str, Any], columns: Sequence[str] = (), corner: str = "") -> None:
+    """`mtlib.book.page.table` of what is recorded, or a line that says that nothing is."""
+    if rows:
+        table(rows, columns, corner)
+    else:
+        print(f"{corner}: {NOTHING}" if corner else NOTHING)
 
 
 def origins(files: Mapping[str, Report]) -> dict[str, dict[str, str]]:
