@@ -117,12 +117,12 @@ def test_the_largest_distance_counts():
 
 
 def test_the_figure_has_a_mark_for_each_row_and_the_peer_at_one():
-    with figure() as (fig, axes):
+    with figure() as (_, axes):
         ratios(axes, cases(ALL))
         marks = {c.get_label(): float(c.lines[0].get_xdata()[0]) for c in axes.containers}
         assert marks == {"mtlib": 0.9, "mtlib, compiled": 1.5, "torchopt": 1.0, "JAX": 3.0}
         assert axes.get_xscale() == "log"
-    with figure() as (fig, axes):
+    with figure() as (_, axes):
         ratios(axes, [])
 
 

@@ -394,6 +394,7 @@ def gain(
 
     Both must agree in float64, ‖fast − slow‖ ≤ 10⁻¹⁰ ‖slow‖, else AssertionError; then they are timed in float32.
     """
+    expect(callable(fast) and callable(slow), "two functions of a dtype", (fast, slow))
     one, other = (
         {"": value, **grads} for value, grads in (f(torch.float64)() for f in (fast, slow))
     )
