@@ -165,6 +165,20 @@ def test_columns_minutes_memory_pages_and_processes():
     assert told_processes({"x": two}) == {"two": "1.87", "apart": "1.95", "exchange": "1.2"}
 
 
+def test_where_a_file_comes_from_stands_in_its_column():
+    made = {
+        "date": "2026-11-24",
+        "commit": "d76f70ca0f1d",
+        "versions": {"torch": "2.13", "jax": "0.10"},
+    }
+    whole = {"provenance": made, "setting": {"threads": 2, "repeats": 7, "absent": ["JAX"]}}
+    rows = origins({"cpu": whole, "bare": {}})
+    assert rows["commit"] == {"cpu": "d76f70c", "bare": ""}
+    assert rows["versions"]["cpu"] == "torch 2.13, jax 0.10"
+    assert rows["left out"] == {"cpu": "JAX", "bare": "nobody"}
+    assert list(rows["rounds"].values()) == ["7", ""]
+
+
 # Ideas -----------------------------------------------------------------------------------------
 
 

@@ -58,18 +58,24 @@ def shown(rows: Mapping[str, Any], columns: Sequence[str] = (), corner: str = ""
 
 
 def origins(files: Mapping[str, Report]) -> dict[str, dict[str, str]]:
-    """Where files come from, as rows of a table: date, commit, torch, threads, rounds."""
-    rows = {}
-    for name, report in files.items():
+    """When and with what files were made, as rows of a table: a column for each file."""
+
+    def facts(report: Report) -> dict[str, str]:
         made, setting = report.get("provenance", {}), report.get("setting", {})
-        rows[name] = {
+        versions = made.get("versions", {})
+        return {
             "date": made.get("date", ""),
             "commit": made.get("commit", "")[:7],
-            "torch": made.get("versions", {}).get("torch", ""),
+            "Python": made.get("python", ""),
+            "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
             "threads": str(setting.get("threads", "")),
             "rounds": str(setting.get("repeats", "")),
+            "left out": ", ".join(setting.get("absent", [])) or "nobody",
         }
-    return rows
+
+    held = {name: facts(report) for name, report in files.items()}
+    names = next(iter(held.values()), {})
+    return {fact: {name: held[name][fact] for name in held} for fact in names}
 
 
 class Case(NamedTuple):
