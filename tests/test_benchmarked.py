@@ -175,7 +175,7 @@ def test_where_a_file_comes_from_stands_in_its_column():
     rows = origins({"cpu": whole, "bare": {}})
     assert rows["commit"] == {"cpu": "d76f70c", "bare": ""}
     assert rows["versions"]["cpu"] == "torch 2.13, jax 0.10"
-    assert rows["left out"] == {"cpu": "JAX", "bare": "nobody"}
+    assert rows["not installed"] == {"cpu": "JAX", "bare": ""}
     assert list(rows["rounds"].values()) == ["7", ""]
 
 

@@ -12,6 +12,7 @@ import mtlib.book.results
 import mtlib.nets
 import mtlib.norm
 import mtlib.run.fast
+from mtlib.book.benchmarked import told
 from mtlib.norm import _Twice
 
 pytestmark = pytest.mark.fast
@@ -147,7 +148,7 @@ def test_a_recorded_time_behind_a_peer_in_torch_stops_the_page(recorded, monkeyp
 
 def test_a_default_behind_a_peer_is_named_where_the_compiled_way_is_not(recorded):
     page = recorded(cpu=report(ratio=0.9, compiled=2.0), gpu=report())
-    said = page["told"](page["CASES"])
+    said = told(page["CASES"])
     assert said["behind"] == "W1, cpu (0.90)" and said["faster"] == "1"
     assert {c.name: c.best for c in page["CASES"]} == {"W1, cpu": 2.0, "W1, gpu": 1.5}
 
@@ -157,4 +158,4 @@ def test_a_peer_that_is_not_torchs_may_win_and_is_named(recorded):
     rows = held["workloads"]["W1"]["implementations"]
     rows["JAX"] = {**rows["mtlib"], "ratio": 3.0}
     page = recorded(cpu=held)
-    assert page["told"](page["CASES"])["ahead"] == "JAX, 2.0 times as fast on W1"
+    assert told(page["CASES"])["ahead"] == "JAX, 2.0 times as fast on W1"

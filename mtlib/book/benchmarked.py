@@ -70,7 +70,7 @@ def origins(files: Mapping[str, Report]) -> dict[str, dict[str, str]]:
             "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
             "threads": str(setting.get("threads", "")),
             "rounds": str(setting.get("repeats", "")),
-            "left out": ", ".join(setting.get("absent", [])) or "nobody",
+            "not installed": ", ".join(setting.get("absent", [])),
         }
 
     held = {name: facts(report) for name, report in files.items()}
