@@ -48,6 +48,7 @@ from mtlib.book import (
 from mtlib.book import directions as adaptation
 from mtlib.book import tables as small_tables
 from mtlib.book.across import Across, Rival
+from mtlib.book.benchmarked import fastest, gain, in_turns, reference, reports, slowest, straight
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.choices import Tuning, over_units
 from mtlib.book.contest import Trial, Way, alphabets, conclude, contest, measured
@@ -4419,6 +4420,16 @@ BAD |= {
     ),
     "alarm: no bound": (lambda: test_time.alarm(torch.zeros(3), 6), "one bound"),
     "alarm: logits": (lambda: test_time.alarm(ANSWERS, 6, below=1.0), "one for each window"),
+    "reports: no kind": (lambda: reports(""), "workloads"),
+    "slowest: no pages": (lambda: slowest({"pages": {"book/a": 1.0}}, 0), "count"),
+    "straight: one number": (lambda: straight([1], [1.0]), "at least two"),
+    "straight: other lengths": (lambda: straight([1, 2], [1.0]), "as many numbers"),
+    "reference: a room without one": (lambda: reference("core").__enter__(), "reference"),
+    "in_turns: no ways": (lambda: in_turns({}), "functions to call"),
+    "in_turns: results": (lambda: in_turns({"a": 1.0}), "functions to call"),
+    "in_turns: no rounds": (lambda: in_turns({"a": float}, 0), "rounds"),
+    "fastest: no repeats": (lambda: fastest(float, 0), "repeats"),
+    "gain: a result": (lambda: gain("idea", 1.0, float), "functions of a dtype"),
     "arrivals: an unknown order": (lambda: arriving.arrivals(LABELS, "random", 0), "mixed"),
     "arrivals: one-hot rows": (lambda: arriving.arrivals(ANSWERS, "mixed", 0), "classes y"),
     "watched: labels of other items": (

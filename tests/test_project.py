@@ -87,6 +87,7 @@ NEED_PAGES = {
     "mtlib.book.pictures",
     "mtlib.book.directions",
     "mtlib.book.arriving",
+    "mtlib.book.benchmarked",
     "mtlib.book.across",
     "mtlib.book.choices",
     "mtlib.book.sentences",
