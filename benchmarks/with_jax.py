@@ -11,10 +11,9 @@ import pickle
 import subprocess
 import sys
 import weakref
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,29 +30,20 @@ def is_here() -> bool:
 
 
 def ways(work: Workload) -> dict[str, Any]:
-    """Name -> `make`: all tasks as one program, or one after the other where the network convolves.
-
-    Measured on two cores (JAX 0.10), of what is right that is its fastest. Its own convolution takes a sixth longer than the
-    product in `jax_worker.py`, under `vmap`, as one of groups, 6 times as long; `lax.map` takes 8 times as long. `vmap` over
-    the products would be a tenth faster, but is wrong: with a pool by `max` over axes the second-order gradient is off by
-    100 % in float64 (right in a loop, and right with `maximum` of slices, which is slower).
-    """
-    if not (is_here() and work.jax):
-        return {}
-    return {"JAX": partial(Apart, way="loop" if work.size else "vmap")}
+    """Name -> `make`, where JAX is here and the workload is one of its."""
+    return {"JAX": Apart} if is_here() and work.jax else {}
 
 
 class Apart:
     """The meta-gradient of a case in JAX's process; `seconds()` is the time of one call, as that process says."""
 
-    def __init__(self, case: Case, way: Literal["vmap", "loop"]):
+    def __init__(self, case: Case):
         self.case, net = case, case.net
         problem = {
             "work": case.work._asdict(),
             "parameters": [p.detach().numpy() for p in net.parameters()],
             "episode": tuple(tuple(batch) for batch in over(Tensor.numpy, case.episode)),
             "double": next(net.parameters()).dtype == torch.float64,
-            "way": way,
         }
         self.process = subprocess.Popen(
             [sys.executable, str(WORKER), str(torch.get_num_threads())],

@@ -277,7 +277,7 @@ def test_a_process_of_jax_that_ends_is_named(benchmarks, monkeypatch, tmp_path):
 
     (tmp_path / "worker.py").write_text("")
     monkeypatch.setattr(with_jax, "WORKER", tmp_path / "worker.py")
-    run = with_jax.Apart(case(small(workloads()["W1, 1 step"])), "vmap")
+    run = with_jax.Apart(case(small(workloads()["W1, 1 step"])))
     with pytest.raises(RuntimeError, match="process ended"):
         run()
 
