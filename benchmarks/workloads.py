@@ -22,7 +22,7 @@ from mtlib.core import Batch, Episode, Loss, move, over
 from mtlib.data.sinusoids import sinusoids
 from mtlib.nets import conv4, mlp
 
-MODULES = ("transformers",)
+MODULES = ("transformer",)
 
 
 class Workload(NamedTuple):

@@ -1,22 +1,16 @@
-"""Workloads of transformers, with peers whose layer norm is written out, as torch's own is wrong under `vmap`.
-
-    python benchmarks/transformers.py --only W6 --repeats 9 --threads 1
+"""Workloads of transformers for `meta_gradient.py`: `brings` has them.
 
 W6: MAML on a small transformer that reads sequences of pairs, as in-context learners do. W7: MAML of LoRA on the last two
-blocks of an encoder of MiniLM's size; what the frozen blocks give is computed once, for everybody. The gradients agree in
-float64 before anything is timed; a peer with a wrong one is listed with its error and not timed.
+blocks of an encoder of MiniLM's size; what the frozen blocks give is computed once, for everybody. torch's own layer norm is
+wrong under `vmap` in second order: that peer is listed with its error and not timed, another has its layer norm written out.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, mse_loss
 
 from mtlib.bilevel import bilevel, first_order
-from mtlib.core import Batch, Episode, take
+from mtlib.core import Batch, Episode, move, take
 from mtlib.learners.gradient import maml
 from mtlib.learners.lora import lora
 
@@ -41,7 +35,7 @@ class Work(NamedTuple):
     """One meta-gradient of tasks of `rows` support and as many query sequences."""
 
     what: str
-    second: bool
+    method: Literal["second order", "first order"]
     tasks: int
     width: int
     heads: int
@@ -53,21 +47,35 @@ class Work(NamedTuple):
     steps: int = 2
     lr: float = 0.05
 
+    @property
+    def second(self) -> bool:
+        return self.method == "second order"
 
-def workloads() -> dict[str, Work]:
-    small = Work("in-context regression, 4 blocks of 64", True, 16, 64, 4, 128, 4)
-    large = Work("LoRA on 2 of 6 blocks of 384", True, 32, 384, 12, 1536, 2, frozen=4, rows=2)
-    both = {"W6": small, "W7": large}
+    def reduced(self) -> Work:
+        """Few tasks and narrow layers, on which gradients are compared."""
+        return self._replace(tasks=2, width=4 * self.heads, hidden=32, length=5, rows=2)
+
+    def small(self) -> Work:
+        return self.reduced()
+
+    def case(self, seed: int, dtype: torch.dtype, device: str) -> Case:
+        return case(self, seed, dtype, device)
+
+    def implementations(self, compiled: bool = False) -> dict[str, Callable[[Case], Run]]:
+        return implementations(self)
+
+
+def brings(device: str) -> dict[str, Work]:
+    """Name -> workload."""
+    so: Any = "second order"
+    small = Work("in-context regression, 4 blocks of 64", so, 16, 64, 4, 128, 4)
+    large = Work("LoRA on 2 of 6 blocks of 384", so, 32, 384, 12, 1536, 2, frozen=4, rows=2)
+    first: Any = "first order"
     return {
-        f"{k}, {order} order": w._replace(second=order == "second")
-        for k, w in both.items()
-        for order in ("second", "first")
+        f"{name}, {order}": work._replace(method=order)
+        for name, work in (("W6", small), ("W7", large))
+        for order in (so, first)
     }
-
-
-def reduced(work: Work) -> Work:
-    """Few tasks and narrow layers, on which gradients are compared."""
-    return work._replace(tasks=2, width=4 * work.heads, hidden=32, length=5, rows=2)
 
 
 class WrittenNorm(nn.LayerNorm):
@@ -138,17 +146,18 @@ class Case(NamedTuple):
 TARGETS = ("linear1", "linear2")
 
 
-def case(work: Work, dtype: torch.dtype = torch.float32) -> Case:
-    torch.manual_seed(0)
-    base = encoder(work, work.frozen).to(dtype).eval() if work.frozen else None
-    net, g = Net(work).to(dtype), torch.Generator().manual_seed(0)
+def case(work: Work, seed: int, dtype: torch.dtype, device: str) -> Case:
+    """The workload's network, with weights from the seed, and its data, on the device."""
+    torch.manual_seed(seed)
+    base = encoder(work, work.frozen).to(device, dtype).eval() if work.frozen else None
+    net, g = Net(work).to(device, dtype), torch.Generator().manual_seed(seed)
 
     def batch() -> Batch:
         shape = (work.tasks, work.rows, work.length, work.width if base else 2)
         x = torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
         return Batch(x, x[:, :, 0, :1].sin())
 
-    episode = Episode(batch(), batch())
+    episode = move(Episode(batch(), batch()), device)
     if base is None:
         learner = maml(net, mse_loss, work.lr, work.steps)
         return Case(work, learner, learner.init(), net, base, episode)
@@ -158,13 +167,13 @@ def case(work: Work, dtype: torch.dtype = torch.float32) -> Case:
     phi = learner.init()
     for k in phi:
         if k.startswith("lora.") and k.endswith(".b"):  # not where A has no gradient
-            phi[k] = torch.randn(phi[k].shape, generator=g).to(dtype) / 20
+            phi[k] = torch.randn(phi[k].shape, generator=g).to(phi[k]) / 20
     return Case(work, learner, phi, net, base, episode)
 
 
 def plain(case: Case, norm: bool = False) -> nn.Module:
     """The network as a user of torch has it; `norm`: with layer norm written out."""
-    net = Net(case.work).to(case.episode.query.y.dtype)
+    net = Net(case.work).to(case.episode.query.y)
     net.load_state_dict(case.net.state_dict())
     if case.base is not None:
         for p in net.body.parameters():
@@ -331,56 +340,3 @@ def implementations(work: Work) -> dict[str, Callable[[Case], Run]]:
     if work.second and not work.frozen:
         found["torchopt"] = with_torchopt
     return found
-
-
-def gaps(work: Work) -> dict[str, float | str]:
-    """Name -> relative error in float64 against the loop by hand, at the second call, or why it does not run."""
-    data = case(reduced(work), torch.float64)
-    grads: dict[str, Tensor] = {}
-    failed: dict[str, float | str] = {}
-    for name, make in implementations(work).items():
-        try:
-            run = make(data)
-            run()
-            grads[name] = torch.cat([g.flatten().clone() for g in run()])
-        except Exception as error:  # a peer's own way to fail
-            failed[name] = " ".join(str(error).split()[:12])
-    hand = grads["torch by hand"]
-    return {k: float((g - hand).norm() / hand.norm()) for k, g in grads.items()} | failed
-
-
-def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--only", nargs="+", default=[""])
-    ask.add_argument("--repeats", type=int, default=7)
-    ask.add_argument("--threads", type=int, default=1)
-    given = ask.parse_args()
-    torch.set_num_threads(given.threads)
-    for name, work in workloads().items():
-        if not name.startswith(tuple(given.only)):
-            continue
-        found = gaps(work)
-        right = [k for k, v in found.items() if not isinstance(v, str) and v <= 1e-9]
-        if "mtlib" not in right:
-            raise SystemExit(f"{name}: {found}")
-        data = case(work)
-        runs = {k: implementations(work)[k](data) for k in right}
-        seconds: dict[str, list[float]] = {k: [] for k in runs}
-        for i in range(given.repeats + 2):
-            for k in list(runs) if i % 2 else reversed(runs):
-                began = time.perf_counter()
-                runs[k]()
-                if i > 1:
-                    seconds[k].append(time.perf_counter() - began)
-        medians = {k: statistics.median(v) for k, v in seconds.items()}
-        fastest = min((k for k in runs if k != "mtlib"), key=medians.__getitem__)
-        ratios = {
-            k: statistics.median(a / b for a, b in zip(seconds[fastest], v, strict=True))
-            for k, v in seconds.items()
-        }
-        report = {"fastest peer": fastest, "ratio": ratios, "median": medians, "float64": found}
-        print(json.dumps({name: report}, indent=1), flush=True)
-
-
-if __name__ == "__main__":
-    main()
