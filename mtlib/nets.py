@@ -20,6 +20,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from mtlib.core import expect, half
 from mtlib.norm import Norm, Statistics
 from mtlib.run.copies import Called, before, copyable, evaluating, private, replaced
+from mtlib.run.convolution import convolution, convolves
 from mtlib.run.devices import random_kept
 from mtlib.run.fast import as_stored, plain
 from mtlib.tasks import above_zero, functions, positive
@@ -441,7 +442,7 @@ def conv4(
 
     def block(inputs: int) -> nn.Sequential:
         conv = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
-        return nn.Sequential(conv, Norm(width, statistics), nn.MaxPool2d(2), nn.ReLU())
+        return Blocks(conv, Norm(width, statistics), nn.MaxPool2d(2), nn.ReLU())
 
     with seeded(seed):
         blocks = [block(channels), *(block(width) for _ in range(3))]
@@ -480,13 +481,47 @@ def conv2(
         blocks = [*block(channels, width), *block(width, 2 * width), nn.Flatten()]
         inputs = 2 * width * (size // 4) ** 2
         last = normed(inputs, 64) if norm and bottleneck else [nn.Linear(inputs, 64), nn.ReLU()]
-        return two_halves(nn.Sequential(ChannelsLast(), *blocks, *last), nn.Linear(64, ways))
+        return two_halves(Blocks(ChannelsLast(), *blocks, *last), nn.Linear(64, ways))
 
 
 def normed(inputs: int, outputs: int) -> list[nn.Module]:
     """Linear, norm, ReLU: (B, inputs) -> (B, outputs). A bias before the norm would have no effect."""
     positive(inputs=inputs, outputs=outputs)
     return [nn.Linear(inputs, outputs, bias=False), Norm(outputs), nn.ReLU()]
+
+
+class Blocks(nn.Sequential):
+    """Modules one after the other; a norm, its 2×2 max-pool and ReLU run as one, `Norm.pooled`, unless hooks look between."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        modules = [*self]
+        while modules:
+            first: Any = modules[0]
+            if together(*modules[:3]):
+                x = first.pooled(x)
+                del modules[:3]
+            elif together(*modules[1:4]) and untouched(first) and convolves(first, x):
+                x = convolution(modules.pop(0), x)
+            else:
+                x = modules.pop(0)(x)
+        return x
+
+
+def together(*three: nn.Module) -> bool:
+    """Whether modules are a `Norm`, a 2×2 max-pool and a ReLU that nobody has changed, or looks at."""
+    if tuple(map(type, three)) != (Norm, nn.MaxPool2d, nn.ReLU):
+        return False
+    pool: Any = three[1]
+    plain_pool = (pool.kernel_size, pool.stride, pool.padding, pool.dilation) == (2, 2, 0, 1)
+    return plain_pool and not (pool.return_indices or pool.ceil_mode) and all(map(untouched, three))
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether nobody looks at what a module reads and gives, or has put a function in its place."""
+    return not ("forward" in vars(module) or any(getattr(module, k) for k in HOOKS))
+
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class ChannelsLast(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from mtlib.core import Batch, Episode, Params, expect, move
+from mtlib.run import block
 from mtlib.run.copies import before, evaluating, grad_mode_kept, private
 from mtlib.run.fast import plain
 
@@ -61,20 +62,32 @@ class Norm(nn.Module):
             )
         if x.dtype != self.weight.dtype and torch.float64 in (x.dtype, self.weight.dtype):
             raise ValueError(f"expected x of {self.weight.dtype} in this Norm, got {x.dtype}")
-        own = self.running_mean is None or (self.statistics == "batch" and self.training)
+        own = self.reads_batch()
         if own and _elements(x) < 2:
             raise ValueError(
                 f"expected more than one number per channel to take mean and variance of, got x {tuple(x.shape)}: "
                 'x − μ would be 0. Give more rows, or statistics="stored".'
             )
         if own and not plain():
-            return _Normalise.apply(x, self.weight, self.bias, self.eps)[0]
+            return _normalised(x, self.weight, self.bias, self.eps)
         if self.running_mean is None or self.running_var is None or own:
             mean, var = moments(x)
         else:
             mean, var = self.running_mean.detach(), self.running_var.detach()
         scale = self.weight * (var + self.eps).rsqrt()
         return x * _per_channel(scale, x) + _per_channel(self.bias - mean * scale, x)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """relu(max_pool2d(norm(x), 2)), as one operation where `mtlib.run.block` has one."""
+        one = self.reads_batch() and block.fits(x, self.weight, self.bias)
+        y = None
+        if one and x.shape[1] == len(self.weight):
+            y = block.norm_pool_relu(x, self.weight, self.bias, self.eps, _normalised)
+        return nn.functional.max_pool2d(self(x), 2).relu() if y is None else y
+
+    def reads_batch(self) -> bool:
+        """Whether mean and variance are now those of the input."""
+        return self.running_mean is None or (self.statistics == "batch" and self.training)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, statistics={self.statistics!r}"
@@ -232,6 +245,10 @@ class _Normalise(Function):
     def vmap(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
         tensors = _fold(info.batch_size, dims, x, weight, bias)
         return _unfold(info.batch_size, _Normalise.apply(*tensors, eps))
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return _Normalise.apply(x, weight, bias, eps)[0]
 
 
 class _Backward(Function):

@@ -1,0 +1,196 @@
+"""Batch norm, 2×2 max-pool and ReLU as one operation on a CPU, with gradients of first and second order.
+
+The three passes are those of `mtlib.norm`, in C (`block.c`): each reads an image twice and writes once what the three
+operations write, and read again, one by one. Ties go as they do in torch: the first of equal winners of a window is the
+winner, and where the winner is 0 or less nothing passes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn.functional import max_pool2d
+
+from mtlib.run import compiled
+from mtlib.run.fast import plain, transforming
+
+LAST = torch.channels_last
+KINDS = {torch.float32: "float", torch.float64: "double"}
+Reference = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""`reference(x, γ, β, ε)` -> the norm of x: what the kernels are held against, and what runs without them."""
+
+
+def fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether the kernels can take these: real numbers on a CPU, channels last, outside of torch's transforms."""
+    return (
+        type(x) is Tensor
+        and x.dtype in KINDS
+        and x.dtype == weight.dtype == bias.dtype
+        and x.device.type == weight.device.type == bias.device.type == "cpu"
+        and x.ndim == 4
+        and x.numel() > 0
+        and min(x.shape[2:]) > 1
+        and _laid_out(x)
+        and not torch.compiler.is_compiling()
+        and not plain()
+        and not transforming()
+    )
+
+
+def norm_pool_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, reference: Reference
+) -> Tensor | None:
+    """relu(max-pool(norm(x))) (N, C, H/2, W/2) for x that `fits`; None where this machine has no kernels."""
+    kernels = _kernels(x.dtype, reference)
+    return None if kernels is None else _Forward.apply(x, weight, bias, eps, kernels, reference)
+
+
+def _laid_out(x: Tensor) -> bool:
+    n, c, h, w = x.shape
+    return x.stride() == (c * h * w, 1, c * w, c) or (
+        c > 1 and x.is_contiguous(memory_format=LAST)
+    )
+
+
+def _three(x: Tensor, weight: Tensor, bias: Tensor, eps: float, reference: Reference) -> Tensor:
+    return torch.relu(max_pool2d(reference(x, weight, bias, eps), 2))
+
+
+class _Kernels:
+    """The three functions of `block.c` for one dtype."""
+
+    def __init__(self, functions: ctypes.CDLL):
+        self.functions = functions
+        address, size = ctypes.c_void_p, ctypes.c_ssize_t
+        sizes = [*[size] * 4, ctypes.c_int]
+        functions.forward.argtypes = [*[address] * 3, ctypes.c_double, *sizes, *[address] * 5]
+        functions.backward.argtypes = [*[address] * 7, *sizes, *[address] * 3]
+        functions.twice.argtypes = [*[address] * 12, *sizes, *[address] * 3]
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> list[Tensor]:
+        """y, x̂ of the winners, which they are, μ, 1/√(σ² + ε)."""
+        n, c, h, w = x.shape
+        y = torch.empty((n, c, h // 2, w // 2), dtype=x.dtype, memory_format=LAST)
+        out = [y, torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)]
+        out += [torch.empty_like(weight), torch.empty_like(weight)]
+        self.call(self.functions.forward, x, [x, weight, bias], out, eps)
+        return out
+
+    def backward(self, g: Tensor, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """(g_x, g_γ, g_β); `rest` is x̂, which, γ, μ, 1/√(σ² + ε)."""
+        weight = rest[2]
+        out = (torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight))
+        self.call(self.functions.backward, x, [_as_last(g), x, *rest], out)
+        return out
+
+    def twice(self, v: Tensor, vw: Tensor, vb: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """Cotangents of g, x and γ; `rest` is g, x, x̂, which, γ, μ, 1/√(σ² + ε), g_γ, g_β."""
+        g, x, weight = rest[0], rest[1], rest[4]
+        g = _as_last(g)
+        out = (torch.empty_like(g), torch.empty_like(x), torch.empty_like(weight))
+        self.call(self.functions.twice, x, [_as_last(v), vw, vb, g, *rest[1:]], out)
+        return out
+
+    def call(self, f: Any, x: Tensor, given: Any, out: Any, *more: float) -> None:
+        n, c, h, w = x.shape
+        threads = torch.get_num_threads() if x.numel() > 1 << 15 else 1
+        given = [t if t.is_contiguous() or t.ndim == 4 else t.contiguous() for t in given]
+        places = [t.data_ptr() for t in given], [t.data_ptr() for t in out]
+        if f(*places[0], *more, n, h, w, c, threads, *places[1]):
+            raise MemoryError("no memory for the sums over the channels of a norm")
+
+
+def _as_last(g: Tensor) -> Tensor:
+    """g with its channels last in memory, whatever its strides are."""
+    return g if _laid_out(g) else torch.empty_like(g, memory_format=LAST).copy_(g)
+
+
+class _Forward(Function):
+    apply: ClassVar[Callable[..., Tensor]]
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, kernels: Any, reference: Any
+    ) -> Tensor:
+        y, *rest = kernels.forward(x, weight, bias, eps)
+        xh, won, mean, rstd = rest
+        ctx.save_for_backward(x, weight, bias, xh, won, mean, rstd)
+        ctx.eps, ctx.kernels, ctx.reference = eps, kernels, reference
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, weight, bias, xh, won, mean, rstd = ctx.saved_tensors
+        if transforming() or type(g) is not Tensor:  # a backward pass under vmap
+            with torch.enable_grad():
+                y = _three(x, weight, bias, ctx.eps, ctx.reference)
+            again = torch.is_grad_enabled()
+            grads = torch.autograd.grad(y, (x, weight, bias), g, create_graph=again)
+            return *grads, None, None, None
+        return *_Backward.apply(g, x, xh, won, weight, mean, rstd, ctx.kernels), None, None, None
+
+
+class _Backward(Function):
+    apply: ClassVar[Callable[..., tuple[Tensor, ...]]]
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, *given: Any) -> tuple[Tensor, ...]:
+        *rest, kernels = given
+        out: tuple[Tensor, ...] = kernels.backward(g, *rest)
+        ctx.save_for_backward(g, *rest, *out[1:])
+        ctx.kernels = kernels
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> Any:
+        to_g, to_x, to_weight = _Twice.apply(*v, *ctx.saved_tensors, ctx.kernels)
+        return to_g, to_x, None, None, to_weight, None, None, None
+
+
+class _Twice(Function):
+    apply: ClassVar[Callable[..., tuple[Tensor, ...]]]
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        *tensors, kernels = given
+        out: tuple[Tensor, ...] = kernels.twice(*tensors)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            "mtlib's batch-statistics norm has gradients of first and second order, not of third. "
+            'Use group norm, or statistics="stored".'
+        )
+
+
+@cache
+def _kernels(dtype: torch.dtype, reference: Reference) -> _Kernels | None:
+    """The kernels for a dtype, once they gave what the reference gives, on odd sizes; None where they cannot be had."""
+    found = compiled.library("block", REAL=KINDS[dtype])
+    if found is None:
+        return None
+    kernels = _Kernels(found)
+    return kernels if _right(kernels, dtype, reference) else None
+
+
+@torch.enable_grad()
+def _right(kernels: _Kernels, dtype: torch.dtype, reference: Reference) -> bool:
+    """Whether the kernels' values and gradients of both orders are the reference's."""
+    x = torch.arange(2.0 * 3 * 5 * 7, dtype=dtype).sin().view(2, 3, 5, 7).contiguous(memory_format=LAST)
+    weight, bias = torch.tensor([[1.0, -0.5, 2.0], [0.5, 0.25, -0.5]], dtype=dtype)
+    found = []
+    for f in (lambda *a: _Forward.apply(*a, kernels, reference), lambda *a: _three(*a, reference)):
+        at = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        y = f(*at, 1e-5)
+        first = torch.autograd.grad((y**3).sum(), at, create_graph=True)
+        second = torch.autograd.grad(sum((g**2).sum() for g in first), at)
+        found.append([y, *first, *second])
+    room = 1e3 * torch.finfo(dtype).eps
+    return all(bool(((a - b).norm() <= room * b.norm())) for a, b in zip(*found, strict=True))
