@@ -85,10 +85,8 @@ class Case(NamedTuple):
     what: str  # "Omniglot shape, 5-way 1-shot"
     device: str
     peer: str  # the fastest
-    rows: dict[
-        str, dict[str, Any]
-    ]  # implementation -> median, ratio, quartiles, floors, distance in float64
-    wrong: Mapping[str, float | None] = {}  # noqa: RUF012 - not timed -> distance in float64
+    rows: dict[str, dict[str, Any]]  # implementation -> its times, and its distance in float64
+    wrong: Mapping[str, float | None] = {}  # not timed -> that distance; None: not finite
 
     @property
     def default(self) -> float:
