@@ -108,6 +108,15 @@ def test_a_workload_of_which_mtlib_has_one_way_with_an_argument():
     assert case.default == case.best == 1.2
 
 
+def test_a_peer_with_a_wrong_gradient_is_named_and_has_no_time():
+    report = times(mtlib=1.0, higher=1.0)
+    report["workloads"]["W1, 5 steps"]["wrong"] = {"JAX": 4.3e-3, "other": None}
+    assert told(cases({"cpu": report}))["untimed"] == (
+        "JAX on W1, 5 steps (off by 4e-03); other on W1, 5 steps (off by no finite number)"
+    )
+    assert told(cases(ALL))["untimed"] == "nobody"
+
+
 def test_the_largest_distance_counts():
     report = times(mtlib=1.0, mtlib_compiled=1.0, higher=1.0)
     rows = report["workloads"]["W1, 5 steps"]["implementations"]

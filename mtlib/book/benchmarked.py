@@ -85,9 +85,8 @@ class Case(NamedTuple):
     what: str  # "Omniglot shape, 5-way 1-shot"
     device: str
     peer: str  # the fastest
-    rows: dict[
-        str, dict[str, Any]
-    ]  # implementation -> median, ratio, quartiles, floors, distance in float64
+    rows: dict[str, dict[str, Any]]  # implementation -> its times, and its distance in float64
+    wrong: Mapping[str, float | None] = {}  # not timed -> that distance; None: not finite
 
     @property
     def default(self) -> float:
@@ -140,6 +139,7 @@ def cases(files: Mapping[str, Report]) -> list[Case]:
             device,
             found["fastest peer"],
             found["implementations"],
+            found.get("wrong", {}),
         )
         for device, report in files.items()
         for name, found in report["workloads"].items()
@@ -169,6 +169,12 @@ def told(found: Sequence[Case]) -> dict[str, str]:
         "faster": f"{len(found) - len(behind)}",
         "behind": "; ".join(behind) or ("nothing" if found else NOTHING),
         "ahead": "; ".join(ahead) or ("nowhere, in what is recorded" if found else NOTHING),
+        "untimed": "; ".join(
+            f"{name} on {c.name} (off by {'no finite number' if gap is None else f'{gap:.0e}'})"
+            for c in found
+            for name, gap in c.wrong.items()
+        )
+        or ("nobody" if found else NOTHING),
         "least": ends[0] if ends else NOTHING,
         "most": ends[-1] if ends else NOTHING,
         "compiled": f"{max(compiled):.1f}" if compiled else NOTHING,
