@@ -131,7 +131,7 @@ def test_tasks_run_on_other_threads_only_where_it_pays():
     phi = parameters(net)
     assert default_threads(phi, data, 5) == 1  # vmap was asked for
     assert default_threads(parameters(layered()), points(), 1) == 1  # no convolution
-    large = over(lambda d: d.expand(5, *d.shape[1:]).repeat_interleave(80, 1), data)
+    large = over(lambda d: d[:1].expand(5, *d.shape[1:]).repeat_interleave(2000, 1), data)
     assert default_threads(phi, large, 1) == 1
     assert default_threads(phi, over(lambda d: d[:1], data), 1) == 1
 

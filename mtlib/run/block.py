@@ -128,30 +128,52 @@ class _Forward(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight, bias, xh, won, mean, rstd = ctx.saved_tensors
-        if transforming() or type(g) is not Tensor:  # a backward pass under vmap
+        if _mapped(g):
+            x, weight, bias = at = _moving(x, weight, bias)
             with torch.enable_grad():
                 y = _three(x, weight, bias, ctx.eps, ctx.reference)
-            again = torch.is_grad_enabled()
-            grads = torch.autograd.grad(y, (x, weight, bias), g, create_graph=again)
+            grads = torch.autograd.grad(y, at, g, create_graph=torch.is_grad_enabled())
             return *grads, None, None, None
-        return *_Backward.apply(g, x, xh, won, weight, mean, rstd, ctx.kernels), None, None, None
+        given = (g, x, weight, bias, xh, won, mean, rstd)
+        return *_Backward.apply(*given, ctx.eps, ctx.kernels, ctx.reference), None, None, None
 
 
 class _Backward(Function):
     apply: ClassVar[Callable[..., tuple[Tensor, ...]]]
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, *given: Any) -> tuple[Tensor, ...]:
-        *rest, kernels = given
-        out: tuple[Tensor, ...] = kernels.backward(g, *rest)
-        ctx.save_for_backward(g, *rest, *out[1:])
-        ctx.kernels = kernels
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        g, x, weight, bias, xh, won, mean, rstd, ctx.eps, ctx.kernels, ctx.reference = given
+        out: tuple[Tensor, ...] = ctx.kernels.backward(g, x, xh, won, weight, mean, rstd)
+        ctx.save_for_backward(g, x, xh, won, weight, mean, rstd, *out[1:], bias)
         return out
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> Any:
-        to_g, to_x, to_weight = _Twice.apply(*v, *ctx.saved_tensors, ctx.kernels)
-        return to_g, to_x, None, None, to_weight, None, None, None
+        *tensors, bias = ctx.saved_tensors
+        if any(map(_mapped, v)):
+            g, x, weight, bias = at = _moving(tensors[0], tensors[1], tensors[4], bias)
+            with torch.enable_grad():
+                y = _three(x, weight, bias, ctx.eps, ctx.reference)
+                grads = torch.autograd.grad(y, at[1:], g, create_graph=True)
+            to_g, to_x, to_weight = torch.autograd.grad(grads, at[:3], v)
+        else:
+            to_g, to_x, to_weight = _Twice.apply(*v, *tensors, ctx.kernels)
+        return to_g, to_x, to_weight, *[None] * 8
+
+
+def _mapped(g: Tensor) -> bool:
+    """Whether a backward pass runs under vmap, where a tensor says nothing of its layout: the reference then runs anew."""
+    try:
+        g.is_contiguous(memory_format=LAST)
+    except RuntimeError:
+        return True
+    return transforming() or type(g) is not Tensor
+
+
+def _moving(*tensors: Tensor) -> list[Tensor]:
+    """The tensors, those without a gradient as ones with."""
+    return [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
 
 
 class _Twice(Function):
