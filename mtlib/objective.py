@@ -28,10 +28,10 @@ from mtlib.run.copies import grad_mode_kept
 from mtlib.run.cost import affordable
 from mtlib.run.devices import random_state
 from mtlib.run.fast import (
-    CPP_WRAPPER,
     MATH,
     NeedsLoop,
     by_reference,
+    compiler_options,
     differentiated_again,
     function_modes,
     mapped,
@@ -468,13 +468,11 @@ def compiled(gradient: Gradient, run: Batched) -> Gradient:
             reached[key] = list(grads)
             return value, grads
         try:
-            # on a CPU: kernels called from C++, a sixth less time in all for a small network
-            in_c = CPP_WRAPPER is not None and all(v.is_cpu for v in leaves.values())
             program = program or torch.compile(
                 torch.func.grad_and_value(total),
                 fullgraph=True,
                 dynamic=dynamic,
-                options={"cpp_wrapper": True} if in_c else None,
+                options=compiler_options(leaves),
             )
             with _together(leaves):
                 grads, value = program(moving, still, data, w)

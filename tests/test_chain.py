@@ -75,7 +75,15 @@ def test_the_meta_gradient_is_the_reference_s(widths, activation, bias, last, us
         assert any(used)
 
 
-def test_single_precision_and_a_frozen_layer(used, monkeypatch):
+def test_the_first_call_which_is_watched_is_as_the_others_bit_for_bit(used):
+    net = row((1, 7, 6, 1), nn.ReLU)
+    objective, data = bilevel(maml(net, mse_loss, 0.1, 2), mse_loss), points(1, 1)
+    (one, first), (two, second) = (objective.value_and_grad(parameters(net), data) for _ in "12")
+    assert all(used)
+    assert torch.equal(one, two) and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_frozen_layer(used, monkeypatch):
     torch.manual_seed(0)
     net = row((2, 6, 5, 1), nn.Tanh)
     net[0].weight.requires_grad_(False)

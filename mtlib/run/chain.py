@@ -217,20 +217,24 @@ def _by_autograd(
 ) -> list[_Maybe]:
     """As `_twice`, and differentiable."""
     at = [None if t is None else t.view_as(t) for t in (x, *weights)]
-    first = [(t, u) for t, u, want in zip(at, v, wanted, strict=True) if want and u is not None]
+    first = [
+        (t, u)
+        for t, u, want in zip(at, v, wanted, strict=True)
+        if want and t is not None and u is not None
+    ]
     g = g.view_as(g)
     *_, h = _values(acts, at[0], at[1:])  # type: ignore[arg-type]
-    grads = torch.autograd.grad(h, [t for t, _ in first], g, create_graph=True)  # type: ignore[misc]
-    moving = [t is not None and t.requires_grad for t in (g, *at)]
+    grads = torch.autograd.grad(h, [t for t, _ in first], g, create_graph=True)
+    moving = {i: t for i, t in enumerate((g, *at)) if t is not None and t.requires_grad}
     found = torch.autograd.grad(
         grads,
-        [t for t, m in zip((g, *at), moving, strict=True) if m],  # type: ignore[misc]
+        list(moving.values()),
         [u for _, u in first],
         create_graph=True,
         allow_unused=True,
     )
-    rest = iter(found)
-    return [next(rest) if m else None for m in moving]
+    of = dict(zip(moving, found, strict=True))
+    return [of.get(i) for i in range(len(at) + 1)]
 
 
 def _twice(
@@ -256,8 +260,8 @@ def _twice(
     for j in range(n - 1, -1, -1):
         act, w, d, vw = acts[j], weights[2 * j], deltas[j], v[2 * j + 1]
         c = q if q is None or act is None else act.back(q, h[j + 1])
-        if act and act.curve and d is not None and slopes[j] is not None:
-            bent = d * slopes[j] * act.curve(h[j + 1])
+        if act and act.curve and d is not None and (a := slopes[j]) is not None:
+            bent = d * a * act.curve(h[j + 1])
             c = bent if c is None else c + bent
         found[2 * j + 1] = added(_turned(c), h[j], added(_turned(d), along[j], None))
         if c is not None and weights[2 * j + 1] is not None:
