@@ -508,10 +508,10 @@ class _WatchFunctions(TorchFunctionMode):
             or (name == "instance_norm" and own is not False)
         ):
             _refuse(name, [*args, *kwargs.values()])
-        if _LOOKING.functions is self and name == "layer_norm":
-            if differentiated_again([*args, *kwargs.values()]):
-                self.rewrites = True
-                return layer_norm(*args, **kwargs)
+        given = [*args, *kwargs.values()]
+        if _LOOKING.functions is self and name == "layer_norm" and differentiated_again(given):
+            self.rewrites = True
+            return layer_norm(*args, **kwargs)
         if _LOOKING.functions is self and func is nn.functional.embedding:
             _check_embedding(*args, **kwargs)
         return func(*args, **kwargs)

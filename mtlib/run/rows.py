@@ -7,7 +7,7 @@ a silently wrong second-order gradient there (pytorch/functorch issue 534).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ def by_rows(
         return staticmethod(vmap)
 
     class First(Function):
+        apply: ClassVar[Callable[..., Tensors]]
+
         @staticmethod
         def forward(*x: Tensor) -> Tensors:
             return forward(*x)
@@ -61,6 +63,8 @@ def by_rows(
         vmap = folded(lambda *t: First.apply(*t))
 
     class Backward(Function):
+        apply: ClassVar[Callable[..., Tensors]]
+
         @staticmethod
         def forward(*gx: Tensor) -> Tensors:
             return backward(*gx)
@@ -84,6 +88,8 @@ def by_rows(
         vmap = folded(lambda *t: Backward.apply(*t))
 
     class Twice(Function):
+        apply: ClassVar[Callable[..., Tensors]]
+
         @staticmethod
         def forward(*vgx: Tensor) -> Tensors:
             return twice(*vgx)

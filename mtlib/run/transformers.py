@@ -44,7 +44,7 @@ def layer_norm(
     b = x.new_zeros(1, n) if bias is None else bias.reshape(1, n)
     own = stacked(x, w, b)
     if own is None:
-        return _layer_norm(eps)(x.reshape(-1, n), w, b).view(x.shape)
+        return _layer_norm(eps)(x.reshape(-1, n), w, b).view_as(x)
     (xs, ws, bs), back = own
     y = _layer_norm(eps)(xs.reshape(-1, n), ws.flatten(0, 1), bs.flatten(0, 1))
     return back(y.view(xs.shape))
@@ -62,12 +62,13 @@ def _written(x: Tensor, axes: int, w: Tensor | None, b: Tensor | None, eps: floa
 
 
 @cache
-def _layer_norm(eps: float) -> Any:
+def _layer_norm(eps: float) -> Callable[..., Tensor]:
     """(x (T·R, n), γ (T, n), β (T, n)) -> y (T·R, n)."""
 
     def forward(x: Tensor, w: Tensor, b: Tensor) -> Tensors:
         if len(w) == 1:
-            return torch.ops.aten.native_layer_norm(x, w.shape[1:], w[0], b[0], eps)
+            found: Tensors = torch.ops.aten.native_layer_norm(x, w.shape[1:], w[0], b[0], eps)
+            return found
         hat, mean, r = torch.ops.aten.native_layer_norm(x, w.shape[1:], None, None, eps)
         y = torch.addcmul(b[:, None], _tasks(hat, w), w[:, None])
         return y.view_as(x), mean, r, hat
@@ -211,19 +212,18 @@ def stacked(*tensors: Tensor | None) -> tuple[list[Any], Callable[[Tensor], Tens
 
 class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
-        if not fast.transforming():
+        if not (fast.transforming() and isinstance(x, Tensor)):
             return super().forward(x)
         return layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        own = stacked(x, self.weight, self.bias) if self.own(x) else None
-        return linear(x, self.weight, self.bias) if own is None else own[1](linear(*own[0]))
-
-    def own(self, x: Tensor) -> bool:
-        """Whether each task has weights of its own."""
-        return x.ndim > 1 and fast.transforming() and fast.mapped(self.weight)
+        if not (fast.transforming() and isinstance(x, Tensor) and x.ndim > 1):
+            return super().forward(x)
+        given = (x, self.weight, self.bias)
+        own = stacked(*given) if fast.mapped(self.weight) else None
+        return linear(*given) if own is None else own[1](linear(*own[0]))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -232,10 +232,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows, w = x.flatten(1, -2), weight.mT
         y = torch.bmm(rows, w) if bias is None else torch.baddbmm(bias[:, None], rows, w)
         return y.view(*x.shape[:-1], -1)
-    if x.ndim < 3 or not fast.transforming():
+    if x.ndim < 3:
         return F.linear(x, weight, bias)
     y = F.linear(x.flatten(0, -2), weight, bias)
-    return y.unflatten(0, x.shape[:-1])
+    return y.view(*x.shape[:-1], -1)
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -243,6 +243,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         masks = ("key_padding_mask", "attn_mask", "is_causal")
         plain = (
             query is key is value
+            and isinstance(query, Tensor)
             and query.ndim == 3
             and self.batch_first
             and self._qkv_same_embed_dim
@@ -254,15 +255,15 @@ class MultiheadAttention(nn.MultiheadAttention):
         if not (plain and fast.transforming()) or unusual(query, self.in_proj_weight):
             return super().forward(query, key, value, *args, **kwargs)
         out = self.out_proj
-        given = (query, self.in_proj_weight, self.in_proj_bias, out.weight, out.bias)
+        given: Any = (query, self.in_proj_weight, self.in_proj_bias, out.weight, out.bias)
         own = stacked(*given) if fast.mapped(self.in_proj_weight) else None
         if own is None:
-            return self_attention(*given, self.num_heads), None
-        return own[1](self_attention(*own[0], self.num_heads)), None
+            return self_attention(self.num_heads, *given), None
+        return own[1](self_attention(self.num_heads, *own[0])), None
 
 
 def self_attention(
-    x: Tensor, w: Tensor, b: Tensor | None, out: Tensor, shift: Tensor | None, heads: int
+    heads: int, x: Tensor, w: Tensor, b: Tensor | None, out: Tensor, shift: Tensor | None
 ) -> Tensor:
     """What `nn.MultiheadAttention` gives for sequences x (..., L, D), with projections W (3D, D) and `out` (D, D)."""
     length, width = x.shape[-2:]
@@ -272,13 +273,17 @@ def self_attention(
     return linear(y.reshape(x.shape), out, shift)
 
 
-_OURS = (LayerNorm, Linear, MultiheadAttention)
+_OURS: dict[Any, type] = {
+    nn.LayerNorm.forward: LayerNorm,
+    nn.Linear.forward: Linear,
+    nn.MultiheadAttention.forward: MultiheadAttention,
+}
 _TWINS: dict[type, type] = {}
 
 
 def twin(kind: type[nn.Module]) -> type[nn.Module]:
     """The class of a module of a private copy: one of those above where it computes what its base does."""
     if kind not in _TWINS:
-        base = next((c for c in _OURS if kind.forward is c.__base__.forward), None)
+        base = _OURS.get(kind.forward)
         _TWINS[kind] = kind if base is None else type(kind.__name__, (base, kind), {})
     return kind if fast.plain() else _TWINS[kind]
