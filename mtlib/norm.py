@@ -82,7 +82,7 @@ class Norm(nn.Module):
         one = self.reads_batch() and block.fits(x, self.weight, self.bias)
         y = None
         if one and x.shape[1] == len(self.weight):
-            y = block.norm_pool_relu(x, self.weight, self.bias, self.eps, _normalised)
+            y = block.norm_pool_relu(x, self.weight, self.bias, self.eps)
         return nn.functional.max_pool2d(self(x), 2).relu() if y is None else y
 
     def reads_batch(self) -> bool:

@@ -15,11 +15,10 @@ from torch.nn.functional import max_pool2d
 
 from mtlib.nets import Blocks, conv4, together
 from mtlib.norm import Norm, moments
-from mtlib.norm import _normalised as block_norm
 from mtlib.run import block, compiled
 from mtlib.run.convolution import convolution, convolves
 
-HAS = block._kernels(torch.float64, block_norm)
+HAS = block._kernels(torch.float64)
 kernels = pytest.mark.skipif(HAS is None, reason="no C compiler here")
 SHAPES = [(5, 16, 8, 8), (3, 6, 7, 9), (2, 1, 2, 3), (1, 5, 6, 5), (4, 33, 5, 4)]
 LAST = torch.channels_last
@@ -32,7 +31,7 @@ def written_out(x, weight, bias, eps=1e-5):
 
 
 def as_one(x, weight, bias, eps=1e-5):
-    return block.norm_pool_relu(x, weight, bias, eps, block_norm)
+    return block.norm_pool_relu(x, weight, bias, eps)
 
 
 def last(x):
@@ -330,8 +329,8 @@ def test_kernels_that_are_wrong_are_not_used():
             return to_g, to_x * 1.001, to_weight
 
     wrong = Wrong(HAS.functions)
-    assert block._right(HAS, torch.float64, block_norm)
-    assert not block._right(wrong, torch.float64, block_norm)
+    assert block._right(HAS, torch.float64)
+    assert not block._right(wrong, torch.float64)
 
 
 def test_without_a_compiler_the_network_gives_the_same_numbers(tmp_path):
