@@ -44,8 +44,7 @@ class Steps(NamedTuple):
     """An `adapt` that goes in steps: θ_0 = begin(φ, S), θ_{j+1} = step(φ, S, j, θ_j) for j < `steps`.
 
     Called like any other: steps(φ, S) -> θ_K. θ has φ's entries and those that moved; with `alone`, these only.
-    `given(φ, S)` is φ as all steps see it, computed once: with a fresh head, for one. `descent(φ, S)` gives the loss
-    that they go down, L(θ) for the entries that move, and the rate; it is None where they need not go down.
+    `given(φ, S)` is φ as all steps see it, made once. `descent(φ, S)`, or None: the loss L(θ) they go down, and the rate.
     """
 
     begin: Callable[[Params, Batch], Point]
@@ -272,10 +271,11 @@ def lend(net: nn.Module, theta: Params, x: Any) -> Tensor:
 
 
 class Ways:
-    """Two places where `mtlib.run` puts faster and safer ways to the same numbers."""
+    """Three places where `mtlib.run` puts faster and safer ways to the same numbers."""
 
     gradient: Callable[[Callable[[Params], Tensor], Params], Params] = staticmethod(reference)
     call: Callable[[nn.Module, Params, Any], Tensor] = staticmethod(lend)
+    along: Any = staticmethod(lambda theta, a, u: {k: v - a[k] * u[k] for k, v in theta.items()})
 
 
 ways = Ways()

@@ -31,6 +31,12 @@ def points(d, w, n=5) -> Episode:
     return Episode(Batch(reals(n, d), reals(n, w)), Batch(reals(n + 1, d), reals(n + 1, w)))
 
 
+@pytest.fixture(autouse=True)
+def not_plain(monkeypatch):
+    """The reference is asked for by name here."""
+    monkeypatch.setenv("MTLIB_PLAIN", "0")
+
+
 @pytest.fixture
 def used(monkeypatch):
     """How often the row answers in the place of the network."""

@@ -27,7 +27,6 @@ from mtlib.core import (
     risk,
     ways,
 )
-from mtlib.run.fast import minus
 
 Rate = float | Tensor | Params | Callable[[int], Any]
 """One step size, or one per entry of θ, or a function of the step that gives either."""
@@ -280,14 +279,12 @@ def step(
         u, state = rule(u, state)
     a = lr(number) if callable(lr) else lr
     check_rate(a)
-    if isinstance(a, float) and all(_alike(u[k], v) for k, v in theta.items()):
-        return minus(theta, a, u), state
     rates = a if isinstance(a, dict) else dict.fromkeys(theta, a)
     if rates is a and (without := [k for k in theta if k not in a]):
         raise ValueError(
             f"expected a rate for each entry that moves; none for {without[:5]}, but for {list(a)[:5]}"
         )
-    moved = {k: theta[k] - rates[k] * u[k] for k in theta}
+    moved: Params = ways.along(theta, rates, u)  # θ − αu
     for k, v in moved.items():
         if v.shape != theta[k].shape:
             raise ValueError(
@@ -295,11 +292,6 @@ def step(
                 f"{tuple(torch.as_tensor(rates[k]).shape)}"
             )
     return moved, state
-
-
-def _alike(u: Any, v: Tensor) -> bool:
-    """Whether a direction is a tensor like the entry that it moves; a user's rule may give another."""
-    return isinstance(u, Tensor) and u.shape == v.shape and u.dtype == v.dtype
 
 
 def weights(net: nn.Module) -> Params:

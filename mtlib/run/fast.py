@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from traceback import clear_frames
 from typing import Any, TypeVar
@@ -349,18 +349,21 @@ def way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
     return unwrap, lambda v: ADD_BATCH_DIM(v, 0, level)
 
 
-def minus(theta: Params, rate: float, u: Params) -> Params:
-    """θ − αu, entry by entry: one operation for each, in one `vmap` outside of it."""
-    if plain():
-        return {k: v - rate * u[k] for k, v in theta.items()}
+def along(theta: Params, rates: dict[str, Any], u: Params) -> Params:
+    """θ − αu, entry by entry: one operation for each where α are numbers, in one `vmap` outside of it."""
+    if plain() or not all(_shifted(v, rates[k], u[k]) for k, v in theta.items()):
+        return {k: v - rates[k] * u[k] for k, v in theta.items()}
     way = way_to_autograd() if in_one_vmap() else None
-    if way is None:
-        return {k: torch.sub(v, u[k], alpha=rate) for k, v in theta.items()}
-    unwrap, rewrap = way
-    pairs = [(unwrap(v), unwrap(u[k])) for k, v in theta.items()]
-    with OutsideOfVmap():
-        moved = [torch.sub(v, d, alpha=rate) for v, d in pairs]
+    unwrap, rewrap = way or ((lambda v: v), (lambda v: v))
+    triples = [(unwrap(v), unwrap(u[k]), rates[k]) for k, v in theta.items()]
+    with OutsideOfVmap() if way else nullcontext():
+        moved = [torch.sub(v, d, alpha=a) for v, d, a in triples]
     return dict(zip(theta, map(rewrap, moved), strict=True))
 
 
-ways.gradient = gradient
+def _shifted(v: Tensor, a: Any, d: Any) -> bool:
+    """Whether v − αd is torch's `sub`: a user's rule and rates may give something else."""
+    return type(a) is float and isinstance(d, Tensor) and d.shape == v.shape and d.dtype == v.dtype
+
+
+ways.gradient, ways.along = gradient, along
