@@ -43,6 +43,7 @@ def test_the_probes_objective_is_no_worse_than_that_of_epochs():
 
 
 def test_every_implementation_of_every_workload_agrees_and_is_timed(benchmarks):
+    from meta_gradient import MAY_BE_WRONG
     from peers import implementations
     from workloads import workloads
 
@@ -52,7 +53,9 @@ def test_every_implementation_of_every_workload_agrees_and_is_timed(benchmarks):
     for name, work in workloads().items():
         result = found["workloads"][name]
         rows = result["implementations"]
-        assert list(rows) == [n for n in implementations(work) if n != "JAX"]
+        untimed = {"JAX", *result["wrong"]}
+        assert set(result["wrong"]) <= set(MAY_BE_WRONG)
+        assert list(rows) == [n for n in implementations(work) if n not in untimed]
         assert rows[result["fastest peer"]]["ratio"] == 1
         assert not result["fastest peer"].startswith("mtlib") and result["floor"] > 0
         for row in rows.values():

@@ -31,7 +31,9 @@ NOT_TORCH = ("JAX",)  # peers that are no library of torch's
 NOTHING = "(nothing is recorded yet)"
 
 Report = dict[str, Any]
+"""A record's file, read."""
 Call = Callable[[], Any]
+"""What is timed or counted."""
 
 
 # What is recorded ----------------------------------------------------------------------------

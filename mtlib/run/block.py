@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.nn.functional import max_pool2d
 
 from mtlib.run import compiled
-from mtlib.run.fast import plain, transforming
+from mtlib.run.fast import plain, untransformed
 
 LAST = torch.channels_last
 KINDS = {torch.float32: "float", torch.float64: "double"}
@@ -28,6 +28,8 @@ def fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether the kernels can take these: real numbers on a CPU, channels last, outside of torch's transforms."""
     return (
         type(x) is Tensor
+        and untransformed()
+        and not (plain() or torch.compiler.is_compiling())
         and x.dtype in KINDS
         and x.dtype == weight.dtype == bias.dtype
         and x.device.type == weight.device.type == bias.device.type == "cpu"
@@ -35,9 +37,6 @@ def fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         and x.numel() > 0
         and min(x.shape[2:]) > 1
         and _laid_out(x)
-        and not torch.compiler.is_compiling()
-        and not plain()
-        and not transforming()
     )
 
 
@@ -169,7 +168,7 @@ def _mapped(g: Tensor) -> bool:
         g.is_contiguous(memory_format=LAST)
     except RuntimeError:
         return True
-    return transforming() or type(g) is not Tensor
+    return not untransformed() or type(g) is not Tensor
 
 
 def _moving(*tensors: Tensor) -> list[Tensor]:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mtlib.run.fast import plain, transforming
+from mtlib.run.fast import plain, untransformed
 
 
 class How(NamedTuple):
+    """Stride, padding and dilation, down and across."""
+
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -39,7 +41,7 @@ def convolves(module: nn.Module, x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not plain()
-        and not transforming()
+        and untransformed()
     )
 
 

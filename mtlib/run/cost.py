@@ -77,9 +77,7 @@ def _affordable(tasks: int, one: Callable[[slice], Any], phi: Params, data: Any)
 
 
 def _shapes(nest: Any) -> Hashable:
-    if isinstance(nest, Tensor):
-        return nest.shape
-    return tuple([_shapes(v) for v in (nest.values() if isinstance(nest, dict) else nest)])
+    return tuple([v.shape for v in _tensors(nest)])
 
 
 @cache

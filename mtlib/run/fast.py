@@ -63,6 +63,7 @@ HOOKS = [
 ]
 """What is called before and after every module; before, `mtlib.objective` looks itself."""
 FORWARD_LEVEL = private("torch.autograd.forward_ad", "_current_level")
+SOFTMAX_BACKWARD = private("torch", "ops.aten._softmax_backward_data")
 DispatchMode: Any = private("torch.utils._python_dispatch", "TorchDispatchMode") or object
 """What sees every operation of torch; `object`, which sees none, where torch has no such class."""
 
@@ -96,6 +97,11 @@ class NeedsLoop(Exception):
 def transforming() -> bool:
     """Whether one of functorch's transforms (`vmap`, `grad`, …) is at work; False where torch cannot say."""
     return bool(TRANSFORMING and TRANSFORMING())
+
+
+def untransformed() -> bool:
+    """Whether none of functorch's transforms is at work; False where torch cannot say."""
+    return TRANSFORMING is not None and not TRANSFORMING()
 
 
 def vmapping() -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 Tensors = tuple[Tensor, ...]
+"""What a pass reads or gives."""
 
 
 def by_rows(

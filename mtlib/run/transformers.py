@@ -154,7 +154,9 @@ def _times(a: Tensor, b: Tensor, s: float) -> Tensor:
 
 def _of_softmax(g: Tensor, p: Tensor) -> Tensor:
     """p (g − Σ g p), the backward pass of p = softmax(s)."""
-    found: Tensor = torch.ops.aten._softmax_backward_data(g, p, -1, p.dtype)
+    if fast.SOFTMAX_BACKWARD is None:
+        return p * (g - (g * p).sum(-1, keepdim=True))
+    found: Tensor = fast.SOFTMAX_BACKWARD(g, p, -1, p.dtype)
     return found
 
 
@@ -211,6 +213,8 @@ def stacked(*tensors: Tensor | None) -> tuple[list[Any], Callable[[Tensor], Tens
 
 
 class LayerNorm(nn.LayerNorm):
+    """torch's, by `layer_norm` above under a transform."""
+
     def forward(self, x: Tensor) -> Tensor:
         if not (fast.transforming() and isinstance(x, Tensor)):
             return super().forward(x)
@@ -218,6 +222,8 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Linear(nn.Linear):
+    """torch's, all tasks' rows in one product under a transform."""
+
     def forward(self, x: Tensor) -> Tensor:
         if not (fast.transforming() and isinstance(x, Tensor) and x.ndim > 1):
             return super().forward(x)
@@ -239,6 +245,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class MultiheadAttention(nn.MultiheadAttention):
+    """torch's; self-attention without masks by `attention` above under a transform."""
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         masks = ("key_padding_mask", "attn_mask", "is_causal")
         plain = (
