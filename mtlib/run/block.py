@@ -56,6 +56,7 @@ def _laid_out(x: Tensor) -> bool:
 
 def _written_out(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """The same by torch's operations: what the kernels are held against, and what runs under `vmap`."""
+    x = x.contiguous()  # under the older of torch's two vmaps no other layout goes
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
     c = (-1, 1, 1)
     y = (x - mean) * (var + eps).rsqrt() * weight.view(c) + bias.view(c)
@@ -134,8 +135,7 @@ class _Forward(Function):
                 y = _written_out(x, weight, bias, ctx.eps)
             grads = torch.autograd.grad(y, at, g, create_graph=torch.is_grad_enabled())
             return *grads, None, None
-        given = (g, x, weight, bias, xh, won, mean, rstd)
-        return *_Backward.apply(*given, ctx.eps, ctx.kernels), None, None
+        return *_Backward.apply(g, x, xh, won, weight, mean, rstd, ctx.kernels), None, None
 
 
 class _Backward(Function):
@@ -143,23 +143,15 @@ class _Backward(Function):
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
-        g, x, weight, bias, xh, won, mean, rstd, ctx.eps, ctx.kernels = given
-        out: tuple[Tensor, ...] = ctx.kernels.backward(g, x, xh, won, weight, mean, rstd)
-        ctx.save_for_backward(g, x, xh, won, weight, mean, rstd, *out[1:], bias)
+        g, *rest, ctx.kernels = given
+        out: tuple[Tensor, ...] = ctx.kernels.backward(g, *rest)
+        ctx.save_for_backward(g, *rest, *out[1:])
         return out
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> Any:
-        *tensors, bias = ctx.saved_tensors
-        if any(map(_mapped, v)):
-            g, x, weight, bias = at = _moving(tensors[0], tensors[1], tensors[4], bias)
-            with torch.enable_grad():
-                y = _written_out(x, weight, bias, ctx.eps)
-                grads = torch.autograd.grad(y, at[1:], g, create_graph=True)
-            to_g, to_x, to_weight = torch.autograd.grad(grads, at[:3], v)
-        else:
-            to_g, to_x, to_weight = _Twice.apply(*v, *tensors, ctx.kernels)
-        return to_g, to_x, to_weight, *[None] * 7
+        to_g, to_x, to_weight = _Twice.apply(*v, *ctx.saved_tensors, ctx.kernels)
+        return to_g, to_x, None, None, to_weight, None, None, None
 
 
 def _mapped(g: Tensor) -> bool:
@@ -172,8 +164,9 @@ def _mapped(g: Tensor) -> bool:
 
 
 def _moving(*tensors: Tensor) -> list[Tensor]:
-    """The tensors, those without a gradient as ones with."""
-    return [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+    """The tensors as new ones that all have a gradient: none is reached through another, as one of them may be made of it."""
+    with torch.enable_grad():
+        return [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
 
 
 class _Twice(Function):
