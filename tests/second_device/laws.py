@@ -148,12 +148,13 @@ def made(row, dtype=torch.float64):
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_a_learner_gives_the_cpus_numbers(row):
-    """Wherever its network is: all follows φ."""
+    """Wherever its network is: all follows φ. (L-BFGS stops near its optimum; where, is up to the rounding of features.)"""
     learner, moved = made(row)
     phi, data = learner.init(), images(tasks=2)
-    expected = agrees(bilevel(learner, row.loss), phi, data)
+    atol = 1e-6 if row is ROWS["lp_ft"] else 1e-9
+    expected = agrees(bilevel(learner, row.loss), phi, data, atol)
     same(moved.init(), phi)
-    same(bilevel(moved, row.loss).value_and_grad(moved.init(), here(data)), expected)
+    same(bilevel(moved, row.loss).value_and_grad(moved.init(), here(data)), expected, atol)
     support, query = here(over(lambda d: d[0], data))
     theta = moved.adapt(moved.init(), support)
     assert places(theta) == {DEVICE}
