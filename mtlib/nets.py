@@ -22,7 +22,7 @@ from mtlib.norm import Norm, Statistics
 from mtlib.run.convolution import convolution, convolves
 from mtlib.run.copies import Called, before, copyable, evaluating, private, replaced
 from mtlib.run.devices import random_kept
-from mtlib.run.fast import as_stored, plain
+from mtlib.run.fast import as_stored, plain, untouched
 from mtlib.tasks import above_zero, functions, positive
 
 
@@ -514,14 +514,6 @@ def together(*three: nn.Module) -> bool:
     pool: Any = three[1]
     plain_pool = (pool.kernel_size, pool.stride, pool.padding, pool.dilation) == (2, 2, 0, 1)
     return plain_pool and not (pool.return_indices or pool.ceil_mode) and all(map(untouched, three))
-
-
-def untouched(module: nn.Module) -> bool:
-    """Whether nobody looks at what a module reads and gives, or has put a function in its place."""
-    return not ("forward" in vars(module) or any(getattr(module, k) for k in HOOKS))
-
-
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class ChannelsLast(nn.Module):

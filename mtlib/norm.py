@@ -60,6 +60,10 @@ class Norm(nn.Module):
             raise ValueError(
                 f"expected x of shape (B, {len(self.weight)}, ...) in this Norm, got {tuple(x.shape)}"
             )
+        if self.bias.shape != self.weight.shape:  # torch would read past its end
+            raise ValueError(
+                f"expected a bias of shape {tuple(self.weight.shape)} in this Norm, got {tuple(self.bias.shape)}"
+            )
         if x.dtype != self.weight.dtype and torch.float64 in (x.dtype, self.weight.dtype):
             raise ValueError(f"expected x of {self.weight.dtype} in this Norm, got {x.dtype}")
         own = self.reads_batch()
@@ -69,7 +73,7 @@ class Norm(nn.Module):
                 'x − μ would be 0. Give more rows, or statistics="stored".'
             )
         if own and not plain():
-            return _normalised(x, self.weight, self.bias, self.eps)
+            return _Normalise.apply(x, self.weight, self.bias, self.eps)[0]
         if self.running_mean is None or self.running_var is None or own:
             mean, var = moments(x)
         else:
@@ -79,9 +83,8 @@ class Norm(nn.Module):
 
     def pooled(self, x: Tensor) -> Tensor:
         """relu(max_pool2d(norm(x), 2)), as one operation where `mtlib.run.block` has one."""
-        one = self.reads_batch() and block.fits(x, self.weight, self.bias)
         y = None
-        if one and x.shape[1] == len(self.weight):
+        if self.reads_batch() and block.fits(x, self.weight, self.bias):
             y = block.norm_pool_relu(x, self.weight, self.bias, self.eps)
         return nn.functional.max_pool2d(self(x), 2).relu() if y is None else y
 
@@ -247,10 +250,6 @@ class _Normalise(Function):
         return _unfold(info.batch_size, _Normalise.apply(*tensors, eps))
 
 
-def _normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return _Normalise.apply(x, weight, bias, eps)[0]
-
-
 class _Backward(Function):
     apply: ClassVar[Callable[..., _Triple]]
 
@@ -321,10 +320,7 @@ class _Twice(Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError(
-            "mtlib's batch-statistics norm has gradients of first and second order, not of third. "
-            'Use group norm, or statistics="stored".'
-        )
+        raise NotImplementedError(block.NO_THIRD)
 
     @staticmethod
     def vmap(info: Any, dims: Any, *inputs: Tensor) -> Any:

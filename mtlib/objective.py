@@ -40,7 +40,7 @@ from mtlib.run.fast import (
     watched,
 )
 from mtlib.run.threads import Share, sharing
-from mtlib.run.transformers import LayerNorm, layer_norm
+from mtlib.run.transformers import is_exact, layer_norm
 from mtlib.tasks import positive
 
 _Part = TypeVar("_Part")
@@ -553,7 +553,7 @@ def _watch_modules() -> AbstractContextManager[None]:
     """Raises at such a norm or embedding (cheap: on each later call): `net.train()` may switch a norm over."""
 
     def look(module: nn.Module, args: Any) -> None:
-        if _inexact(module) and not isinstance(module, LayerNorm):
+        if _inexact(module) and not is_exact(module):
             name = type(module).__name__
             if module.training and getattr(module, "running_mean", None) is not None:
                 raise InexactNorm(

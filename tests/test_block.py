@@ -230,6 +230,16 @@ def test_half_precision_under_autocast_takes_the_modules_one_by_one():
     assert y.dtype == torch.bfloat16 and (y.float() - net(x)).abs().max() <= 0.1
 
 
+@pytest.mark.parametrize("short", ["weight", "bias"])
+def test_scales_of_another_length_are_an_error(short):
+    """The kernels would read past their end."""
+    norm, x = Norm(4), torch.randn(2, 4, 6, 6).to(memory_format=torch.channels_last)
+    setattr(norm, short, torch.nn.Parameter(torch.ones(3)))
+    for read in (norm, norm.pooled):
+        with pytest.raises((RuntimeError, ValueError), match="4"):
+            read(x)
+
+
 def test_what_does_not_fit_is_left_to_torch():
     x, w, b = inputs((2, 3, 4, 4))
     assert not block.fits(x.contiguous(), w, b) and not block.fits(x.float(), w, b)

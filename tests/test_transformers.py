@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from mtlib.bilevel import bilevel, first_order
-from mtlib.core import Batch, Episode
+from mtlib.core import Batch, Episode, parameters
 from mtlib.learners.gradient import maml
+from mtlib.run.copies import private
 from mtlib.run.fast import by_reference
-from mtlib.run.transformers import attention, layer_norm
+from mtlib.run.transformers import Own, attention, is_exact, layer_norm
 
 T = 3
 NORMS = {
@@ -199,3 +204,75 @@ def test_autocast_is_near(functional):
         v.square().sum() for v in right.values()
     )
     assert far.sqrt() < 0.1
+
+
+class Narrow(nn.Module):
+    """A layer norm of four numbers that is asked to norm rows of eight."""
+
+    def __init__(self, functional):
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 8), nn.Linear(8, 1)
+        self.norm, self.functional = nn.LayerNorm(4), functional
+
+    def forward(self, x):
+        z = self.body(x)
+        own = self.norm.weight, self.norm.bias
+        return self.head(F.layer_norm(z, (4,), *own) if self.functional else self.norm(z))
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_rows_of_another_width_are_an_error_and_not_cut_in_pieces(functional):
+    net = Narrow(functional).double()
+    learner = maml(net, F.mse_loss, 0.1, 1)
+    data = Episode(*[Batch(reals(T, 5, 3), reals(T, 5, 1)) for _ in range(2)])
+    with pytest.raises(ValueError, match="normalized_shape"):
+        bilevel(learner, F.mse_loss).value_and_grad(learner.init(), data)
+    for wrong in [(reals(5, 8), None), (reals(5, 4), reals(2, 2)), (reals(5, 4), reals(1))]:
+        with pytest.raises(RuntimeError, match=r"normalized_shape|weight"):
+            torch.vmap(lambda x, w=wrong[1]: layer_norm(x, (4,), w))(wrong[0][None])
+
+
+class Asking(nn.Module):
+    """A network that asks its layers for their class."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 1)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).tanh() if type(layer) is nn.Linear else 3 * layer(x)
+        return x
+
+
+def test_layers_keep_their_class_for_a_network_that_asks(monkeypatch):
+    learner = maml(Asking().double(), F.mse_loss, 0.1, 2)
+    data = Episode(*[Batch(reals(T, 5, 4), reals(T, 5, 1)) for _ in range(2)])
+    together = bilevel(learner, F.mse_loss).value_and_grad(learner.init(), data)
+    monkeypatch.setenv("MTLIB_PLAIN", "1")
+    plain = bilevel(learner, F.mse_loss).value_and_grad(learner.init(), data)
+    assert gap([together[0], *together[1].values()], [plain[0], *plain[1].values()]) < 1e-12
+
+
+def test_a_layer_that_is_copied_in_a_forward_pass_is_an_error():
+    """The copy would go on with the weights of the layer that it was made of."""
+    with pytest.raises(TypeError, match="cannot be copied inside of a forward pass"):
+        copy.deepcopy(Own(lambda module: None, nn.Linear(1, 1)))
+
+
+def test_a_private_copy_goes_when_nobody_holds_it():
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)).double()
+    gone = []
+
+    def task(x):
+        copied = private(net, parameters(net)).net
+        assert is_exact(copied[0]) and is_exact(copied[1])
+        gone.append(weakref.ref(copied[0]))
+        return copied(x)
+
+    gc.disable()
+    try:
+        torch.vmap(task)(reals(T, 5, 4))
+        assert gone[0]() is None
+    finally:
+        gc.enable()

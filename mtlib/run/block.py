@@ -21,6 +21,10 @@ from mtlib.run import compiled
 from mtlib.run.fast import plain, untransformed
 
 LAST = torch.channels_last
+NO_THIRD = (
+    "mtlib's batch-statistics norm has gradients of first and second order, not of third. "
+    'Use group norm, or statistics="stored".'
+)
 KINDS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -35,6 +39,7 @@ def fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         and x.device.type == weight.device.type == bias.device.type == "cpu"
         and x.ndim == 4
         and x.numel() > 0
+        and weight.shape == bias.shape == x.shape[1:2]
         and min(x.shape[2:]) > 1
         and _laid_out(x)
     )
@@ -180,10 +185,7 @@ class _Twice(Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError(
-            "mtlib's batch-statistics norm has gradients of first and second order, not of third. "
-            'Use group norm, or statistics="stored".'
-        )
+        raise NotImplementedError(NO_THIRD)
 
 
 @cache

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from mtlib.core import Params
-from mtlib.run.fast import IS_BATCHED, OutsideOfVmap, in_one_vmap, unwatched, way_to_autograd
+from mtlib.run.fast import (
+    IS_BATCHED,
+    OutsideOfVmap,
+    in_one_vmap,
+    untouched,
+    unwatched,
+    way_to_autograd,
+)
 
 
 class Activation(NamedTuple):
@@ -58,7 +65,7 @@ def chain(net: nn.Module, theta: Params, x: Any) -> Tensor | None:
 def _into(row: Row, module: nn.Module, theta: Params, place: str) -> bool:
     """Whether a module goes on with the row. (What it has of its own, a hook or another `forward`, would be left out.)"""
     own, kind = vars(module), type(module)
-    if "forward" in own or any(own[k] for k in _HOOKS):
+    if not untouched(module):
         return False
     if kind is nn.Sequential:
         parts = own["_modules"].items()
@@ -77,9 +84,6 @@ def _into(row: Row, module: nn.Module, theta: Params, place: str) -> bool:
         row.acts[-1] = ACTIVATIONS[kind]
         return True
     return False
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _reads(row: Row, x: Any) -> bool:

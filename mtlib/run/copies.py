@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mtlib.core import Params, expect, lend, over, require, require_statistics, rows, ways
 from mtlib.run.chain import chain
-from mtlib.run.transformers import twin as twin_of
+from mtlib.run.transformers import own_forward
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -206,9 +206,11 @@ class _Copying:
         if isinstance(module, torch.jit.ScriptModule):
             raise _Bound("it is TorchScript")
         own = vars(module)
-        new = self.copies[id(module)] = object.__new__(twin_of(type(module)))
+        new = self.copies[id(module)] = object.__new__(type(module))
         now = vars(new)
         now.update(own)
+        if "forward" not in own and (forward := own_forward(new)):
+            now["forward"] = forward
         follows = own.get("track_running_stats", False) and own["training"]
         now["_parameters"] = {
             k: self.parameter(p, module, place, k) for k, p in own["_parameters"].items()

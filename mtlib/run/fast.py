@@ -62,6 +62,8 @@ HOOKS = [
     for name in ("forward_pre", "forward", "backward_pre", "backward")
 ]
 """What is called before and after every module; before, `mtlib.objective` looks itself."""
+MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""The same of one module."""
 FORWARD_LEVEL = private("torch.autograd.forward_ad", "_current_level")
 SOFTMAX_BACKWARD = private("torch", "ops.aten._softmax_backward_data")
 DispatchMode: Any = private("torch.utils._python_dispatch", "TorchDispatchMode") or object
@@ -86,6 +88,7 @@ MATH = Switch(
 
 COMPLETE = None not in (
     *(TRANSFORMING, STACK, VMAP, LEVEL, IS_BATCHED, UNWRAPPED, BATCH_DIM, ADD_BATCH_DIM, IN_PLACE),
+    *(POP, PUSH),
 )
 """Whether this torch has every name that `gradient` needs."""
 
@@ -144,7 +147,7 @@ def settled() -> Iterator[None]:
 
 def in_one_vmap() -> bool:
     """Whether one `vmap` is at work, and no other of functorch's transforms."""
-    if not (COMPLETE and POP and PUSH and transforming()) or torch.compiler.is_compiling():
+    if not (COMPLETE and transforming()) or torch.compiler.is_compiling():
         return False
     stack = STACK()
     return stack is not None and len(stack) == 1 and bool(stack[0].key() == VMAP)
@@ -156,7 +159,7 @@ class OutsideOfVmap:
     layer: Any = None
 
     def __enter__(self) -> None:
-        self.layer = POP() if POP and PUSH and transforming() else None
+        self.layer = POP() if transforming() else None
 
     def __exit__(self, *_: object) -> None:
         if self.layer is not None:
@@ -192,6 +195,12 @@ def unwatched() -> bool:
         or torch.is_autocast_enabled("cuda")
         or torch.autograd.forward_ad._current_level >= 0
     ) and all(eye.__module__ == "mtlib.objective" for eye in (*before.values(), *FUNCTION_MODES()))
+
+
+def untouched(module: torch.nn.Module) -> bool:
+    """Whether nobody looks at what a module reads and gives, or has put a function in its place."""
+    own = vars(module)
+    return not ("forward" in own or any(own[k] for k in MODULE_HOOKS))
 
 
 def twice_differentiable() -> AbstractContextManager[Any]:
@@ -341,10 +350,10 @@ def way_to_autograd() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
         return None
     if not transforming():
         return (lambda v: v), (lambda v: v)
-    stack = STACK()
-    if stack is None or len(stack) != 1 or stack[0].key() != VMAP:
+    if not in_one_vmap():
         return None
-    level, size = stack[0].level(), LEVEL(stack[0]).batchSize()
+    (layer,) = STACK()
+    level, size = layer.level(), LEVEL(layer).batchSize()
 
     def unwrap(v: Tensor) -> Tensor:
         if IS_BATCHED(v):

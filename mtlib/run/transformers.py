@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,9 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     """`torch.nn.functional.layer_norm`, whose derivatives are right under `vmap`, too."""
-    n, x = math.prod(normalized_shape), input
+    n, x, shape = math.prod(normalized_shape), input, tuple(normalized_shape)
+    if any(t is not None and t.shape[-len(shape) :] != shape for t in (x, weight, bias)):
+        return F.layer_norm(x, normalized_shape, weight, bias, eps)  # which says what is wrong
     if unusual(x, weight, bias):
         return _written(x, len(normalized_shape), weight, bias, eps)
     w = x.new_ones(1, n) if weight is None else weight.reshape(1, n)
@@ -212,24 +215,18 @@ def stacked(*tensors: Tensor | None) -> tuple[list[Any], Callable[[Tensor], Tens
     return None if way is None else ([None if t is None else way[0](t) for t in tensors], way[1])
 
 
-class LayerNorm(nn.LayerNorm):
-    """torch's, by `layer_norm` above under a transform."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (fast.transforming() and isinstance(x, Tensor)):
-            return super().forward(x)
-        return layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+def _normed(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    if not (fast.transforming() and isinstance(x, Tensor)):
+        return nn.LayerNorm.forward(module, x)
+    return layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
 
 
-class Linear(nn.Linear):
-    """torch's, all tasks' rows in one product under a transform."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (fast.transforming() and isinstance(x, Tensor) and x.ndim > 1):
-            return super().forward(x)
-        given = (x, self.weight, self.bias)
-        own = stacked(*given) if fast.mapped(self.weight) else None
-        return linear(*given) if own is None else own[1](linear(*own[0]))
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    if not (fast.transforming() and isinstance(x, Tensor) and x.ndim > 1):
+        return nn.Linear.forward(module, x)
+    given = (x, module.weight, module.bias)
+    own = stacked(*given) if fast.mapped(module.weight) else None
+    return linear(*given) if own is None else own[1](linear(*own[0]))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -244,30 +241,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y.view(*x.shape[:-1], -1)
 
 
-class MultiheadAttention(nn.MultiheadAttention):
-    """torch's; self-attention without masks by `attention` above under a transform."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        masks = ("key_padding_mask", "attn_mask", "is_causal")
-        plain = (
-            query is key is value
-            and isinstance(query, Tensor)
-            and query.ndim == 3
-            and self.batch_first
-            and self._qkv_same_embed_dim
-            and self.bias_k is None
-            and not (self.add_zero_attn or args or kwargs.get("need_weights", True))
-            and not any(kwargs.get(m) is not None and kwargs[m] is not False for m in masks)
-            and not (self.training and self.dropout)
-        )
-        if not (plain and fast.transforming()) or unusual(query, self.in_proj_weight):
-            return super().forward(query, key, value, *args, **kwargs)
-        out = self.out_proj
-        given: Any = (query, self.in_proj_weight, self.in_proj_bias, out.weight, out.bias)
-        own = stacked(*given) if fast.mapped(self.in_proj_weight) else None
-        if own is None:
-            return self_attention(self.num_heads, *given), None
-        return own[1](self_attention(self.num_heads, *own[0])), None
+def _attends(
+    module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
+) -> Any:
+    """Self-attention without masks by `attention` above, all else by torch."""
+    masks = ("key_padding_mask", "attn_mask", "is_causal")
+    simple = (
+        query is key is value
+        and isinstance(query, Tensor)
+        and query.ndim == 3
+        and module.batch_first
+        and module._qkv_same_embed_dim
+        and module.bias_k is None
+        and not (module.add_zero_attn or args or kw.get("need_weights", True))
+        and not any(kw.get(m) is not None and kw[m] is not False for m in masks)
+        and not (module.training and module.dropout)
+    )
+    if not (simple and fast.transforming()) or unusual(query, module.in_proj_weight):
+        return nn.MultiheadAttention.forward(module, query, key, value, *args, **kw)
+    out = module.out_proj
+    given: Any = (query, module.in_proj_weight, module.in_proj_bias, out.weight, out.bias)
+    own = stacked(*given) if fast.mapped(module.in_proj_weight) else None
+    if own is None:
+        return self_attention(module.num_heads, *given), None
+    return own[1](self_attention(module.num_heads, *own[0])), None
 
 
 def self_attention(
@@ -281,17 +278,37 @@ def self_attention(
     return linear(y.reshape(x.shape), out, shift)
 
 
-_OURS: dict[Any, type] = {
-    nn.LayerNorm.forward: LayerNorm,
-    nn.Linear.forward: Linear,
-    nn.MultiheadAttention.forward: MultiheadAttention,
+_OURS: dict[Any, Callable[..., Any]] = {
+    nn.LayerNorm.forward: _normed,
+    nn.Linear.forward: _linear,
+    nn.MultiheadAttention.forward: _attends,
 }
-_TWINS: dict[type, type] = {}
 
 
-def twin(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class of a module of a private copy: one of those above where it computes what its base does."""
-    if kind not in _TWINS:
-        base = _OURS.get(kind.forward)
-        _TWINS[kind] = kind if base is None else type(kind.__name__, (base, kind), {})
-    return kind if fast.plain() else _TWINS[kind]
+class Own:
+    """The `forward` of one module of a private copy, by a function above. The module keeps its class, for who asks for it.
+
+    It does not hold its module, which would then hold θ until Python's collector comes.
+    """
+
+    __slots__ = ("function", "module")
+
+    def __init__(self, function: Callable[..., Any], module: nn.Module):
+        self.function, self.module = function, ref(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self.module(), *args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Any:  # it would go on with the module that was copied
+        raise TypeError("a layer cannot be copied inside of a forward pass under vmap")
+
+
+def own_forward(module: nn.Module) -> Own | None:
+    """Ours in the place of torch's own `forward`, while a transform is at work; None where a module's is another."""
+    function = _OURS.get(type(module).forward)
+    return Own(function, module) if function and fast.transforming() and not fast.plain() else None
+
+
+def is_exact(module: nn.Module) -> bool:
+    """Whether a module of a private copy runs by a function above."""
+    return isinstance(vars(module).get("forward"), Own)

@@ -155,6 +155,9 @@ def test_a_learner_gives_the_cpus_numbers(row):
     expected = agrees(bilevel(learner, row.loss), phi, data, atol)
     same(moved.init(), phi)
     same(bilevel(moved, row.loss).value_and_grad(moved.init(), here(data)), expected, atol)
+    with pytest.MonkeyPatch.context() as patch:  # by the plain equations both round alike
+        patch.setenv("MTLIB_PLAIN", "1")
+        agrees(bilevel(learner, row.loss), phi, data)
     support, query = here(over(lambda d: d[0], data))
     theta = moved.adapt(moved.init(), support)
     assert places(theta) == {DEVICE}
