@@ -76,17 +76,24 @@ for module in pkgutil.iter_modules(mtlib.data.__path__):
         if inspect.isfunction(f) and f.__module__ == room.__name__ and name[0] != "_":
             setattr(room, name, timed("data", f))
 '''
+BEGIN = f"""
+import sys, types
+
+sys.modules["mtlib_clock"] = types.ModuleType("mtlib_clock")  # apart from the page's own names
+exec({CLOCK!r}, vars(sys.modules["mtlib_clock"]))
+"""
 TELL = """
-import json
-charge()
-print(json.dumps({str(k): v for k, v in spent.items()}))
+import json, sys
+
+sys.modules["mtlib_clock"].charge()
+print(json.dumps({str(k): v for k, v in sys.modules["mtlib_clock"].spent.items()}))
 """
 
 
 def measure(page: str) -> dict[str, float]:
     """Kind -> seconds of one page, with its total."""
     notebook = nbformat.read(ROOT / f"{page}.ipynb", as_version=4)
-    clock, tell = map(nbformat.v4.new_code_cell, (CLOCK, TELL))
+    clock, tell = map(nbformat.v4.new_code_cell, (BEGIN, TELL))
     notebook.cells = [clock, *notebook.cells, tell]
     began = time.perf_counter()
     where = {"metadata": {"path": str((ROOT / page).parent)}}
