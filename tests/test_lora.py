@@ -20,12 +20,13 @@ from mtlib.core import Batch, Episode, apply, fixed, load, parameters, take
 from mtlib.joint import joint
 from mtlib.learners.finetune import linear_probe
 from mtlib.learners.gradient import adam, maml
-from mtlib.learners.lora import adapters, attach, lora, lora_net, merged, targeted
+from mtlib.learners.lora import _Linear, adapters, attach, lora, lora_net, merged, targeted
 from mtlib.learners.metric import protonet
 from mtlib.nets import mlp, two_halves
 from mtlib.norm import Norm
 from mtlib.run.checkpoint import load_params, save_params
 from mtlib.run.copies import evaluating
+from mtlib.run.fast import vmapping
 from mtlib.tasks import mixture, one_hot
 from mtlib.train import fit
 
@@ -229,6 +230,19 @@ def test_second_order_by_loop_and_by_vmap_is_that_of_the_multiplied_form(name, c
     assert grads.keys() == set(moving)
     for k, v in zip(moving, right, strict=True):
         assert torch.allclose(grads[k], v, rtol=0, atol=1e-11), k
+
+
+def test_the_two_stay_apart_under_vmap_too(monkeypatch):
+    """Multiplied out they give the same numbers, and take longer."""
+    net = two_halves(nn.Sequential(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 1)).double()
+    learner, calls = lora(net, mse_loss, 0.1, 1, rank=1), []
+    forward = _Linear.forward
+    monkeypatch.setattr(
+        _Linear, "forward", lambda self, x: calls.append(vmapping()) or forward(self, x)
+    )
+    data = Episode(*[Batch(torch.randn(3, 5, 4).double(), torch.randn(3, 5, 1).double())] * 2)
+    bilevel(learner, mse_loss).value_and_grad(learner.init(), data)
+    assert calls == [True, True]  # an inner step and the query
 
 
 def test_a_rule_is_the_inner_loops_own_way_of_stepping():

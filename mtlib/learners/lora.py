@@ -26,6 +26,7 @@ from mtlib.core import (
 from mtlib.learners.gradient import Rate, Rule, at_least_zero, check_steps, inner_loop, weights
 from mtlib.run.copies import changed
 from mtlib.run.fast import plain
+from mtlib.run.transformers import is_exact
 
 PREFIX = "lora."
 SCALE = f"{PREFIX}scale"
@@ -326,6 +327,8 @@ def _put(net: nn.Module, theta: Params, copy: nn.Module) -> None:
             if form:
                 vars(twin)["thin"] = pairs[k]
                 twin.__class__ = _twin(type(module), form)
+                if is_exact(twin):  # it would multiply the two out
+                    del vars(twin)["forward"]
             else:
                 if k not in multiplied:
                     multiplied[k] = pairs[k].added(theta[k])
