@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mtlib.bilevel import bilevel, first_order
 from mtlib.core import Batch, Episode, parameters
 from mtlib.learners.gradient import maml
-from mtlib.run.copies import private
+from mtlib.run.copies import private, replaced
 from mtlib.run.fast import by_reference
 from mtlib.run.transformers import Own, attention, is_exact, layer_norm
 
@@ -276,3 +276,22 @@ def test_a_private_copy_goes_when_nobody_holds_it():
         assert gone[0]() is None
     finally:
         gc.enable()
+
+
+def test_a_copy_of_a_copy_has_the_weights_that_it_was_given():
+    """As where a wrapped network is looked at under vmap."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)).double()
+    twice = {k: 2 * v for k, v in parameters(net).items()}
+    place = nn.Sequential(net, nn.Identity())
+
+    def task(x):
+        once = private(net, parameters(net)).net
+        again = private(once, twice).net
+        held = replaced(nn.Sequential(once, nn.Identity()), "1", nn.Identity())[0]
+        return once[0](x), again[0](x), once(x), again(x), held(x)
+
+    x = reals(T, 5, 2)
+    first, doubled, normed, again, held = torch.vmap(task)(x)
+    assert torch.allclose(first, net[0](x)) and torch.allclose(doubled, 2 * net[0](x))
+    assert torch.allclose(normed, net(x)) and torch.allclose(held, place(x))
+    assert torch.allclose(again, 2 * F.layer_norm(2 * net[0](x), (2,)))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mtlib.core import Params, expect, lend, over, require, require_statistics, rows, ways
 from mtlib.run.chain import chain
-from mtlib.run.transformers import own_forward
+from mtlib.run.transformers import is_exact, own_forward
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -189,6 +189,12 @@ def private(net: nn.Module, theta: Params) -> Copy:
     return Copy(whole, work.buffers)
 
 
+def attributes(module: nn.Module) -> dict[str, Any]:
+    """What a copy of a module has of it: all but a `forward` of ours, which would go on with the module that it is of."""
+    own = vars(module)
+    return {k: v for k, v in own.items() if k != "forward"} if is_exact(module) else own
+
+
 class _Copying:
     """One network being copied. (Functions that call themselves would hold θ until Python's collector comes.)"""
 
@@ -205,7 +211,7 @@ class _Copying:
             return self.copies[id(module)]
         if isinstance(module, torch.jit.ScriptModule):
             raise _Bound("it is TorchScript")
-        own = vars(module)
+        own = attributes(module)
         new = self.copies[id(module)] = object.__new__(type(module))
         now = vars(new)
         now.update(own)
@@ -230,7 +236,9 @@ class _Copying:
         }
         if isinstance(module, Called):
             twin = self.copies[id(module.part)] = object.__new__(type(module.part))
-            vars(twin).update(vars(module.part), **{k: now[k] for k in (*_TENSORS, "training")})
+            vars(twin).update(
+                attributes(module.part), **{k: now[k] for k in (*_TENSORS, "training")}
+            )
             self.copied(module.whole, place)
             for original, copy in module.copies:
                 self.copies[id(original)] = self.copies[id(copy)]
@@ -316,7 +324,7 @@ def replaced(
         twin = copies[id(module)] = object.__new__(type(module))
         pairs.append((module, twin))
         child = copied(module.get_submodule(way[0]), way[1:])
-        vars(twin).update(vars(module), _modules={**module._modules, way[0]: child})
+        vars(twin).update(attributes(module), _modules={**module._modules, way[0]: child})
         return twin
 
     try:
