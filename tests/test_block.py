@@ -18,6 +18,7 @@ from mtlib.norm import Norm, moments
 from mtlib.run import block, compiled
 from mtlib.run.convolution import convolution, convolves
 
+pytestmark = pytest.mark.fast
 HAS = block._kernels(torch.float64)
 kernels = pytest.mark.skipif(HAS is None, reason="no C compiler here")
 SHAPES = [(5, 16, 8, 8), (3, 6, 7, 9), (2, 1, 2, 3), (1, 5, 6, 5), (4, 33, 5, 4)]
@@ -124,7 +125,6 @@ def test_nan_and_infinity_come_through_in_their_channel_alone(bad):
 
 
 @kernels
-@pytest.mark.fast
 def test_the_third_order_is_refused_not_wrong():
     args = [a.requires_grad_() for a in inputs((2, 3, 4, 4))]
     g = torch.autograd.grad((as_one(*args) ** 3).sum(), args[0], create_graph=True)[0]

@@ -82,6 +82,7 @@ def little(monkeypatch):
     yield lambda size: monkeypatch.setattr(cost, "memory", lambda device: float(size))
 
 
+@pytest.mark.fast
 def test_as_many_tasks_run_together_as_half_of_the_memory_holds(little):
     seen = []
     objective, phi, data = wide(seen)
@@ -121,6 +122,7 @@ def test_the_number_that_runs_together_changes_the_result_by_rounding_alone(litt
         assert (g - others[k]).norm() <= 1e-12 * g.norm()
 
 
+@pytest.mark.fast
 def test_a_chunk_that_is_asked_for_is_taken(little):
     little(1)
     seen = []

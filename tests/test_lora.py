@@ -232,6 +232,7 @@ def test_second_order_by_loop_and_by_vmap_is_that_of_the_multiplied_form(name, c
         assert torch.allclose(grads[k], v, rtol=0, atol=1e-11), k
 
 
+@pytest.mark.fast
 def test_the_two_stay_apart_under_vmap_too(monkeypatch):
     """Multiplied out they give the same numbers, and take longer."""
     net = two_halves(nn.Sequential(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 1)).double()

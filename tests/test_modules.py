@@ -431,6 +431,7 @@ def classes(tasks=4, rows=6):
     )
 
 
+@pytest.mark.fast
 def test_a_norm_without_statistics_goes_on_taking_them_from_its_input():
     net = two_halves(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2)).double()
     phi, data = parameters(net), classes()

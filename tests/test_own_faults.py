@@ -186,6 +186,7 @@ class Last(nn.Module):
         return self.lstm(x)[0][:, -1]
 
 
+@pytest.mark.fast
 def test_a_layer_without_a_rule_runs_in_a_loop_with_the_same_result():
     torch.manual_seed(0)
     own, stream = two_halves(Last(), nn.Linear(8, 3)), drawn(made(5, 4))

@@ -260,6 +260,7 @@ def test_a_layer_that_is_copied_in_a_forward_pass_is_an_error():
         copy.deepcopy(Own(lambda module: None, nn.Linear(1, 1)))
 
 
+@pytest.mark.fast
 def test_a_private_copy_goes_when_nobody_holds_it():
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)).double()
     gone = []

@@ -195,7 +195,8 @@ def test_one_task_at_a_time_gives_the_same_numbers():
         same(objective.value_and_grad(here(learner.init()), here(data)), expected)
 
 
-def test_off_the_cpu_all_tasks_run_as_one_program_on_one_thread():
+def test_off_the_cpu_all_tasks_run_as_one_program_on_one_thread(monkeypatch):
+    monkeypatch.delenv("MTLIB_PLAIN", raising=False)
     phi, data = here(parameters(convolutional())), here(images())
     assert (default_chunk(phi, 3), default_threads(phi, data, 1)) == (3, 1)
 
