@@ -48,7 +48,16 @@ from mtlib.book import (
 from mtlib.book import directions as adaptation
 from mtlib.book import tables as small_tables
 from mtlib.book.across import Across, Rival
-from mtlib.book.benchmarked import fastest, gain, in_turns, reference, reports, slowest, straight
+from mtlib.book.benchmarked import (
+    fastest,
+    gain,
+    in_turns,
+    reference,
+    reports,
+    slowest,
+    spent_by_kind,
+    straight,
+)
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.choices import Tuning, over_units
 from mtlib.book.contest import Trial, Way, alphabets, conclude, contest, measured
@@ -4421,6 +4430,7 @@ BAD |= {
     "alarm: no bound": (lambda: test_time.alarm(torch.zeros(3), 6), "one bound"),
     "alarm: logits": (lambda: test_time.alarm(ANSWERS, 6, below=1.0), "one for each window"),
     "reports: no kind": (lambda: reports(""), "workloads"),
+    "spent by kind: no pages": (lambda: spent_by_kind({"kinds": {}}, 0), "count"),
     "slowest: no pages": (lambda: slowest({"pages": {"book/a": 1.0}}, 0), "count"),
     "straight: one number": (lambda: straight([1], [1.0]), "at least two"),
     "straight: other lengths": (lambda: straight([1, 2], [1.0]), "as many numbers"),
