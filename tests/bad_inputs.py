@@ -54,7 +54,6 @@ from mtlib.book.benchmarked import (
     in_turns,
     reference,
     reports,
-    slowest,
     spent_by_kind,
     straight,
 )
@@ -4431,7 +4430,6 @@ BAD |= {
     "alarm: logits": (lambda: test_time.alarm(ANSWERS, 6, below=1.0), "one for each window"),
     "reports: no kind": (lambda: reports(""), "workloads"),
     "spent by kind: no pages": (lambda: spent_by_kind({"kinds": {}}, 0), "count"),
-    "slowest: no pages": (lambda: slowest({"pages": {"book/a": 1.0}}, 0), "count"),
     "straight: one number": (lambda: straight([1], [1.0]), "at least two"),
     "straight: other lengths": (lambda: straight([1, 2], [1.0]), "as many numbers"),
     "reference: a room without one": (lambda: reference("core").__enter__(), "reference"),

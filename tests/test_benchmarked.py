@@ -30,7 +30,6 @@ from mtlib.book.benchmarked import (
     reports,
     shapes,
     shown,
-    slowest,
     spent_by_kind,
     straight,
     swapped,
@@ -169,7 +168,6 @@ def test_columns_minutes_memory_pages_and_processes():
     held = {"tables": {"steps": {"mtlib": {"1": {"grown": 19e6}, "2": {"grown": 25e6}}}}}
     assert megabytes(held, "steps") == {"mtlib": {"1": "19", "2": "25"}}
     pages = {"pages": {"book/a": 30.0, "book/b": 90.0, "book/c": 60.0}, "jobs": 2}
-    assert list(slowest(pages, 2).items()) == [("b", "90"), ("c", "60")]
     assert told_pages({"x": pages}) == {"pages": "3", "total": "3", "jobs": "2"}
     rows = {
         p: {"imports": 2.0, "the rest": r, "in all": r + 2}

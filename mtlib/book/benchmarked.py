@@ -283,13 +283,6 @@ def megabytes(report: Report, title: str) -> dict[str, dict[str, str]]:
     }
 
 
-def slowest(report: Report, count: int = 5) -> dict[str, str]:
-    """The pages of the book that take longest -> seconds."""
-    positive(count=count)
-    pages = sorted(report["pages"].items(), key=lambda item: -item[1])
-    return {page.removeprefix("book/"): f"{seconds:.0f}" for page, seconds in pages[:count]}
-
-
 def spent_by_kind(report: Report, count: int = 10) -> dict[str, dict[str, str]]:
     """The pages that take longest, with their seconds of imports, data, training, …, and all pages together."""
     positive(count=count)

@@ -249,7 +249,7 @@ def boosting(
         return {"x": support.x, "y": support.y}
 
     def predict(theta: Params, x: Any) -> Tensor:
-        said: Tensor = _Told.apply(
+        said: Tensor = _Told.apply(  # type: ignore[no-untyped-call]
             summarised(Batch(theta["x"], theta["y"]), x), fitted(len(theta["y"]))
         )
         return said
@@ -271,7 +271,7 @@ class _Told(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, model: Any) -> tuple[Tensor, int]:
-        return _Told.apply(x.movedim(in_dims[0], 0), model), 0
+        return _Told.apply(x.movedim(in_dims[0], 0), model), 0  # type: ignore[no-untyped-call]
 
 
 # Films to show -------------------------------------------------------------------------------

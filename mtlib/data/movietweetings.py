@@ -274,7 +274,8 @@ def rated_before(
     span = 1 + max(until.max(), period.max())
     known = np.sort(r.film[training].astype(np.int64) * span + until)
     first = film.astype(np.int64) * span
-    return np.searchsorted(known, first + period) - np.searchsorted(known, first)
+    seen: np.ndarray = np.searchsorted(known, first + period) - np.searchsorted(known, first)
+    return seen
 
 
 def factors(
