@@ -3255,6 +3255,12 @@ BAD |= {
         )(movietweetings.drawn(users=5)),
         "before the first rating",
     ),
+    "rated_before: films without times": (
+        lambda: (
+            lambda r: movietweetings.rated_before(r, np.ones(len(r.user), bool), r.film, r.time[:3])
+        )(movietweetings.drawn(users=5)),
+        "as many films as times",
+    ),
     "factors: NaN for a rating": (
         lambda: movietweetings.factors(
             np.arange(3), np.arange(3), np.array([1.0, NAN, 0.0]), np.ones((3, 2)), 1.0
