@@ -712,8 +712,8 @@ def _over_groups(parts: Tensor, sizes: Tensor) -> float:
     n = len(parts)
     if not bool(torch.isfinite(parts).all()):
         return math.nan
-    drawn = _drawn(n)
-    means = drawn @ (parts * sizes) / (drawn @ sizes)
+    drawn, weights = _drawn(n), sizes.double()
+    means = drawn @ (parts * weights) / (drawn @ weights)
     low, high = (means.nanquantile(q).item() for q in (0.025, 0.975))
     few = math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 0.975) / ndtri(0.975)) if n > 1 else 1.0
     return few * (high - low) / 2
