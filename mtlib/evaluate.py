@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from mtlib.core import Episode, Learner, Params, Steps, Stream, fits, move, over, take
@@ -385,7 +385,11 @@ def _score(
     if not difference and _at_the_edge(values, shares):
         low, high = exact(mean, len(values))
         return Score(mean, max(mean - low, high - mean), values, draw, (low, high))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * values.std().item() / math.sqrt(len(values))
+    half = (
+        float(special.stdtrit(len(values) - 1, 0.975))
+        * values.std().item()
+        / math.sqrt(len(values))
+    )
     return Score(mean, half, values, draw)
 
 
@@ -421,8 +425,8 @@ def exact(share: float, n: int) -> tuple[float, float]:
     needed. {cite}`clopper1934use`
     """
     k = n * share
-    low = 0.0 if k <= 0 else float(stats.beta.ppf(0.025, k, n - k + 1))
-    high = 1.0 if k >= n else float(stats.beta.ppf(0.975, k + 1, n - k))
+    low = 0.0 if k <= 0 else float(special.betaincinv(k, n - k + 1, 0.025))
+    high = 1.0 if k >= n else float(special.betaincinv(k + 1, n - k, 0.975))
     return low, high
 
 

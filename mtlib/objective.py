@@ -494,6 +494,19 @@ class InexactNorm(NeedsLoop):
     """A norm was met whose second-order gradient `vmap` gets wrong, or that writes to its statistics."""
 
 
+WATCHED = frozenset(
+    [
+        "native_layer_norm",
+        "layer_norm",
+        "native_batch_norm",
+        "batch_norm",
+        "instance_norm",
+        "embedding",
+    ]
+)
+"""Functions that `_WatchFunctions` asks about; the others pass, as most do."""
+
+
 class _WatchFunctions(TorchFunctionMode):
     """Sees every torch function (slow: used on the first call, and where it `rewrites`): a user may call F.layer_norm directly."""
 
@@ -501,6 +514,8 @@ class _WatchFunctions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name not in WATCHED:
+            return func(*args, **kwargs)
         own = args[5] if len(args) > 5 else kwargs.get("training", kwargs.get("use_input_stats"))
         if _LOOKING.functions is self and (
             name == "native_layer_norm"

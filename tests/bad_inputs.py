@@ -48,7 +48,15 @@ from mtlib.book import (
 from mtlib.book import directions as adaptation
 from mtlib.book import tables as small_tables
 from mtlib.book.across import Across, Rival
-from mtlib.book.benchmarked import fastest, gain, in_turns, reference, reports, slowest, straight
+from mtlib.book.benchmarked import (
+    fastest,
+    gain,
+    in_turns,
+    reference,
+    reports,
+    spent_by_kind,
+    straight,
+)
 from mtlib.book.checks import differences, error_and_cosine, gradient, gradients, hessian
 from mtlib.book.choices import Tuning, over_units
 from mtlib.book.contest import Trial, Way, alphabets, conclude, contest, measured
@@ -3247,6 +3255,12 @@ BAD |= {
         )(movietweetings.drawn(users=5)),
         "before the first rating",
     ),
+    "rated_before: films without times": (
+        lambda: (
+            lambda r: movietweetings.rated_before(r, np.ones(len(r.user), bool), r.film, r.time[:3])
+        )(movietweetings.drawn(users=5)),
+        "as many films as times",
+    ),
     "factors: NaN for a rating": (
         lambda: movietweetings.factors(
             np.arange(3), np.arange(3), np.array([1.0, NAN, 0.0]), np.ones((3, 2)), 1.0
@@ -4421,7 +4435,7 @@ BAD |= {
     "alarm: no bound": (lambda: test_time.alarm(torch.zeros(3), 6), "one bound"),
     "alarm: logits": (lambda: test_time.alarm(ANSWERS, 6, below=1.0), "one for each window"),
     "reports: no kind": (lambda: reports(""), "workloads"),
-    "slowest: no pages": (lambda: slowest({"pages": {"book/a": 1.0}}, 0), "count"),
+    "spent by kind: no pages": (lambda: spent_by_kind({"kinds": {}}, 0), "count"),
     "straight: one number": (lambda: straight([1], [1.0]), "at least two"),
     "straight: other lengths": (lambda: straight([1, 2], [1.0]), "as many numbers"),
     "reference: a room without one": (lambda: reference("core").__enter__(), "reference"),

@@ -30,7 +30,7 @@ from mtlib.book.benchmarked import (
     reports,
     shapes,
     shown,
-    slowest,
+    spent_by_kind,
     straight,
     swapped,
     told,
@@ -78,7 +78,7 @@ def test_a_kind_is_read_by_its_key_and_trials_are_none(monkeypatch, tmp_path):
 
 
 def test_the_committed_files_are_of_kinds_that_somebody_reads():
-    kinds = ("workloads", "training", "methods", "columns", "processes", "tables", "pages")
+    kinds = ("workloads", "training", "methods", "columns", "processes", "tables", "kinds", "pages")
     read = {name for kind in kinds for name in reports(kind)}
     folder = mtlib.book.results.FOLDER / "benchmarks"
     assert read == {path.stem for path in folder.glob("*.json")}
@@ -168,8 +168,15 @@ def test_columns_minutes_memory_pages_and_processes():
     held = {"tables": {"steps": {"mtlib": {"1": {"grown": 19e6}, "2": {"grown": 25e6}}}}}
     assert megabytes(held, "steps") == {"mtlib": {"1": "19", "2": "25"}}
     pages = {"pages": {"book/a": 30.0, "book/b": 90.0, "book/c": 60.0}, "jobs": 2}
-    assert list(slowest(pages, 2).items()) == [("b", "90"), ("c", "60")]
     assert told_pages({"x": pages}) == {"pages": "3", "total": "3", "jobs": "2"}
+    rows = {
+        p: {"imports": 2.0, "the rest": r, "in all": r + 2}
+        for p, r in zip("ab", (8.0, 6.0), strict=True)
+    }
+    by_kind = spent_by_kind({"kinds": rows}, 1)
+    assert by_kind["a"] == {"imports": "2", "the rest": "8", "in all": "10"}
+    assert by_kind["all 2 pages"] == {"imports": "4", "the rest": "14", "in all": "18"}
+    assert len(by_kind) == 2
     two = {"processes": {"two": {"median": 1.871}, "apart": {"median": 1.95}}, "exchange": 0.012}
     assert told_processes({"x": two}) == {"two": "1.87", "apart": "1.95", "exchange": "1.2"}
 

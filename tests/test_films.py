@@ -11,7 +11,15 @@ from sklearn.metrics import ndcg_score
 
 from mtlib.book.results import recorded
 from mtlib.data import movietweetings as module
-from mtlib.data.movietweetings import drawn, factors, factors_in_time, known, movietweetings, past
+from mtlib.data.movietweetings import (
+    drawn,
+    factors,
+    factors_in_time,
+    known,
+    movietweetings,
+    past,
+    rated_before,
+)
 from mtlib.evaluate import interval
 from mtlib.metrics import ndcg
 
@@ -70,6 +78,7 @@ def test_the_past_is_what_a_fit_on_earlier_days_says():
             # a row that is in no average, of the same film
             asked = np.flatnonzero(~before & (r.film == r.film[row]))[0]
             assert abs(found.bias[row] - k.bias[asked]) < 1e-6
+    assert (rated_before(r, training, r.film, r.time) == found.seen).all()
     first = day == 0
     assert (found.seen[first] == 0).all() and (found.mean[first] == 5).all()
 

@@ -4,7 +4,7 @@
     python tools/spent.py background which         # these
     python tools/spent.py --report spent.json      # ... and a file, to which pages are added
 
-Each page runs once, at the scale of MTLIB_SCALE, with a clock around the functions of each kind. A second counts for the
+The book's own record is mtlib/book/results/benchmarks/spent.json, which the page on speed shows. Each page runs once, at the scale of MTLIB_SCALE, with a clock around the functions of each kind. A second counts for the
 innermost of them alone: where `fit` scores on validation tasks, that is evaluation. "the rest" is the page's own code,
 scikit-learn and the start of its kernel.
 """
@@ -121,7 +121,7 @@ def main() -> int:
     print(f"{'':20}" + "".join(f"{kind:>11}" for kind in (*KINDS, "the rest", "in all")))
     report = {}
     if given.report and given.report.exists():
-        report = json.loads(given.report.read_text("utf8"))["pages"]
+        report = json.loads(given.report.read_text("utf8"))["kinds"]
     for page in names:
         row = report[page] = measure(page)
         print(
@@ -129,7 +129,7 @@ def main() -> int:
             flush=True,
         )
         if given.report:
-            write(given.report, {"pages": report, "provenance": provenance()})
+            write(given.report, {"kinds": report, "provenance": provenance()})
     return 0
 
 

@@ -3,7 +3,7 @@
 `benchmarks/*.py` write files into `mtlib/book/results/benchmarks`. Each holds one kind of thing, under a key of that name:
 "workloads" (times of a meta-gradient beside other libraries), "training" (seconds until a network is good), "methods"
 (accuracy after a minute), "columns" (Omniglot's columns after an equal time), "processes" (two against one), "tables"
-(resident memory) and "pages" (seconds of the book's pages). What nobody has recorded is an empty dict, and the pages say so.
+(resident memory), "pages" (seconds of the book's pages) and "kinds" (what each page spends them on). What nobody has recorded is an empty dict, and the pages say so.
 """
 
 from __future__ import annotations
@@ -283,11 +283,16 @@ def megabytes(report: Report, title: str) -> dict[str, dict[str, str]]:
     }
 
 
-def slowest(report: Report, count: int = 5) -> dict[str, str]:
-    """The pages of the book that take longest -> seconds."""
+def spent_by_kind(report: Report, count: int = 10) -> dict[str, dict[str, str]]:
+    """The pages that take longest, with their seconds of imports, data, training, …, and all pages together."""
     positive(count=count)
-    pages = sorted(report["pages"].items(), key=lambda item: -item[1])
-    return {page.removeprefix("book/"): f"{seconds:.0f}" for page, seconds in pages[:count]}
+    pages = sorted(report["kinds"].items(), key=lambda item: -item[1]["in all"])
+    total = {kind: sum(row[kind] for _, row in pages) for kind in pages[0][1]}
+    shown = {page.removeprefix("book/"): row for page, row in pages[:count]}
+    return {
+        page: {kind: f"{seconds:.0f}" for kind, seconds in row.items()}
+        for page, row in {**shown, f"all {len(pages)} pages": total}.items()
+    }
 
 
 def told_processes(files: Mapping[str, Report]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from torch import Tensor, nn
 
 from mtlib.core import Batch, Episode, Learner, Params, Stream, move
-from mtlib.data.movietweetings import Known, Past, Ratings, past
+from mtlib.data.movietweetings import Known, Past, Ratings, past, rated_before
 from mtlib.evaluate import Score, answers, interval
 from mtlib.learners.closed_form import ridge_solution
 from mtlib.metrics import recall_at
@@ -249,10 +249,29 @@ def boosting(
         return {"x": support.x, "y": support.y}
 
     def predict(theta: Params, x: Any) -> Tensor:
-        rows = summarised(Batch(theta["x"], theta["y"]), x).cpu().numpy()
-        return torch.from_numpy(fitted(len(theta["y"])).predict(rows)).to(x)[:, None]
+        said: Tensor = _Told.apply(  # type: ignore[no-untyped-call]
+            summarised(Batch(theta["x"], theta["y"]), x), fitted(len(theta["y"]))
+        )
+        return said
 
-    return Learner(dict, adapt, predict, vmap=False)
+    return Learner(dict, adapt, predict)
+
+
+class _Told(torch.autograd.Function):
+    """What a fitted model of scikit-learn says: (…, Q, D) -> (…, Q, 1), under `vmap` of all tasks at once."""
+
+    @staticmethod
+    def forward(x: Tensor, model: Any) -> Tensor:
+        said = model.predict(x.reshape(-1, x.shape[-1]).cpu().numpy())
+        return torch.from_numpy(said).to(x).reshape(*x.shape[:-1], 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, model: Any) -> tuple[Tensor, int]:
+        return _Told.apply(x.movedim(in_dims[0], 0), model), 0  # type: ignore[no-untyped-call]
 
 
 # Films to show -------------------------------------------------------------------------------
@@ -288,7 +307,7 @@ def shelves(
     film, time = np.tile(films, len(users)), np.repeat(when, len(films))
     k = past(r, training, 2.0, film, time)
     month = np.maximum(time - 28 * 86_400, r.time.min())
-    lately = k.seen - past(r, training, 2.0, film, month).seen
+    lately = k.seen - rated_before(r, training, film, month)
     x = described(r, k, film, time)
     for i, rows in enumerate(ends):
         here = slice(i * len(films), (i + 1) * len(films))

@@ -12,14 +12,13 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from scipy.stats import norm as normal
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from mtlib.book.page import claim, is_full, recorded_claim
@@ -713,15 +712,19 @@ def _over_groups(parts: Tensor, sizes: Tensor) -> float:
     n = len(parts)
     if not bool(torch.isfinite(parts).all()):
         return math.nan
-    drawn = torch.randint(n, (BOOTSTRAP, n), generator=torch.Generator().manual_seed(0))
-    means = (parts * sizes)[drawn].sum(1) / sizes[drawn].sum(1)
+    drawn, weights = _drawn(n), sizes.double()
+    means = drawn @ (parts * weights) / (drawn @ weights)
     low, high = (means.nanquantile(q).item() for q in (0.025, 0.975))
-    few = (
-        math.sqrt(n / (n - 1)) * float(student.ppf(0.975, n - 1) / normal.ppf(0.975))
-        if n > 1
-        else 1.0
-    )
+    few = math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 0.975) / ndtri(0.975)) if n > 1 else 1.0
     return few * (high - low) / 2
+
+
+@lru_cache(maxsize=2)  # a page asks again for as many groups
+def _drawn(n: int) -> Tensor:
+    """How often each of n groups is in each bootstrap sample: (BOOTSTRAP, n)."""
+    drawn = torch.randint(n, (BOOTSTRAP, n), generator=torch.Generator().manual_seed(0))
+    one = torch.ones(1, dtype=torch.float64).expand(BOOTSTRAP, n)
+    return torch.zeros(BOOTSTRAP, n, dtype=torch.float64).scatter_add_(1, drawn, one)
 
 
 def _told(setting: Any) -> str:

@@ -72,7 +72,9 @@ def adapted(learner: Learner, phi: Params, few: Episode) -> Tensor:
     def one(support: Batch, query: Batch) -> Tensor:
         return learner.predict(learner.adapt(phi, support), query.x)
 
-    return torch.vmap(one)(*few).detach()
+    with torch.no_grad():  # inner gradients are first derivatives alone
+        found: Tensor = torch.vmap(one)(*few)
+    return found
 
 
 class Heads:

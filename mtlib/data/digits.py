@@ -12,8 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, max_pool2d
 
@@ -250,12 +248,16 @@ def read_semeion(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shipped() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
     held = load_digits()
     return held.images / 16, held.target
 
 
 def changed(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """scikit-learn's digits in three parts: as they are; slanted and thin; thick, noisy and of lower contrast."""
+    from scipy import ndimage
+
     check_seed(seed)
     images, y = _shipped()
     rng = np.random.default_rng(seed)

@@ -239,12 +239,14 @@ def past(
     asked = np.argsort(period, kind="stable")
     users, films = r.user.max() + 1, r.film.max() + 1
     of_user, of_film = np.zeros(users), np.zeros(films)
-    found = np.empty((4, len(film)))
+    total, counted = np.zeros(films, int), np.zeros(users, int)
+    found, n = np.empty((4, len(film))), 0
     for one in np.unique(period):
-        n = np.searchsorted(until, one)
+        new = slice(n, n := int(np.searchsorted(until, one)))
+        total += np.bincount(f[new], minlength=films)
+        counted += np.bincount(u[new], minlength=users)
         uu, ff, yy = u[:n], f[:n], y[:n]
         mean = yy.mean() if n else 5.0
-        total, counted = np.bincount(ff, minlength=films), np.bincount(uu, minlength=users)
         for _ in range(rounds):
             of_film = np.bincount(ff, yy - mean - of_user[uu], films) / (total + shrink)
             of_user = np.bincount(uu, yy - mean - of_film[ff], users) / (counted + shrink)
@@ -255,6 +257,25 @@ def past(
         some = film[rows]
         found[:, rows] = np.full(len(rows), mean), total[some], bias[some], spread[some]
     return Past(*found)
+
+
+def rated_before(
+    r: Ratings, training: np.ndarray, film: np.ndarray, time: np.ndarray, every: int = 86_400
+) -> np.ndarray:
+    """`past(…).seen` alone, which needs no fit: (m,) training users who had rated the film."""
+    positive(every=every)
+    _check_training(r, training)
+    begin = int(r.time.min())
+    if len(film) != len(time) or not len(film) or time.min() < begin or film.min() < 0:
+        raise ValueError(
+            f"expected as many films as times, none before the first rating, at {begin}"
+        )
+    until, period = (r.time[training] - begin) // every, (time - begin) // every
+    span = 1 + max(until.max(), period.max())
+    known = np.sort(r.film[training].astype(np.int64) * span + until)
+    first = film.astype(np.int64) * span
+    seen: np.ndarray = np.searchsorted(known, first + period) - np.searchsorted(known, first)
+    return seen
 
 
 def factors(

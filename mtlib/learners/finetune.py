@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from mtlib.core import (
@@ -224,6 +223,8 @@ def logistic_head(
     logits are those of a network with two outputs. Raises ValueError for c ≤ 0, classes that are absent, or rows that do not
     fit.
     """
+    from sklearn.linear_model import LogisticRegression  # here alone, as it takes a second
+
     above_zero(c=c, tol=tol)
     check_rows(Batch(z, y), "the features")
     expect(z.ndim == 2 and y.ndim == 1, "features z (N, D) and class numbers y (N,)", z)

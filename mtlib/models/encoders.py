@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -101,6 +100,8 @@ def hashed(
         raise ValueError(f'expected the kind "char_wb" or "word", got {kind!r}')
     if len(sizes) != 2 or not 1 <= sizes[0] <= sizes[1]:
         raise ValueError(f"expected the shortest and the longest run, such as (3, 5), got {sizes}")
+    from sklearn.feature_extraction.text import HashingVectorizer  # here alone: it takes a second
+
     maker = HashingVectorizer(
         analyzer=kind, ngram_range=tuple(sizes), n_features=columns, alternate_sign=False, norm=None
     )

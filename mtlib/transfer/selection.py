@@ -9,10 +9,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mtlib.run.devices import double
@@ -58,6 +54,8 @@ def temperature(logits: Tensor, y: Tensor) -> float:
         raise ValueError(
             f"expected a class number for each of {len(z)} items, got y {tuple(y.shape)} of {y.dtype}"
         )
+    from scipy.optimize import brentq
+
     y = y.long().to(z.device)
     if len(y) and not (int(y.min()) >= 0 and int(y.max()) < z.shape[1]):
         raise ValueError(
@@ -122,6 +120,10 @@ def density_ratio(source: Tensor, target: Tensor, at: Tensor) -> Tensor:
     w = (n_S / n_T) · q(target | f) / q(source | f), q a logistic regression on standardised features. source: (n_S,
     D), target: (n_T, D), at: (n, D) -> (n,).
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     source, target, at = rows(source, "source"), rows(target, "target"), rows(at, "at")
     if not source.shape[1] == target.shape[1] == at.shape[1]:
         shapes = [tuple(d.shape) for d in (source, target, at)]

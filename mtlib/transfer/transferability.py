@@ -11,9 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -206,6 +203,10 @@ def a_distance(a: Tensor, b: Tensor, seed: int = 0, strength: float = 1.0) -> fl
     mean over the two domains, so sizes need not be equal. 2 if the domains can always be told apart, about 0 (or
     below, by chance) if never. Raises ValueError for shapes that do not fit.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     check_seed(seed)
     above_zero(strength=strength)
     a, b = rows(a, "a"), rows(b, "b")
