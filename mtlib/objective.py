@@ -59,6 +59,16 @@ class InLoop(NamedTuple):
         return self.task(phi, data)
 
 
+class AllAtOnce(NamedTuple):
+    """A task, and a function (φ, data, w) -> Σ_t w_t · task_t and its gradient over all tasks; None where only the task can tell."""
+
+    task: Task
+    at_once: Any
+
+    def __call__(self, phi: Params, data: Any) -> Tensor:
+        return self.task(phi, data)
+
+
 class Objective(NamedTuple):
     """A number to minimise over φ.
 
@@ -122,10 +132,15 @@ def over_tasks(
     run.compiled = compile
     step = compiled(gradient, run) if compile else gradient
 
+    at_once = task.at_once if isinstance(task, AllAtOnce) and not chunk else None
+
     @grad_mode_kept
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
-        leaves = leaves_of(phi, net)
         w, size = weigh(count(data)), chunk
+        found: tuple[Tensor, Params] | None = at_once(phi, data, w) if at_once else None
+        if found is not None:
+            return found
+        leaves = leaves_of(phi, net)
 
         def one(part: slice) -> tuple[Tensor, Params]:
             """Σ w_t · task_t over the tasks of a chunk, and its gradient: one backward pass."""
