@@ -105,6 +105,8 @@ def over_tasks(
     Where `vmap` has no rule for what they do, or a wrong one, tasks run in a loop, with a warning that says why.
     `compile` makes the gradient of a chunk one program of `torch.compile`. The second call compiles, which takes the
     better part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
+    A task that knows its gradient for all tasks at once (`AllAtOnce`) is asked first, unless a `chunk` is given, compiled
+    or not.
     Frozen parameters and buffers of `net` get no gradient.
     """
     if chunk is not None:

@@ -31,6 +31,7 @@ typedef R V __attribute__((vector_size(BYTES), may_alias));
 enum { LANES = BYTES / sizeof(R), LAYERS = 16, IDENTITY = 0, RELU, TANH, SIGMOID, SQUARES = 0, CROSS_ENTROPY };
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+#define EACH(count) _Pragma("omp simd") for (I e = 0; e < (count); e++)
 
 /* Layers l = 0 ... L - 1 go from d[l] to d[l + 1]; p is d filled up; where things begin in a block of parameters or rows. */
 typedef struct {
@@ -98,7 +99,12 @@ static void product(I m, I k, I n, const R *a, I down, I right, const R *b, cons
 /* to (n, m) = the transpose of from (m, n), with row lengths of their own */
 static void turn(I m, I n, const R *restrict from, I from_length, R *restrict to, I to_length)
 {
-    for (I i = 0; i < m; i++)
+    enum { B = 8 };
+    I i = 0;
+    for (; i + B <= m; i += B)
+        for (I j = 0; j < n; j++)
+            UNROLL for (int e = 0; e < B; e++) to[j * to_length + i + e] = from[(i + e) * from_length + j];
+    for (; i < m; i++)
         for (I j = 0; j < n; j++) to[j * to_length + i] = from[i * from_length + j];
 }
 
@@ -106,8 +112,6 @@ static void turn_all(const Row *r, R *theta)
 {
     for (I l = 1; l < r->L; l++) turn(r->d[l], r->d[l + 1], theta + r->w[l], r->p[l + 1], theta + r->turned[l], r->p[l]);
 }
-
-#define EACH(count) _Pragma("omp simd") for (I e = 0; e < (count); e++)
 
 static void activate(int act, I count, R *h)
 {
