@@ -78,7 +78,8 @@ def bilevel(
         "a hypergradient such as first_order, or implicit(strength)",
         way,
     )
-    task: Any = way(learner, loss)
+    found: Any = way(learner, loss)
+    at_once, task = (found.at_once, found.task) if isinstance(found, AllAtOnce) else (None, found)
 
     def checked(phi: Params, episode: Episode) -> Tensor:
         if not isinstance(episode, Episode):
@@ -95,7 +96,7 @@ def bilevel(
         return value
 
     vmap = learner.vmap and not isinstance(task, InLoop)
-    right: Any = AllAtOnce(checked, task.at_once) if isinstance(task, AllAtOnce) else checked
+    right: Any = AllAtOnce(checked, at_once) if at_once else checked
     return over_tasks(right, chunk=chunk, vmap=vmap, compile=compile, net=learner.net)
 
 

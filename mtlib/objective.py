@@ -112,6 +112,7 @@ def over_tasks(
     if chunk is not None:
         positive(chunk=chunk)
     expect(callable(task), "a task, a function (phi, data) -> scalar", task)
+    at_once, task = (task.at_once, task.task) if isinstance(task, AllAtOnce) else (None, task)
     run = Batched(task, vmap and not isinstance(task, InLoop))
 
     def weigh(tasks: int) -> Tensor:
@@ -134,12 +135,12 @@ def over_tasks(
     run.compiled = compile
     step = compiled(gradient, run) if compile else gradient
 
-    at_once = task.at_once if isinstance(task, AllAtOnce) and not chunk else None
-
     @grad_mode_kept
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
         w, size = weigh(count(data)), chunk
-        found: tuple[Tensor, Params] | None = at_once(phi, data, w) if at_once else None
+        found: tuple[Tensor, Params] | None = (
+            at_once(phi, data, w) if at_once and not chunk else None
+        )
         if found is not None:
             return found
         leaves = leaves_of(phi, net)

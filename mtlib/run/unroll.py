@@ -192,7 +192,7 @@ class _Kernel:
             len(row.acts), shape.data_ptr(), acts.data_ptr(), tasks, n, q,
             *(v.data_ptr() for v in given), _addresses(weights), *kinds,
             steps, alpha.data_ptr(), second, w.data_ptr(),
-            torch.get_num_threads() if work > ALONE else 1, values.data_ptr(), _addresses(grads),
+            min(tasks, torch.get_num_threads()) if work > ALONE else 1, values.data_ptr(), _addresses(grads),
         )  # fmt: skip
         if failed:
             return None
