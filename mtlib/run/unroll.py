@@ -103,8 +103,8 @@ def _takes(row: Row, losses: tuple[Loss, Loss], data: Episode, w: Tensor) -> boo
     given = [*data.support, *data.query, *(v for v in row.weights if v is not None)]
     if not (
         all(any(loss is known for known in LOSSES) for loss in losses)
-        and all(type(v) in (Tensor, nn.Parameter) and v.dtype == like.dtype for v in given)
-        and like.dtype in KINDS
+        and all(type(v) in (Tensor, nn.Parameter) for v in given)
+        and {v.dtype for v in given} == {like.dtype} <= KINDS.keys()
         and all(v.device.type == "cpu" and v.layout is torch.strided for v in (*given, w))
         and not any(v.is_neg() for v in given)
         and len(row.acts) <= LAYERS
@@ -154,18 +154,9 @@ class _Kernel:
     def __init__(self, function: Any, dtype: torch.dtype):
         self.function, self.dtype = function, dtype
         address, size, number = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
-        function.argtypes = [
-            size,
-            address,
-            address,
-            size,
-            size,
-            size,
-            *[address] * 5,
-            number,
-            number,
-        ]
-        function.argtypes += [size, address, number, address, number, address, address]
+        sizes, data = [size, address, address, size, size, size], [address] * 5
+        rest = [number, number, size, address, number, address, number, address, address]
+        function.argtypes = [*sizes, *data, *rest]
 
     def __call__(
         self,
