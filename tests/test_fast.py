@@ -281,7 +281,15 @@ def test_norms_of_torch_are_exact_where_steps_are_ours():
 # torch.compile -------------------------------------------------------------------------------
 
 
-def test_where_the_compiler_fails_a_warning_says_so_and_the_result_is_the_same(monkeypatch):
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """A row of linear layers is stacked, too."""
+    monkeypatch.setattr(unroll, "_kernel", lambda dtype: None)
+
+
+def test_where_the_compiler_fails_a_warning_says_so_and_the_result_is_the_same(
+    monkeypatch, no_kernel
+):
     def broken(f, **options):
         def call(*args):
             raise RuntimeError("no C++ compiler was found")
@@ -353,12 +361,6 @@ def test_a_task_that_holds_itself_learns_nothing_and_still_runs():
     before.first = False
     now.learn_from(before)
     assert now.first
-
-
-@pytest.fixture
-def no_kernel(monkeypatch):
-    """A row of linear layers is stacked, too."""
-    monkeypatch.setattr(unroll, "_kernel", lambda dtype: None)
 
 
 @compiling
