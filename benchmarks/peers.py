@@ -46,7 +46,10 @@ def implementations(work: Workload, compiled: bool = False, device: str = "cpu")
 
 
 def variants(work: Workload, compiled: bool = False) -> dict[str, Make]:
-    """mtlib's ways of running it, with what `bilevel` is given; `compiled`: where torch's compiler works, and on W1."""
+    """mtlib's ways of running it, with what `bilevel` is given; `compiled`: where torch's compiler works, and on W1.
+
+    On W1 with a C compiler both are one function in C (`mtlib.run.unroll`), and torch's compiler has nothing to do.
+    """
     found = {"mtlib": ours()}
     if compiled and not work.size:
         found["mtlib, compiled"] = ours(compile=True)

@@ -27,9 +27,10 @@ from mtlib.core import (
     risk,
     take,
 )
-from mtlib.objective import Batched, InLoop, Objective, Task, in_chunks, over_tasks
+from mtlib.objective import AllAtOnce, Batched, InLoop, Objective, Task, in_chunks, over_tasks
 from mtlib.run.fast import twice_differentiable
 from mtlib.run.replay import replay
+from mtlib.run.unroll import AtOnce
 from mtlib.tasks import above_zero, check_draw, positive, whole
 
 Hypergradient = Callable[[Learner, Loss], Task]
@@ -53,6 +54,8 @@ def bilevel(
 
     `hypergradient` is `unrolled` by default; `chunk` is how many tasks run as one program, `compile` makes it
     one of `torch.compile` (`mtlib.objective.over_tasks`). The data are episodes with a leading axis T.
+    Without a `chunk`, `unrolled` and `first_order` of plain descent in a row of linear layers are one function in C on a CPU
+    with a C compiler, `compile` or not (`mtlib.run.unroll`).
     `cross_entropy(weight=...)` divides a sum over one-hot rows by their number N, not by the sum of their weights
     (torch's rule).
 
@@ -75,7 +78,8 @@ def bilevel(
         "a hypergradient such as first_order, or implicit(strength)",
         way,
     )
-    task: Task = way(learner, loss)
+    found: Any = way(learner, loss)
+    at_once, task = (found.at_once, found.task) if isinstance(found, AllAtOnce) else (None, found)
 
     def checked(phi: Params, episode: Episode) -> Tensor:
         if not isinstance(episode, Episode):
@@ -88,10 +92,12 @@ def bilevel(
             "episodes with an axis of tasks, y (T, Q, W), one-hot rows of classes: `mtlib.tasks.one_hot(y, ways)`",
             episode.query.y,
         )
-        return task(phi, episode)
+        value: Tensor = task(phi, episode)
+        return value
 
     vmap = learner.vmap and not isinstance(task, InLoop)
-    return over_tasks(checked, chunk=chunk, vmap=vmap, compile=compile, net=learner.net)
+    right: Any = AllAtOnce(checked, at_once) if at_once else checked
+    return over_tasks(right, chunk=chunk, vmap=vmap, compile=compile, net=learner.net)
 
 
 def check(learner: Learner, loss: Loss) -> None:
@@ -101,7 +107,7 @@ def check(learner: Learner, loss: Loss) -> None:
     expect(made, "a loss, a function such as nn.functional.mse_loss", loss)
 
 
-def unrolled(learner: Learner, loss: Loss) -> Task:
+def unrolled(learner: Learner, loss: Loss) -> AllAtOnce:
     """The exact gradient of L^Q(θ_k(φ)), through every inner step.
 
     dL^Q/dφ = (I − αH_0) ⋯ (I − αH_{k−1}) ∇L^Q(θ_k),  H_j = ∇²L^S(θ_j). {cite}`finn2017maml`
@@ -111,7 +117,7 @@ def unrolled(learner: Learner, loss: Loss) -> Task:
     def task(phi: Params, episode: Episode) -> Tensor:
         return at(learner, loss, learner.adapt(phi, episode.support), episode.query)
 
-    return task
+    return AllAtOnce(task, AtOnce(learner, loss, second=True))
 
 
 def multi_step(weights: Sequence[float]) -> Hypergradient:
@@ -155,7 +161,7 @@ def annealed(steps: int, progress: float) -> list[float]:
     return [(1 - p) / steps + p * (j == steps) for j in range(1, steps + 1)]
 
 
-def first_order(learner: Learner, loss: Loss) -> Task:
+def first_order(learner: Learner, loss: Loss) -> AllAtOnce:
     """FOMAML: the inner steps count as constants, dL^Q/dφ ≈ ∇L^Q(θ_k); no graph of them is kept.
 
     For learners whose θ has φ's entries, and none that only the inner steps read, such as learned rates; raises
@@ -170,7 +176,7 @@ def first_order(learner: Learner, loss: Loss) -> Task:
             learner, loss, {k: phi[k] + (theta[k] - phi[k]).detach() for k in theta}, episode.query
         )
 
-    return task
+    return AllAtOnce(task, AtOnce(learner, loss, second=False))
 
 
 def checkpointed(learner: Learner, loss: Loss) -> InLoop:

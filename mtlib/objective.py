@@ -59,6 +59,16 @@ class InLoop(NamedTuple):
         return self.task(phi, data)
 
 
+class AllAtOnce(NamedTuple):
+    """A task, and a function (φ, data, w) -> Σ_t w_t · task_t and its gradient over all tasks; None where only the task can tell."""
+
+    task: Task
+    at_once: Any
+
+    def __call__(self, phi: Params, data: Any) -> Tensor:
+        return self.task(phi, data)
+
+
 class Objective(NamedTuple):
     """A number to minimise over φ.
 
@@ -95,11 +105,14 @@ def over_tasks(
     Where `vmap` has no rule for what they do, or a wrong one, tasks run in a loop, with a warning that says why.
     `compile` makes the gradient of a chunk one program of `torch.compile`. The second call compiles, which takes the
     better part of a minute: for small networks and many steps. Where that fails a warning says why, and it runs as it did.
+    A task that knows its gradient for all tasks at once (`AllAtOnce`) is asked first, unless a `chunk` is given, compiled
+    or not.
     Frozen parameters and buffers of `net` get no gradient.
     """
     if chunk is not None:
         positive(chunk=chunk)
     expect(callable(task), "a task, a function (phi, data) -> scalar", task)
+    at_once, task = (task.at_once, task.task) if isinstance(task, AllAtOnce) else (None, task)
     run = Batched(task, vmap and not isinstance(task, InLoop))
 
     def weigh(tasks: int) -> Tensor:
@@ -124,8 +137,13 @@ def over_tasks(
 
     @grad_mode_kept
     def value_and_grad(phi: Params, data: Any) -> tuple[Tensor, Params]:
-        leaves = leaves_of(phi, net)
         w, size = weigh(count(data)), chunk
+        found: tuple[Tensor, Params] | None = (
+            at_once(phi, data, w) if at_once and not chunk else None
+        )
+        if found is not None:
+            return found
+        leaves = leaves_of(phi, net)
 
         def one(part: slice) -> tuple[Tensor, Params]:
             """Σ w_t · task_t over the tasks of a chunk, and its gradient: one backward pass."""

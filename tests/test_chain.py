@@ -13,7 +13,7 @@ from mtlib.bilevel import bilevel, first_order
 from mtlib.core import Batch, Episode, apply, parameters
 from mtlib.learners.gradient import adam, maml
 from mtlib.run import chain as module
-from mtlib.run import copies
+from mtlib.run import copies, unroll
 
 T = 3
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid)
@@ -33,8 +33,9 @@ def points(d, w, n=5) -> Episode:
 
 @pytest.fixture(autouse=True)
 def not_plain(monkeypatch):
-    """The reference is asked for by name here."""
+    """The reference is asked for by name here, and no kernel of `mtlib.run.unroll` comes first."""
     monkeypatch.setenv("MTLIB_PLAIN", "0")
+    monkeypatch.setattr(unroll, "_kernel", lambda dtype: None)
 
 
 @pytest.fixture

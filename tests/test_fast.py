@@ -30,6 +30,7 @@ from mtlib.learners.metric import protonet
 from mtlib.learners.preconditioned import meta_sgd
 from mtlib.nets import mlp
 from mtlib.objective import Objective, alike, default_threads, over_tasks
+from mtlib.run import unroll
 from mtlib.run.cost import peak_memory
 from mtlib.run.replay import replay
 from mtlib.run.threads import on_threads
@@ -280,7 +281,15 @@ def test_norms_of_torch_are_exact_where_steps_are_ours():
 # torch.compile -------------------------------------------------------------------------------
 
 
-def test_where_the_compiler_fails_a_warning_says_so_and_the_result_is_the_same(monkeypatch):
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """A row of linear layers is stacked, too."""
+    monkeypatch.setattr(unroll, "_kernel", lambda dtype: None)
+
+
+def test_where_the_compiler_fails_a_warning_says_so_and_the_result_is_the_same(
+    monkeypatch, no_kernel
+):
     def broken(f, **options):
         def call(*args):
             raise RuntimeError("no C++ compiler was found")
@@ -355,7 +364,7 @@ def test_a_task_that_holds_itself_learns_nothing_and_still_runs():
 
 
 @compiling
-def test_the_compiled_gradient_equals_the_plain_one():
+def test_the_compiled_gradient_equals_the_plain_one(no_kernel):
     net, data = mlp(3, (4,), 2).double(), points()
     phi = {**parameters(net), "unused": torch.ones(2, dtype=torch.float64)}
     learner = maml(net, mse_loss, 0.1, 1)
@@ -369,7 +378,7 @@ def test_the_compiled_gradient_equals_the_plain_one():
 
 
 @compiling
-def test_a_second_objective_of_other_sizes_is_traced_too(monkeypatch):
+def test_a_second_objective_of_other_sizes_is_traced_too(monkeypatch, no_kernel):
     """Traced, not translated: torch keeps one cache for all objectives, and takes sizes that differ for ones that change."""
     compile = torch.compile
     monkeypatch.setattr(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -118,17 +118,25 @@ def moving(net: nn.Module, adapted: str = "") -> Callable[[Params, Batch], Param
             f"expected a network with parameters named {adapted}*, got {list(own)[:5]}"
         )
 
-    def begin(phi: Params, support: Batch) -> Params:
-        require(phi, names)
-        still = fixed(net)
-        point = {k: phi[k] for k in names if k not in still}
+    return _Moving(net, names, adapted)  # type: ignore[return-value]
+
+
+class _Moving(NamedTuple):
+    """What `moving` gives."""
+
+    net: nn.Module
+    names: list[str]
+    adapted: str
+
+    def __call__(self, phi: Params, support: Batch) -> Params:
+        require(phi, self.names)
+        still = fixed(self.net)
+        point = {k: phi[k] for k in self.names if k not in still}
         if not point:
             raise ValueError(
-                f"expected parameters named {adapted}* that may move; all {len(names)} are frozen (requires_grad=False)"
+                f"expected parameters named {self.adapted}* that may move; all {len(self.names)} are frozen (requires_grad=False)"
             )
         return point
-
-    return begin
 
 
 def inner_loop(
@@ -205,18 +213,27 @@ def support_loss(
 ) -> Value:
     """L^S(θ) + R(θ, θ₀, S), where θ has the entries that move and φ the others; R = `pull`."""
 
-    def value(phi: Params, support: Batch) -> Callable[[Params], Tensor]:
+    return _SupportLoss(f, loss, begin, pull)  # type: ignore[return-value]
+
+
+class _SupportLoss(NamedTuple):
+    """What `support_loss` gives."""
+
+    f: Callable[[Params, Any], Tensor]
+    loss: Loss
+    begin: Callable[[Params, Batch], Params] | None
+    pull: Pull | None
+
+    def __call__(self, phi: Params, support: Batch) -> Callable[[Params], Tensor]:
         expect(isinstance(support, Batch), "a support set, Batch(x, y)", support)
-        anchor = {**phi, **begin(phi, support)} if begin else {}
+        anchor = {**phi, **self.begin(phi, support)} if self.begin else {}
 
         def inner(theta: Params) -> Tensor:
             whole = {**phi, **theta}
-            value = risk(loss, f(whole, support.x), support.y)
-            return value + pull(whole, anchor, support.x) if pull else value
+            value = risk(self.loss, self.f(whole, support.x), support.y)
+            return value + self.pull(whole, anchor, support.x) if self.pull else value
 
         return inner
-
-    return value
 
 
 def descending(
@@ -235,19 +252,50 @@ def descending(
     for f in (begin, value, lr, rule):
         expect(made(f), "begin(phi, S), value(phi, S), lr(phi) and rule(phi), each a function", f)
 
-    def start(phi: Params, support: Batch) -> Point:
-        return begin(phi, support), None
+    start: Any = _Start(begin)
+    one: Any = _Step(value, lr, rule)
+    return Steps(start, one, steps, descent=lambda phi, support: (value(phi, support), lr(phi)))
 
-    def one(phi: Params, support: Batch, number: int, point: Point) -> Point:
-        a = lr(phi)
-        a = a(number) if callable(a) else a
+
+class _Start(NamedTuple):
+    """Where `descending` begins: at begin(φ, S), and no rule has a state yet."""
+
+    begin: Callable[[Params, Batch], Params]
+
+    def __call__(self, phi: Params, support: Batch) -> Point:
+        return self.begin(phi, support), None
+
+    def plainly(self) -> list[str] | None:
+        """The network's weights that move, from φ's own values, unless they are frozen; None where it begins elsewhere."""
+        return self.begin.names if type(self.begin) is _Moving else None
+
+
+class _Step(NamedTuple):
+    """The inner steps of `descending`."""
+
+    value: Value
+    lr: Callable[[Params], Rate]
+    rule: Callable[[Params], Rule | None]
+
+    def __call__(self, phi: Params, support: Batch, number: int, point: Point) -> Point:
+        a = self.rate(phi, number)
         if isinstance(a, dict) and (stray := [k for k in a if k not in point[0] and k not in phi]):
             raise ValueError(
                 f"expected rates of entries of θ; no entry is named {stray[:5]}, but {list(point[0])[:5]} move"
             )
-        return step(value(phi, support), point, a, number, rule(phi))
+        return step(self.value(phi, support), point, a, number, self.rule(phi))
 
-    return Steps(start, one, steps, descent=lambda phi, support: (value(phi, support), lr(phi)))
+    def rate(self, phi: Params, number: int) -> Any:
+        """α of this step: of all entries, or by their names."""
+        a = self.lr(phi)
+        return a(number) if callable(a) else a
+
+    def plainly(self, phi: Params) -> tuple[Callable[[Params, Any], Tensor], Loss] | None:
+        """(f, loss) where a step is θ ← θ − α ∇loss(f(θ, x), y) and no more; None elsewhere."""
+        value = self.value
+        if type(value) is not _SupportLoss or value.pull or self.rule(phi):
+            return None
+        return value.f, value.loss
 
 
 def descend(

@@ -46,20 +46,31 @@ class Row(NamedTuple):
 
     weights: list[_Maybe]
     acts: list[Activation | None]
+    names: list[str]  # of the weights, in θ
+    still: set[str]  # those of them that are frozen
 
 
 def chain(net: nn.Module, theta: Params, x: Any) -> Tensor | None:
     """f(θ, x) of a network that is such a row, in one `vmap` over tasks; None elsewhere, where the network runs as it is."""
     if type(net) not in (nn.Sequential, nn.Linear) or not (in_one_vmap() and unwatched()):
         return None
-    row, way = Row([], []), way_to_autograd()
-    if way is None or not (_into(row, net, theta, "") and row.acts and _reads(row, x)):
+    way = way_to_autograd()
+    row = None if way is None else row_of(net, theta)
+    if way is None or row is None or not _reads(row, x):
         return None
     unwrap, rewrap = way
     stacked, weights = unwrap(x), [None if w is None else unwrap(w) for w in row.weights]
     with OutsideOfVmap():
         out = answer(row.acts, stacked, weights)
     return rewrap(out)
+
+
+def row_of(net: nn.Module, theta: Params) -> Row | None:
+    """The row that a network is, with θ's entries; None where it is none, or has something of its own."""
+    if type(net) not in (nn.Sequential, nn.Linear):
+        return None
+    row = Row([], [], [], set())
+    return row if _into(row, net, theta, "") and row.acts else None
 
 
 def _into(row: Row, module: nn.Module, theta: Params, place: str) -> bool:
@@ -78,6 +89,10 @@ def _into(row: Row, module: nn.Module, theta: Params, place: str) -> bool:
         if (bias := given["bias"]) is not None and (b is None or b.shape != bias.shape):
             return False
         row.weights.extend((w, None if bias is None else b))
+        row.names.extend((f"{place}weight", f"{place}bias"))
+        row.still.update(
+            f"{place}{k}" for k, p in given.items() if not (p is None or p.requires_grad)
+        )
         row.acts.append(None)
         return True
     if kind in ACTIVATIONS and row.acts and row.acts[-1] is None:
