@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlib.run import fast
+from mtlib.run import encoder, fast
 from mtlib.run.rows import Tensors, by_rows
 
 # Layer norm ----------------------------------------------------------------------------------
@@ -278,7 +278,83 @@ def self_attention(
     return linear(y.reshape(x.shape), out, shift)
 
 
+def _encoded(
+    module: nn.TransformerEncoderLayer,
+    src: Tensor,
+    src_mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Any:
+    """A whole layer of an encoder by `encoder.answer`, where all of its weights are the tasks' own; else part by part."""
+    masks = (src_mask, src_key_padding_mask)
+    if not any(m is not None for m in masks) and not is_causal and isinstance(src, Tensor):
+        parts = _parts(module, src)
+        own = stacked(src, *parts[1]) if parts else None
+        if parts and own:
+            (x, *w), back = own
+            with fast.OutsideOfVmap():
+                y = encoder.answer(parts[0], x.flatten(1, 2), w).view(x.shape)
+            return back(y)
+    return nn.TransformerEncoderLayer.forward(
+        module, src, src_mask, src_key_padding_mask, is_causal
+    )
+
+
+_ACTIVATIONS = {F.gelu: encoder.Gelu, F.relu: encoder.Relu}
+
+
+def _parts(m: nn.TransformerEncoderLayer, x: Tensor) -> tuple[encoder.Row, list[Any]] | None:
+    """A layer as a row of parts, and their weights; None where a part is another than torch's, looked at, or random."""
+    kinds = {
+        m.self_attn: nn.MultiheadAttention,
+        **dict.fromkeys((m.linear1, m.linear2), nn.Linear),
+        **dict.fromkeys((m.norm1, m.norm2), nn.LayerNorm),
+        **dict.fromkeys((m.dropout, m.dropout1, m.dropout2), nn.Dropout),
+    }
+    a, act = m.self_attn, m.activation
+    if type(act) in (nn.ReLU, nn.GELU) and getattr(act, "approximate", "none") == "none":
+        act = F.relu if type(act) is nn.ReLU else F.gelu
+    if not (
+        fast.in_one_vmap()
+        and fast.unwatched()
+        and all(type(k) is kind and _untouched(k) for k, kind in kinds.items())
+        and _untouched(a.out_proj)
+        and not (m.training and any(d.p for d in (m.dropout, m.dropout1, m.dropout2)))
+        and not (m.training and a.dropout)
+        and a._qkv_same_embed_dim
+        and a.batch_first
+        and a.bias_k is None
+        and not a.add_zero_attn
+        and callable(act)
+        and act in _ACTIVATIONS
+        and type(x) is Tensor
+        and x.ndim == 3
+        and x.shape[-1:] == m.norm1.normalized_shape == m.norm2.normalized_shape
+    ):
+        return None
+    attends = [a.in_proj_weight, a.in_proj_bias, a.out_proj.weight, a.out_proj.bias]
+    feeds = [m.linear1.weight, m.linear1.bias, m.linear2.weight, m.linear2.bias]
+    norms = [[m.norm1.weight, m.norm1.bias], [m.norm2.weight, m.norm2.bias]]
+    w = [*attends, *norms[0], *feeds, *norms[1]]
+    if m.norm_first:
+        w = [*norms[0], *attends, *norms[1], *feeds]
+    if unusual(x, *w) or not all(type(t) is Tensor and fast.IS_BATCHED(t) for t in w):
+        return None
+    eps = m.norm1.eps, m.norm2.eps
+    row = encoder.layer(a.num_heads, x.shape[1], eps, m.norm_first, _ACTIVATIONS[act], x)
+    return row, w
+
+
+def _untouched(module: nn.Module) -> bool:
+    """Whether a module computes what its class says, and nobody looks."""
+    own = vars(module)
+    return not any(own[k] for k in fast.MODULE_HOOKS) and (
+        "forward" not in own or is_exact(module)
+    )
+
+
 _OURS: dict[Any, Callable[..., Any]] = {
+    nn.TransformerEncoderLayer.forward: _encoded,
     nn.LayerNorm.forward: _normed,
     nn.Linear.forward: _linear,
     nn.MultiheadAttention.forward: _attends,
