@@ -405,7 +405,8 @@ def layer(
     Its weights are in the order in which they are used.
     """
     own = None
-    if like.is_cpu and length <= FEW and like.shape[-1] // heads <= FEW and not fast.plain():
+    few = FEW // like.itemsize
+    if like.is_cpu and max(length, like.shape[-1] // heads) <= few and not fast.plain():
         own = kernels(like.dtype)
     attends = (Linear(), Attention(heads, length, own), Linear())
     feeds = (Linear(), Gelu(own) if act is Gelu else Relu(), Linear())
@@ -485,8 +486,8 @@ def _nest(form: Any, tensors: Iterator[Tensor]) -> Any:
 
 # In C ----------------------------------------------------------------------------------------
 
-FEW = 64
-"""Sequences and heads up to this length: what a head needs is then in the cache."""
+FEW = 256
+"""Bytes of a row of scores or of a head: up to here what a head needs is in the cache, and fits on a thread's stack."""
 KINDS = {torch.float32: "float", torch.float64: "double"}
 ADDRESS, SIZE, REAL, FLAG = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double, ctypes.c_int
 HEADS = [*[SIZE] * 4, REAL, FLAG]

@@ -315,7 +315,9 @@ def _parts(m: nn.TransformerEncoderLayer, x: Tensor) -> tuple[encoder.Row, list[
     if type(act) in (nn.ReLU, nn.GELU) and getattr(act, "approximate", "none") == "none":
         act = F.relu if type(act) is nn.ReLU else F.gelu
     if not (
-        fast.in_one_vmap()
+        type(m) is nn.TransformerEncoderLayer
+        and vars(m).keys().isdisjoint(("_sa_block", "_ff_block"))
+        and fast.in_one_vmap()
         and fast.unwatched()
         and all(type(k) is kind and _untouched(k) for k, kind in kinds.items())
         and _untouched(a.out_proj)
@@ -348,9 +350,7 @@ def _parts(m: nn.TransformerEncoderLayer, x: Tensor) -> tuple[encoder.Row, list[
 def _untouched(module: nn.Module) -> bool:
     """Whether a module computes what its class says, and nobody looks."""
     own = vars(module)
-    return not any(own[k] for k in fast.MODULE_HOOKS) and (
-        "forward" not in own or is_exact(module)
-    )
+    return not any(own[k] for k in fast.MODULE_HOOKS) and ("forward" not in own or is_exact(module))
 
 
 _OURS: dict[Any, Callable[..., Any]] = {
