@@ -12,6 +12,7 @@ typedef ptrdiff_t I;
 typedef R V __attribute__((vector_size(64), aligned(sizeof(R)), may_alias));
 enum { LANES = 64 / sizeof(R), SINGLE = sizeof(R) == 4, BLOCK = 64 };
 #define EACH(n) _Pragma("omp simd") for (I c = 0; c < (n); c++)
+#define AFTER(a, b) ((a) > (b) || (a) != (a))
 #define PARALLEL(i, n) _Pragma("omp parallel for num_threads(threads)") for (I i = 0; i < (n); i++)
 
 static I padded(I n) { return (n + LANES - 1) / LANES * LANES; }
@@ -48,11 +49,14 @@ static inline void product(const R *a, I ai, I ak, const R *b, I M, I K, I N, R 
     }
 }
 
-/* y (Lp, dp) = rows of d numbers, and 0 beyond them; its transpose */
+/* y (Lp, dp) = rows of d numbers, and 0 beyond them; then its transpose, and the way back */
 static inline void load(const R *x, I stride, I L, I d, I Lp, I dp, R *y)
 {
-    memset(y, 0, sizeof(R) * Lp * dp);
-    for (I l = 0; l < L; l++) memcpy(y + l * dp, x + l * stride, d * sizeof(R));
+    if (d < dp || L < Lp) memset(y, 0, sizeof(R) * Lp * dp);
+    for (I l = 0; l < L; l++) {
+        if (d < dp) EACH(d) y[l * dp + c] = x[l * stride + c];
+        else for (I c = 0; c < d; c += LANES) *(V *)(y + l * dp + c) = *(const V *)(x + l * stride + c);
+    }
 }
 
 static inline void turn(const R *y, I Lp, I dp, R *t)
@@ -62,55 +66,48 @@ static inline void turn(const R *y, I Lp, I dp, R *t)
 
 static inline void store(const R *y, I dp, I L, I d, I stride, int onto, R *x)
 {
+    const V none = {0};
     for (I l = 0; l < L; l++) {
-        if (onto) EACH(d) x[l * stride + c] += y[l * dp + c];
-        else memcpy(x + l * stride, y + l * dp, d * sizeof(R));
+        if (d < dp) EACH(d) x[l * stride + c] = y[l * dp + c] + (onto ? x[l * stride + c] : 0);
+        else for (I c = 0; c < d; c += LANES) {
+            V *to = (V *)(x + l * stride + c);
+            *to = *(const V *)(y + l * dp + c) + (onto ? *to : none);
+        }
     }
-}
-
-static inline R dot(const R *restrict a, const R *restrict b, I n)
-{
-    V sum = {0};
-    for (I c = 0; c < n; c += LANES) sum += *(const V *)(a + c) * *(const V *)(b + c);
-    R total = 0;
-    for (I c = 0; c < LANES; c++) total += sum[c];
-    return total;
 }
 
 #define HEADS PARALLEL(at, sequences * heads)
 #define HEAD const I w = heads * d, row = at / heads * L, column = at % heads * d, Lp = padded(L), dp = padded(d), n = Lp * dp, m = Lp * Lp
 #define FROM(x, j) (x) + row * 3 * w + (j) * w + column, 3 * w
 
-/* qkv (N, 3, heads, d) -> y (N, heads, d), p (sequences, heads, L, L) */
+/* qkv (N, 3, heads, d) -> y (N, heads, d), p (sequences, heads, L, L). Scores, and all that has their shape, have a row for
+   each key and a column for each query: what is summed over keys is then a sum of vectors. */
 void attention(const R *qkv, I sequences, I L, I heads, I d, double scale, int threads, R *y, R *p)
 {
     HEADS {
         HEAD;
-        R q[n], k[n], v[n], kt[n], e[m], o[n];
+        R q[n], k[n], v[n], qt[n], e[m], most[Lp], sum[Lp], o[n];
         load(FROM(qkv, 0), L, d, Lp, dp, q), load(FROM(qkv, 1), L, d, Lp, dp, k), load(FROM(qkv, 2), L, d, Lp, dp, v);
-        turn(k, Lp, dp, kt);
-        product(q, dp, 1, kt, Lp, d, Lp, scale, 0, e);
-        for (I l = 0; l < L; l++) {
-            R *restrict t = e + l * Lp, most = t[0], sum = 0;
-            for (I c = 1; c < L; c++) most = t[c] > most || t[c] != t[c] ? t[c] : most;
-            EACH(Lp) t[c] = power(t[c] - most);
-            for (I c = 0; c < L; c++) sum += t[c];
-            EACH(L) t[c] /= sum;
-        }
+        turn(q, Lp, dp, qt);
+        product(k, dp, 1, qt, Lp, d, Lp, scale, 0, e);
+        EACH(Lp) most[c] = e[c], sum[c] = 0;
+        for (I l = 1; l < L; l++) EACH(Lp) most[c] = AFTER(e[l * Lp + c], most[c]) ? e[l * Lp + c] : most[c];
+        for (I l = 0; l < L; l++)
+            EACH(Lp) { const R t = power(e[l * Lp + c] - most[c]); e[l * Lp + c] = t, sum[c] += t; }
+        for (I l = 0; l < L; l++) EACH(Lp) e[l * Lp + c] /= sum[c];
         store(e, Lp, L, L, L, 0, p + at * L * L);
-        product(e, Lp, 1, v, Lp, L, dp, 1, 0, o);
+        product(e, 1, Lp, v, Lp, L, dp, 1, 0, o);
         store(o, dp, L, d, w, 0, y + row * w + column);
     }
 }
 
-/* gs = p (gp - <gp, p>), of rows; the products <gp, p> */
-static inline void of_softmax(const R *gp, const R *p, I L, I Lp, R *along, R *gs)
+/* gs = p (gp - <gp, p>), and the products <gp, p> */
+static inline void of_softmax(const R *restrict gp, const R *restrict p, I L, I Lp, R *restrict along, R *restrict gs)
 {
-    for (I l = 0; l < L; l++) {
-        const R mean = along[l] = dot(gp + l * Lp, p + l * Lp, Lp);
-        EACH(Lp) gs[l * Lp + c] = p[l * Lp + c] * (gp[l * Lp + c] - mean);
-    }
-    memset(gs + L * Lp, 0, sizeof(R) * (Lp - L) * Lp);
+    EACH(Lp) along[c] = 0;
+    for (I l = 0; l < L; l++) EACH(Lp) along[c] += gp[l * Lp + c] * p[l * Lp + c];
+    for (I l = 0; l < L; l++) EACH(Lp) gs[l * Lp + c] = p[l * Lp + c] * (gp[l * Lp + c] - along[c]);
+    if (L < Lp) memset(gs + L * Lp, 0, sizeof(R) * (Lp - L) * Lp);
 }
 
 /* gqkv for g = gradient of y; or added onto what is there */
@@ -119,15 +116,14 @@ void attention_backward(const R *g, const R *qkv, const R *p, I sequences, I L, 
 {
     HEADS {
         HEAD;
-        R q[n], k[n], v[n], vt[n], gy[n], pp[m], gp[m], gs[m], along[Lp], out[n];
+        R q[n], k[n], v[n], t[n], gy[n], pp[m], gp[m], gs[m], along[Lp], out[n], *to = gqkv + row * 3 * w + column;
         load(FROM(qkv, 0), L, d, Lp, dp, q), load(FROM(qkv, 1), L, d, Lp, dp, k), load(FROM(qkv, 2), L, d, Lp, dp, v);
         load(g + row * w + column, w, L, d, Lp, dp, gy), load(p + at * L * L, L, L, L, Lp, Lp, pp);
-        turn(v, Lp, dp, vt);
-        product(gy, dp, 1, vt, Lp, d, Lp, 1, 0, gp);
+        turn(gy, Lp, dp, t), product(v, dp, 1, t, Lp, d, Lp, 1, 0, gp);
         of_softmax(gp, pp, L, Lp, along, gs);
-        product(gs, Lp, 1, k, Lp, L, dp, scale, 0, out), store(out, dp, L, d, 3 * w, onto, gqkv + row * 3 * w + column);
-        product(gs, 1, Lp, q, Lp, L, dp, scale, 0, out), store(out, dp, L, d, 3 * w, onto, gqkv + row * 3 * w + w + column);
-        product(pp, 1, Lp, gy, Lp, L, dp, 1, 0, out), store(out, dp, L, d, 3 * w, onto, gqkv + row * 3 * w + 2 * w + column);
+        product(gs, 1, Lp, k, Lp, L, dp, scale, 0, out), store(out, dp, L, d, 3 * w, onto, to);
+        product(gs, Lp, 1, q, Lp, L, dp, scale, 0, out), store(out, dp, L, d, 3 * w, onto, to + w);
+        product(pp, Lp, 1, gy, Lp, L, dp, 1, 0, out), store(out, dp, L, d, 3 * w, onto, to + 2 * w);
     }
 }
 
@@ -137,28 +133,27 @@ void attention_twice(const R *u, const R *g, const R *qkv, const R *p, I sequenc
 {
     HEADS {
         HEAD;
-        R q[n], k[n], v[n], uq[n], uk[n], uv[n], gy[n], t[n], out[n];
+        R q[n], k[n], v[n], uq[n], uk[n], uv[n], gy[n], t[n], out[n], *to = to_qkv + row * 3 * w + column;
         R pp[m], gp[m], gs[m], a[m], b[m], of_gp[m], along[Lp], across[Lp];
         load(FROM(qkv, 0), L, d, Lp, dp, q), load(FROM(qkv, 1), L, d, Lp, dp, k), load(FROM(qkv, 2), L, d, Lp, dp, v);
         load(FROM(u, 0), L, d, Lp, dp, uq), load(FROM(u, 1), L, d, Lp, dp, uk), load(FROM(u, 2), L, d, Lp, dp, uv);
         load(g + row * w + column, w, L, d, Lp, dp, gy), load(p + at * L * L, L, L, L, Lp, Lp, pp);
-        turn(v, Lp, dp, t), product(gy, dp, 1, t, Lp, d, Lp, 1, 0, gp);
+        turn(gy, Lp, dp, t), product(v, dp, 1, t, Lp, d, Lp, 1, 0, gp), product(uv, dp, 1, t, Lp, d, Lp, 1, 0, b);
         of_softmax(gp, pp, L, Lp, along, gs);
-        turn(k, Lp, dp, t), product(uq, dp, 1, t, Lp, d, Lp, scale, 0, a);
-        turn(uk, Lp, dp, t), product(q, dp, 1, t, Lp, d, Lp, scale, 1, a); /* of gs */
+        turn(uq, Lp, dp, t), product(k, dp, 1, t, Lp, d, Lp, scale, 0, a);
+        turn(q, Lp, dp, t), product(uk, dp, 1, t, Lp, d, Lp, scale, 1, a); /* of gs */
         of_softmax(a, pp, L, Lp, across, of_gp);
-        turn(uv, Lp, dp, t), product(gy, dp, 1, t, Lp, d, Lp, 1, 0, b);
         for (I l = 0; l < L; l++)
-            EACH(Lp) b[l * Lp + c] += a[l * Lp + c] * (gp[l * Lp + c] - along[l]) - gp[l * Lp + c] * across[l];
+            EACH(Lp) b[l * Lp + c] += a[l * Lp + c] * (gp[l * Lp + c] - along[c]) - gp[l * Lp + c] * across[c];
         of_softmax(b, pp, L, Lp, along, a); /* of s q k^T */
-        product(pp, Lp, 1, uv, Lp, L, dp, 1, 0, out), product(of_gp, Lp, 1, v, Lp, L, dp, 1, 1, out);
+        product(pp, 1, Lp, uv, Lp, L, dp, 1, 0, out), product(of_gp, 1, Lp, v, Lp, L, dp, 1, 1, out);
         store(out, dp, L, d, w, 0, to_g + row * w + column);
-        product(a, Lp, 1, k, Lp, L, dp, scale, 0, out), product(gs, Lp, 1, uk, Lp, L, dp, scale, 1, out);
-        store(out, dp, L, d, 3 * w, 0, to_qkv + row * 3 * w + column);
-        product(a, 1, Lp, q, Lp, L, dp, scale, 0, out), product(gs, 1, Lp, uq, Lp, L, dp, scale, 1, out);
-        store(out, dp, L, d, 3 * w, 0, to_qkv + row * 3 * w + w + column);
-        product(of_gp, 1, Lp, gy, Lp, L, dp, 1, 0, out);
-        store(out, dp, L, d, 3 * w, 0, to_qkv + row * 3 * w + 2 * w + column);
+        product(a, 1, Lp, k, Lp, L, dp, scale, 0, out), product(gs, 1, Lp, uk, Lp, L, dp, scale, 1, out);
+        store(out, dp, L, d, 3 * w, 0, to);
+        product(a, Lp, 1, q, Lp, L, dp, scale, 0, out), product(gs, Lp, 1, uq, Lp, L, dp, scale, 1, out);
+        store(out, dp, L, d, 3 * w, 0, to + w);
+        product(of_gp, Lp, 1, gy, Lp, L, dp, 1, 0, out);
+        store(out, dp, L, d, 3 * w, 0, to + 2 * w);
     }
 }
 
