@@ -188,15 +188,12 @@ class Gelu(NamedTuple):
             y, first, second = (_fresh(x) for _ in range(3))
             self.kernels.call("gelu", (x, x.numel()), (y, first, second))
             return y, (first, second)
-        density = torch.exp(x * x * -0.5).mul_((2 * torch.pi) ** -0.5)
-        below = torch.erf(x * 0.5**0.5).add_(1).mul_(0.5)
-        y = below * x
-        return y, (below.addcmul_(x, density), density.mul_(2 - x * x))
+        return self.written(x, w), ()
 
     def backward(
         self, g: Tensor, x: Tensor, w: Tensors, kept: Kept
     ) -> tuple[Tensor, list[Tensor], Kept]:
-        return g * kept[0], [], ()
+        return g * kept[0] if kept else torch.ops.aten.gelu_backward(g, x), [], ()
 
     def along(
         self, v: Tensor, u: Tensors, g: Tensor, x: Tensor, w: Tensors, kept: Kept, more: Kept
@@ -205,12 +202,18 @@ class Gelu(NamedTuple):
             to = _fresh(x), _fresh(x)
             self.kernels.call("gelu_twice", (v, g, *kept, x.numel()), to)
             return to[0], (to[1],)
-        return v * kept[0], ((v * g).mul_(kept[1]),)
+        density = torch.exp(x * x * -0.5).mul_((2 * torch.pi) ** -0.5)
+        return self.backward(v, x, w, kept)[0], ((v * g).mul_(density.mul_(2 - x * x)),)
 
     def again(
         self, q: Tensor | None, x: Tensor, w: Tensors, kept: Kept, more: Kept, local: Kept
     ) -> tuple[Tensor, list[Tensor | None]]:
-        return local[0] if q is None else local[0].addcmul_(q, kept[0]), []
+        (to_x,) = local
+        if q is None:
+            return to_x, []
+        if kept:
+            return to_x.addcmul_(q, kept[0]), []
+        return to_x.add_(self.backward(q, x, w, kept)[0]), []
 
     def written(self, x: Tensor, w: Tensors) -> Tensor:
         return torch.nn.functional.gelu(x)
@@ -231,10 +234,8 @@ class Norm(NamedTuple):
             y, hat, r = _fresh(x), _fresh(x), _fresh(x[..., :1])
             self.kernels.call("norm", (x, *w, self.eps, *x.shape), (y, hat, r))
             return y, (hat, r)
-        var, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-        r = (var + self.eps).rsqrt()
-        hat = (x - mean) * r
-        return torch.addcmul(w[1][:, None], hat, w[0][:, None]), (hat, r)
+        hat, mean, r = torch.ops.aten.native_layer_norm(x, x.shape[-1:], None, None, self.eps)
+        return torch.addcmul(w[1][:, None], hat, w[0][:, None]), (hat, r, mean)
 
     def backward(
         self, g: Tensor, x: Tensor, w: Tensors, kept: Kept
@@ -243,7 +244,8 @@ class Norm(NamedTuple):
             to = _fresh(x), _fresh(w[0]), _fresh(w[0])
             self._onto(0, g, w, kept, to)
             return to[0], [*to[1:]], ()
-        return _projected(g * w[0][:, None], *kept), [(g * kept[0]).sum(1), g.sum(1)], ()
+        gx = _projected(g * w[0][:, None], x, kept)
+        return gx, [(g * kept[0]).sum(1), g.sum(1)], ()
 
     def _onto(self, onto: int, g: Tensor, w: Tensors, kept: Kept, to: Tensors) -> None:
         assert self.kernels
@@ -252,16 +254,16 @@ class Norm(NamedTuple):
     def along(
         self, v: Tensor, u: Tensors, g: Tensor, x: Tensor, w: Tensors, kept: Kept, more: Kept
     ) -> tuple[Tensor, Kept]:
-        hat, r = kept
+        hat, r, *_ = kept
         if self.kernels:
             to = _fresh(v), _fresh(v), _fresh(w[0])
             self.kernels.call("norm_twice", (v, *u, g, w[0], hat, r, *v.shape), to)
             return to[0], to[1:]
-        h, pv = g * w[0][:, None], _projected(v, hat, r)
+        h, pv = g * w[0][:, None], _projected(v, x, kept)
         to_g = torch.addcmul(u[1][:, None], hat, u[0][:, None]).addcmul_(pv, w[0][:, None])
         c = (g * u[0][:, None]).addcmul_(h, _mean(v * hat) * r, value=-1)
         c = c.addcmul_(v, _mean(h * hat) * r, value=-1)
-        to_x = _projected(c, hat, r).addcmul_(hat, _mean(h * pv) * r, value=-1)
+        to_x = _projected(c, x, kept).addcmul_(hat, _mean(h * pv) * r, value=-1)
         return to_g, (to_x, (g * pv).sum(1))
 
     def again(
@@ -359,15 +361,15 @@ class Attention(NamedTuple):
         return sequences, self.length, self.heads, width // self.heads, self._scale(x)
 
     def _apart(self, x: Tensor, parts: int) -> Tensors:
-        """(T, N, parts · heads · d) -> so many (T · sequences, heads, L, d)."""
-        y = x.reshape(-1, self.length, parts, self.heads, x.shape[-1] // parts // self.heads)
-        return y.permute(2, 0, 3, 1, 4).unbind(0)
+        """(T, N, parts · heads · d) -> so many (T · sequences · heads, L, d)."""
+        d = x.shape[-1] // parts // self.heads
+        y = x.reshape(-1, self.length, parts, self.heads, d).permute(2, 0, 3, 1, 4)
+        return y.reshape(parts, -1, self.length, d).unbind(0)
 
     def _together(self, x: Tensor, tasks: int) -> Tensor:
-        """(parts, S, heads, L, d), or one part, as rows (T, N, parts · heads · d)."""
-        y = x[None] if x.ndim == 4 else x
-        width = y.shape[0] * y.shape[2] * y.shape[4]
-        return y.permute(1, 3, 0, 2, 4).reshape(tasks, -1, width)
+        """The way back, of one part or of a stack of them."""
+        y = x.view(-1, x.shape[-3] // self.heads, self.heads, *x.shape[-2:])
+        return y.permute(1, 3, 0, 2, 4).reshape(tasks, -1, len(y) * self.heads * x.shape[-1])
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -380,12 +382,19 @@ def _along(a: Tensor, b: Tensor) -> Tensor:
 
 def _of_softmax(g: Tensor, p: Tensor) -> Tensor:
     """p (g − Σ g p), the backward pass of p = softmax(s)."""
-    return p * (g - _along(g, p))
+    if fast.SOFTMAX_BACKWARD is None:
+        return p * (g - _along(g, p))
+    found: Tensor = fast.SOFTMAX_BACKWARD(g, p, -1, p.dtype)
+    return found
 
 
-def _projected(t: Tensor, hat: Tensor, r: Tensor) -> Tensor:
+def _projected(t: Tensor, x: Tensor, kept: Kept) -> Tensor:
     """P t."""
-    return (t - _mean(t) - hat * _mean(t * hat)).mul_(r)
+    _, r, mean = kept
+    found: Tensor = torch.ops.aten.native_layer_norm_backward(
+        t, x, x.shape[-1:], mean, r, None, None, [True, False, False]
+    )[0]
+    return found
 
 
 # A layer as one function ---------------------------------------------------------------------
@@ -404,16 +413,19 @@ def layer(
 
     Its weights are in the order in which they are used.
     """
-    own = None
-    few = FEW // like.itemsize
-    if like.is_cpu and max(length, like.shape[-1] // heads) <= few and not fast.plain():
-        own = kernels(like.dtype)
-    attends = (Linear(), Attention(heads, length, own), Linear())
+    own = kernels_for(like)
+    attends = (Linear(), attention(heads, length, like), Linear())
     feeds = (Linear(), Gelu(own) if act is Gelu else Relu(), Linear())
     norms = [Norm(e, own) for e in eps]
     if first:
         return Row((Row((norms[0], *attends), True), Row((norms[1], *feeds), True)))
     return Row((Row(attends, True), norms[0], Row(feeds, True), norms[1]))
+
+
+def attention(heads: int, length: int, like: Tensor) -> Attention:
+    """For rows of the width of `like`, in sequences of `length`."""
+    fits = max(length, like.shape[-1] // heads) * like.itemsize <= FEW
+    return Attention(heads, length, kernels_for(like) if fits else None)
 
 
 class _Forward(Function):
@@ -523,6 +535,11 @@ class Kernels:
 def _fresh(x: Tensor) -> Tensor:
     """A tensor of x's shape, one number after the other in memory."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def kernels_for(like: Tensor) -> Kernels | None:
+    """The kernels for tensors such as this one; None where there are none."""
+    return kernels(like.dtype) if like.is_cpu and not fast.plain() else None
 
 
 @cache
