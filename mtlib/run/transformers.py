@@ -49,8 +49,10 @@ def layer_norm(
     if own is None:
         return _layer_norm(eps)(x.reshape(-1, n), w, b).view_as(x)
     (xs, ws, bs), back = own
-    y = _layer_norm(eps)(xs.reshape(-1, n), ws.flatten(0, 1), bs.flatten(0, 1))
-    return back(y.view(xs.shape))
+    with fast.OutsideOfVmap():
+        row = encoder.Row((encoder.Norm(eps, encoder.kernels_for(xs)),))
+        y = encoder.answer(row, xs.reshape(len(xs), -1, n), (ws[:, 0], bs[:, 0])).view(xs.shape)
+    return back(y)
 
 
 def _written(x: Tensor, axes: int, w: Tensor | None, b: Tensor | None, eps: float) -> Tensor:
@@ -226,7 +228,11 @@ def _linear(module: nn.Linear, x: Tensor) -> Tensor:
         return nn.Linear.forward(module, x)
     given = (x, module.weight, module.bias)
     own = stacked(*given) if fast.mapped(module.weight) else None
-    return linear(*given) if own is None else own[1](linear(*own[0]))
+    if own is None:
+        return linear(*given)
+    with fast.OutsideOfVmap():
+        y = linear(*own[0])
+    return own[1](y)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -261,10 +267,19 @@ def _attends(
         return nn.MultiheadAttention.forward(module, query, key, value, *args, **kw)
     out = module.out_proj
     given: Any = (query, module.in_proj_weight, module.in_proj_bias, out.weight, out.bias)
-    own = stacked(*given) if fast.mapped(module.in_proj_weight) else None
-    if own is None:
+    way = fast.way_to_autograd() if fast.in_one_vmap() and _own(*given) else None
+    if way is None:
         return self_attention(module.num_heads, *given), None
-    return own[1](self_attention(module.num_heads, *own[0])), None
+    x, *pairs = way[0](query), given[1:3], given[3:]  # weights that all tasks share are one matrix
+    pairs = [[t if t is None else way[0](t) for t in p] if _own(*p) else p for p in pairs]
+    with fast.OutsideOfVmap():
+        y = self_attention(module.num_heads, x, *pairs[0], *pairs[1])
+    return way[1](y), None
+
+
+def _own(*weights: Tensor | None) -> bool:
+    """Whether each task has one of these weights for itself."""
+    return any(t is not None and fast.mapped(t) for t in weights)
 
 
 def self_attention(
@@ -272,9 +287,14 @@ def self_attention(
 ) -> Tensor:
     """What `nn.MultiheadAttention` gives for sequences x (..., L, D), with projections W (3D, D) and `out` (D, D)."""
     length, width = x.shape[-2:]
-    parts = linear(x, w, b).view(-1, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-    q, k, v = parts.reshape(3, -1, length, width // heads).unbind(0)
-    y = attention(q, k, v).view(-1, heads, length, width // heads).transpose(1, 2)
+    qkv = linear(x, w, b)
+    if fast.untransformed():
+        row = encoder.Row((encoder.attention(heads, length, x),))
+        y = encoder.answer(row, qkv.view(1, -1, 3 * width), ())
+    else:
+        parts = qkv.view(-1, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.reshape(3, -1, length, width // heads).unbind(0)
+        y = attention(q, k, v).view(-1, heads, length, width // heads).transpose(1, 2)
     return linear(y.reshape(x.shape), out, shift)
 
 
