@@ -51,7 +51,7 @@ class Part(Protocol):
 
 
 class Row(NamedTuple):
-    """Parts one after the other; `residual`: x is added to what they give."""
+    """Parts one after the other; `residual`: x is added to what they give, into what the last one does not keep."""
 
     parts: tuple[Part, ...]
     residual: bool = False
@@ -416,7 +416,7 @@ def layer(
     own = kernels_for(like)
     attends = (Linear(), attention(heads, length, like), Linear())
     feeds = (Linear(), Gelu(own) if act is Gelu else Relu(), Linear())
-    norms = [Norm(e, own) for e in eps]
+    norms = [norm(e, like) for e in eps]
     if first:
         return Row((Row((norms[0], *attends), True), Row((norms[1], *feeds), True)))
     return Row((Row(attends, True), norms[0], Row(feeds, True), norms[1]))
@@ -426,6 +426,11 @@ def attention(heads: int, length: int, like: Tensor) -> Attention:
     """For rows of the width of `like`, in sequences of `length`."""
     fits = max(length, like.shape[-1] // heads) * like.itemsize <= FEW
     return Attention(heads, length, kernels_for(like) if fits else None)
+
+
+def norm(eps: float, like: Tensor) -> Norm:
+    """For rows of the width of `like`."""
+    return Norm(eps, kernels_for(like) if like.shape[-1] <= WIDE else None)
 
 
 class _Forward(Function):
@@ -500,6 +505,8 @@ def _nest(form: Any, tensors: Iterator[Tensor]) -> Any:
 
 FEW = 256
 """Bytes of a row of scores or of a head: up to here what a head needs is in the cache, and fits on a thread's stack."""
+WIDE = 4096
+"""Numbers in a row of a layer norm up to which its sums fit there."""
 KINDS = {torch.float32: "float", torch.float64: "double"}
 ADDRESS, SIZE, REAL, FLAG = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double, ctypes.c_int
 HEADS = [*[SIZE] * 4, REAL, FLAG]
@@ -539,7 +546,8 @@ def _fresh(x: Tensor) -> Tensor:
 
 def kernels_for(like: Tensor) -> Kernels | None:
     """The kernels for tensors such as this one; None where there are none."""
-    return kernels(like.dtype) if like.is_cpu and not fast.plain() else None
+    known = type(like) is Tensor and like.is_cpu and like.dtype in KINDS
+    return kernels(like.dtype) if known and not fast.plain() else None
 
 
 @cache

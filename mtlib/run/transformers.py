@@ -50,8 +50,9 @@ def layer_norm(
         return _layer_norm(eps)(x.reshape(-1, n), w, b).view_as(x)
     (xs, ws, bs), back = own
     with fast.OutsideOfVmap():
-        row = encoder.Row((encoder.Norm(eps, encoder.kernels_for(xs)),))
-        y = encoder.answer(row, xs.reshape(len(xs), -1, n), (ws[:, 0], bs[:, 0])).view(xs.shape)
+        rows = xs.reshape(len(xs), -1, n)
+        row = encoder.Row((encoder.norm(eps, rows),))
+        y = encoder.answer(row, rows, (ws[:, 0], bs[:, 0])).view(xs.shape)
     return back(y)
 
 
