@@ -253,7 +253,23 @@ def frozen(net):
     net.block.linear1.weight.requires_grad_(False)
 
 
-@pytest.mark.parametrize("change", [hooked, replaced, inherited, frozen])
+def looked_at(net):
+    net.block.activation = nn.GELU()
+    net.block.activation.register_forward_hook(lambda m, x, y: 2 * y)
+
+
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, x):
+        return x.sigmoid()
+
+
+def odd(net):
+    net.block.activation = Unhashable()
+
+
+@pytest.mark.parametrize("change", [hooked, replaced, inherited, frozen, looked_at, odd])
 def test_what_a_user_changed_is_not_left_out(change, calls, monkeypatch):
     torch.manual_seed(0)
     net = Reader()

@@ -66,7 +66,7 @@ class Row(NamedTuple):
         return [[next(rest) for _ in range(p.weights)] for p in self.parts]
 
     def forward(self, x: Tensor, w: Tensors) -> tuple[Tensor, Kept]:
-        h, kept = [x], []
+        h, kept = [x], list[Kept]()
         for part, own in zip(self.parts, self.shared(w), strict=True):
             y, left = part.forward(h[-1], own)
             h.append(y)
@@ -407,7 +407,12 @@ def answer(row: Row, x: Tensor, w: Tensors) -> Tensor:
 
 
 def layer(
-    heads: int, length: int, eps: tuple[float, float], first: bool, act: type[Any], like: Tensor
+    heads: int,
+    length: int,
+    eps: tuple[float, float],
+    first: bool,
+    act: type[Gelu | Relu],
+    like: Tensor,
 ) -> Row:
     """`nn.TransformerEncoderLayer`: attention and feed-forward, each with its norm `first` or after it.
 

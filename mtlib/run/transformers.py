@@ -321,35 +321,29 @@ def _encoded(
     )
 
 
-_ACTIVATIONS = {F.gelu: encoder.Gelu, F.relu: encoder.Relu}
-
-
 def _parts(m: nn.TransformerEncoderLayer, x: Tensor) -> tuple[encoder.Row, list[Any]] | None:
     """A layer as a row of parts, and their weights; None where a part is another than torch's, looked at, or random."""
+    a, drops = m.self_attn, (m.dropout, m.dropout1, m.dropout2)
     kinds = {
-        m.self_attn: nn.MultiheadAttention,
-        **dict.fromkeys((m.linear1, m.linear2), nn.Linear),
-        **dict.fromkeys((m.norm1, m.norm2), nn.LayerNorm),
-        **dict.fromkeys((m.dropout, m.dropout1, m.dropout2), nn.Dropout),
+        nn.MultiheadAttention: (a,),
+        nn.Linear: (m.linear1, m.linear2),
+        nn.LayerNorm: (m.norm1, m.norm2),
+        nn.Dropout: drops,
     }
-    a, act = m.self_attn, m.activation
-    if type(act) in (nn.ReLU, nn.GELU) and getattr(act, "approximate", "none") == "none":
-        act = F.relu if type(act) is nn.ReLU else F.gelu
+    act = _activation(m.activation)
     if not (
         type(m) is nn.TransformerEncoderLayer
         and vars(m).keys().isdisjoint(("_sa_block", "_ff_block"))
         and fast.in_one_vmap()
         and fast.unwatched()
-        and all(type(k) is kind and _untouched(k) for k, kind in kinds.items())
-        and _untouched(a.out_proj)
-        and not (m.training and any(d.p for d in (m.dropout, m.dropout1, m.dropout2)))
-        and not (m.training and a.dropout)
+        and all(type(k) is kind and _untouched(k) for kind, own in kinds.items() for k in own)
+        and not any(d.p and d.training for d in drops)
+        and not (a.dropout and a.training)
         and a._qkv_same_embed_dim
         and a.batch_first
         and a.bias_k is None
         and not a.add_zero_attn
-        and callable(act)
-        and act in _ACTIVATIONS
+        and act
         and type(x) is Tensor
         and x.ndim == 3
         and x.shape[-1:] == m.norm1.normalized_shape == m.norm2.normalized_shape
@@ -364,8 +358,14 @@ def _parts(m: nn.TransformerEncoderLayer, x: Tensor) -> tuple[encoder.Row, list[
     if unusual(x, *w) or not all(type(t) is Tensor and fast.IS_BATCHED(t) for t in w):
         return None
     eps = m.norm1.eps, m.norm2.eps
-    row = encoder.layer(a.num_heads, x.shape[1], eps, m.norm_first, _ACTIVATIONS[act], x)
-    return row, w
+    return encoder.layer(a.num_heads, x.shape[1], eps, m.norm_first, act, x), w
+
+
+def _activation(act: Any) -> type[encoder.Gelu | encoder.Relu] | None:
+    """The part for what a layer has between its linear ones, if there is one."""
+    if act is F.gelu or (type(act) is nn.GELU and act.approximate == "none" and _untouched(act)):
+        return encoder.Gelu
+    return encoder.Relu if act is F.relu or (type(act) is nn.ReLU and _untouched(act)) else None
 
 
 def _untouched(module: nn.Module) -> bool:
