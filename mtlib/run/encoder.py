@@ -87,8 +87,8 @@ class Row(NamedTuple):
 
     def _steps(self, w: Sequence[Any], *kept: Sequence[Any]) -> Iterator[Any]:
         h, *left = kept
-        rows = zip(self.parts, h, self.shared(w), *left, strict=True)
-        return reversed(list(rows))
+        rows: list[Any] = [*zip(self.parts, h, self.shared(w), *left, strict=True)]
+        return reversed(rows)
 
     def along(
         self, v: Tensor, u: Tensors, g: Tensor, x: Tensor, w: Tensors, kept: Kept, more: Kept
