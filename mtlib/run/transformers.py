@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlib.run import fast
+from mtlib.run import encoder, fast
 from mtlib.run.rows import Tensors, by_rows
 
 # Layer norm ----------------------------------------------------------------------------------
@@ -49,8 +49,11 @@ def layer_norm(
     if own is None:
         return _layer_norm(eps)(x.reshape(-1, n), w, b).view_as(x)
     (xs, ws, bs), back = own
-    y = _layer_norm(eps)(xs.reshape(-1, n), ws.flatten(0, 1), bs.flatten(0, 1))
-    return back(y.view(xs.shape))
+    with fast.OutsideOfVmap():
+        rows = xs.reshape(len(xs), -1, n)
+        row = encoder.Row((encoder.norm(eps, rows),))
+        y = encoder.answer(row, rows, (ws[:, 0], bs[:, 0])).view(xs.shape)
+    return back(y)
 
 
 def _written(x: Tensor, axes: int, w: Tensor | None, b: Tensor | None, eps: float) -> Tensor:
@@ -226,7 +229,11 @@ def _linear(module: nn.Linear, x: Tensor) -> Tensor:
         return nn.Linear.forward(module, x)
     given = (x, module.weight, module.bias)
     own = stacked(*given) if fast.mapped(module.weight) else None
-    return linear(*given) if own is None else own[1](linear(*own[0]))
+    if own is None:
+        return linear(*given)
+    with fast.OutsideOfVmap():
+        y = linear(*own[0])
+    return own[1](y)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -261,10 +268,19 @@ def _attends(
         return nn.MultiheadAttention.forward(module, query, key, value, *args, **kw)
     out = module.out_proj
     given: Any = (query, module.in_proj_weight, module.in_proj_bias, out.weight, out.bias)
-    own = stacked(*given) if fast.mapped(module.in_proj_weight) else None
-    if own is None:
+    way = fast.way_to_autograd() if fast.in_one_vmap() and _own(*given) else None
+    if way is None:
         return self_attention(module.num_heads, *given), None
-    return own[1](self_attention(module.num_heads, *own[0])), None
+    x, *pairs = way[0](query), given[1:3], given[3:]  # weights that all tasks share are one matrix
+    pairs = [[t if t is None else way[0](t) for t in p] if _own(*p) else p for p in pairs]
+    with fast.OutsideOfVmap():
+        y = self_attention(module.num_heads, x, *pairs[0], *pairs[1])
+    return way[1](y), None
+
+
+def _own(*weights: Tensor | None) -> bool:
+    """Whether each task has one of these weights for itself."""
+    return any(t is not None and fast.mapped(t) for t in weights)
 
 
 def self_attention(
@@ -272,13 +288,94 @@ def self_attention(
 ) -> Tensor:
     """What `nn.MultiheadAttention` gives for sequences x (..., L, D), with projections W (3D, D) and `out` (D, D)."""
     length, width = x.shape[-2:]
-    parts = linear(x, w, b).view(-1, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-    q, k, v = parts.reshape(3, -1, length, width // heads).unbind(0)
-    y = attention(q, k, v).view(-1, heads, length, width // heads).transpose(1, 2)
+    qkv = linear(x, w, b)
+    if fast.untransformed():
+        row = encoder.Row((encoder.attention(heads, length, x),))
+        y = encoder.answer(row, qkv.view(1, -1, 3 * width), ())
+    else:
+        parts = qkv.view(-1, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.reshape(3, -1, length, width // heads).unbind(0)
+        y = attention(q, k, v).view(-1, heads, length, width // heads).transpose(1, 2)
     return linear(y.reshape(x.shape), out, shift)
 
 
+def _encoded(
+    module: nn.TransformerEncoderLayer,
+    src: Tensor,
+    src_mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Any:
+    """A whole layer of an encoder by `encoder.answer`, where all of its weights are the tasks' own; else part by part."""
+    masks = (src_mask, src_key_padding_mask)
+    if not any(m is not None for m in masks) and not is_causal and isinstance(src, Tensor):
+        parts = _parts(module, src)
+        own = stacked(src, *parts[1]) if parts else None
+        if parts and own:
+            (x, *w), back = own
+            with fast.OutsideOfVmap():
+                y = encoder.answer(parts[0], x.flatten(1, 2), w).view(x.shape)
+            return back(y)
+    return nn.TransformerEncoderLayer.forward(
+        module, src, src_mask, src_key_padding_mask, is_causal
+    )
+
+
+def _parts(m: nn.TransformerEncoderLayer, x: Tensor) -> tuple[encoder.Row, list[Any]] | None:
+    """A layer as a row of parts, and their weights; None where a part is another than torch's, looked at, or random."""
+    a, drops = m.self_attn, (m.dropout, m.dropout1, m.dropout2)
+    kinds = {
+        nn.MultiheadAttention: (a,),
+        nn.Linear: (m.linear1, m.linear2),
+        nn.LayerNorm: (m.norm1, m.norm2),
+        nn.Dropout: drops,
+    }
+    act = _activation(m.activation)
+    if not (
+        type(m) is nn.TransformerEncoderLayer
+        and vars(m).keys().isdisjoint(("_sa_block", "_ff_block"))
+        and fast.in_one_vmap()
+        and fast.unwatched()
+        and all(type(k) is kind and _untouched(k) for kind, own in kinds.items() for k in own)
+        and not any(d.p and d.training for d in drops)
+        and not (a.dropout and a.training)
+        and a._qkv_same_embed_dim
+        and a.batch_first
+        and a.bias_k is None
+        and not a.add_zero_attn
+        and act
+        and type(x) is Tensor
+        and x.ndim == 3
+        and x.shape[-1:] == m.norm1.normalized_shape == m.norm2.normalized_shape
+    ):
+        return None
+    attends = [a.in_proj_weight, a.in_proj_bias, a.out_proj.weight, a.out_proj.bias]
+    feeds = [m.linear1.weight, m.linear1.bias, m.linear2.weight, m.linear2.bias]
+    norms = [[m.norm1.weight, m.norm1.bias], [m.norm2.weight, m.norm2.bias]]
+    w = [*attends, *norms[0], *feeds, *norms[1]]
+    if m.norm_first:
+        w = [*norms[0], *attends, *norms[1], *feeds]
+    if unusual(x, *w) or not all(type(t) is Tensor and fast.IS_BATCHED(t) for t in w):
+        return None
+    eps = m.norm1.eps, m.norm2.eps
+    return encoder.layer(a.num_heads, x.shape[1], eps, m.norm_first, act, x), w
+
+
+def _activation(act: Any) -> type[encoder.Gelu | encoder.Relu] | None:
+    """The part for what a layer has between its linear ones, if there is one."""
+    if act is F.gelu or (type(act) is nn.GELU and act.approximate == "none" and _untouched(act)):
+        return encoder.Gelu
+    return encoder.Relu if act is F.relu or (type(act) is nn.ReLU and _untouched(act)) else None
+
+
+def _untouched(module: nn.Module) -> bool:
+    """Whether a module computes what its class says, and nobody looks."""
+    own = vars(module)
+    return not any(own[k] for k in fast.MODULE_HOOKS) and ("forward" not in own or is_exact(module))
+
+
 _OURS: dict[Any, Callable[..., Any]] = {
+    nn.TransformerEncoderLayer.forward: _encoded,
     nn.LayerNorm.forward: _normed,
     nn.Linear.forward: _linear,
     nn.MultiheadAttention.forward: _attends,
