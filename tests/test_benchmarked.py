@@ -161,10 +161,18 @@ def test_columns_minutes_memory_pages_and_processes():
     cell = {"mean": 0.981, "seeds": 0.002, "runs": {}}
     files = {"x": {"columns": {"MAML": {"5-way 1-shot": cell, "20": {**cell, "seeds": None}}}}}
     assert columns(files) == {"MAML": {"5-way 1-shot": "98.1 ± 0.2", "20": "98.1"}}
-    method = {"accuracy": 0.96, "interval over episodes": 0.004, "steps": 1500, "seconds": 60.2}
-    found = minutes({"x": {"methods": {"ProtoNet": {**method, "precision": "float32"}}}})
-    expected = {"accuracy, %": "96.0 ± 0.4", "steps": "1,500", "seconds": "60"}
-    assert found == {"ProtoNet, float32": expected}
+    run = {"accuracy": 0.96, "episodes": 0.004, "steps": 1500, "seconds": 60.2}
+    other = {**run, "accuracy": 0.97, "steps": 1600}
+    methods = {"MAML": {"0": run}, "ProtoNet": {"0": run, "1": other}}
+    found = minutes({"x": {"methods": methods}})
+    one = {"accuracy, %": "96.0", "seeds": "1", "steps": "1,500", "seconds": "60"}
+    assert found["MAML"] == one
+    assert found["ProtoNet"] == {  # Student's t for one degree of freedom: 12.7 · 0.5
+        "accuracy, %": "96.5 ± 6.4",
+        "seeds": "2",
+        "steps": "1,550",
+        "seconds": "60",
+    }
     held = {"tables": {"steps": {"mtlib": {"1": {"grown": 19e6}, "2": {"grown": 25e6}}}}}
     assert megabytes(held, "steps") == {"mtlib": {"1": "19", "2": "25"}}
     pages = {"pages": {"book/a": 30.0, "book/b": 90.0, "book/c": 60.0}, "jobs": 2}

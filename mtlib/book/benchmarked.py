@@ -23,6 +23,7 @@ from torch import nn
 from mtlib.book import results
 from mtlib.book.page import equal, table
 from mtlib.core import expect
+from mtlib.evaluate import interval
 from mtlib.plots import BLUES, REFERENCE, styles
 from mtlib.tasks import positive
 
@@ -220,15 +221,24 @@ def shapes(found: Sequence[Case]) -> dict[str, list[str]]:
 
 
 def minutes(files: Mapping[str, Report]) -> dict[str, dict[str, str]]:
-    """What training for a given time came to: method -> accuracy, steps and seconds, as rows of a table."""
-    return {
-        f"{method}, {row['precision']}": {
-            "accuracy, %": f"{100 * row['accuracy']:.1f} ± {100 * row['interval over episodes']:.1f}",
-            "steps": f"{row['steps']:,}",
-            "seconds": f"{row['seconds']:.0f}",
+    """What training for a given time came to: accuracy ± its 95 % interval over training seeds, mean steps and seconds."""
+
+    def cells(runs: Sequence[Report]) -> dict[str, str]:
+        accuracy, steps, seconds = (
+            torch.tensor([float(r[k]) for r in runs]) for k in ("accuracy", "steps", "seconds")
+        )
+        several = len(runs) > 1
+        return {
+            "accuracy, %": interval(accuracy).percent() if several else f"{100 * accuracy[0]:.1f}",
+            "seeds": f"{len(runs)}",
+            "steps": f"{steps.mean():,.0f}",
+            "seconds": f"{seconds.mean():.0f}",
         }
+
+    return {
+        method: cells([*runs.values()])
         for report in files.values()
-        for method, row in report["methods"].items()
+        for method, runs in report["methods"].items()
     }
 
 
