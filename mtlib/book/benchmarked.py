@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -257,14 +258,61 @@ def reached(files: Mapping[str, Report]) -> dict[str, dict[str, str]]:
 
 
 def told_training(files: Mapping[str, Report]) -> str:
-    """The contenders' seconds to the target, method by method, as a sentence."""
-    rows = [
-        f"{method}: "
-        + ", ".join(f"{_until(r, report['setting']['limit'])} s ({n})" for n, r in runs.items())
-        for report in files.values()
-        for method, runs in report["training"].items()
-    ]
+    """The seconds until the target of mtlib's fastest contender and of those in torch alone, method by method."""
+    rows = []
+    for report, method, runs in _races(files):
+        limit = report["setting"]["limit"]
+        ours = _fastest(runs)
+        others = {
+            "of the same recipe" if n.startswith(_recipe(ours)) else f"of {_recipe(n)}": run
+            for n, run in runs.items()
+            if n.endswith(TORCH)
+        }
+        told = "".join(f", {_until(run, limit)} s {n} in torch" for n, run in others.items())
+        rows.append(f"{method} {_until(runs[ours], limit)} s{told}")
     return "; ".join(rows) or NOTHING
+
+
+def told_shares(files: Mapping[str, Report]) -> str:
+    """What a recipe brings by itself, and what mtlib brings on top of it: factors of time, method by method."""
+    rows = []
+    for report, method, runs in _races(files):
+        limit, ours = report["setting"]["limit"], _fastest(runs)
+        same = runs[_recipe(ours) + TORCH]
+        (other,) = (n for n in runs if n.endswith(TORCH) and not n.startswith(_recipe(ours)))
+        rows.append(
+            f"{method}: another recipe than {_recipe(other)} {_factor(runs[other], same, limit)}, "
+            f"and mtlib in torch's place {_factor(same, runs[ours], limit)}"
+        )
+    return "; ".join(rows)
+
+
+TORCH = ", torch"
+"""How the name of a contender without mtlib ends; before it stands its recipe."""
+
+
+def _races(files: Mapping[str, Report]) -> Iterator[tuple[Report, str, dict[str, Report]]]:
+    for report in files.values():
+        for method, runs in report["training"].items():
+            yield report, method, runs
+
+
+def _fastest(runs: Mapping[str, Report]) -> str:
+    """mtlib's contender that reached the target first; where none did, the one that is best on the test."""
+    ours = [n for n in runs if not n.endswith(TORCH)]
+    return min(ours, key=lambda n: (runs[n]["seconds"] or math.inf, -runs[n]["test"]))
+
+
+def _recipe(contender: str) -> str:
+    return contender.split(",")[0]
+
+
+def _factor(slow: Report, fast: Report, limit: float) -> str:
+    """In words, how many times as fast."""
+    if fast["seconds"] is None:
+        return "was not enough, either" if slow["seconds"] is None else "was slower"
+    least = "at least " if slow["seconds"] is None else ""
+    return f"brought {least}{(slow['seconds'] or limit) / fast['seconds']:.1f} times the speed"
 
 
 def _until(run: Report, limit: float) -> str:
@@ -291,6 +339,20 @@ def megabytes(report: Report, title: str) -> dict[str, dict[str, str]]:
         who: {n: f"{cell['grown'] / 1e6:.0f}" for n, cell in cells.items()}
         for who, cells in report["tables"][title].items()
     }
+
+
+def told_memory(files: Mapping[str, Report]) -> str:
+    """How many times mtlib's memory each peer takes, at the largest number that both have, as a sentence."""
+    told = [
+        f"for {n} {title} {peer} took {cells[n]['grown'] / rows[OURS][n]['grown']:.1f} times as much"
+        for report in files.values()
+        for title, rows in report["tables"].items()
+        for peer, cells in rows.items()
+        if OURS in rows and not peer.startswith(OURS)
+        for n in [max(cells.keys() & rows[OURS].keys(), key=int)]
+        if rows[OURS][n]["grown"] > 0
+    ]
+    return "; ".join(told) or NOTHING
 
 
 def slowest(report: Report, count: int = 5) -> dict[str, str]:

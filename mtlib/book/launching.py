@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mtlib.core import expect
+from mtlib.tasks import positive
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 ENV = {"MTLIB_PROGRESS": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -28,13 +29,13 @@ def launched(
 
     Each process has one thread and the CPU. The script's arguments are its file and `arguments`. `apart`: one after the other
     by `python` or `torchrun`. Otherwise all at once, forked from one Python that has imported torch, where the system
-    can fork: in a quarter of the time. Raises RuntimeError with the script's words where it fails.
+    can fork: it takes less than half of the time. Raises RuntimeError with the script's words where it fails.
     """
-    expect(
-        bool(counts) and all(isinstance(n, int) and n > 0 for n in counts),
-        "numbers of processes, each at least 1",
-        counts,
-    )
+    script = Path(script)
+    expect(script.is_file(), "a script", str(script))
+    expect(bool(counts), "numbers of processes, such as (1, 2)", counts)
+    for n in counts:
+        positive(processes=n)
     outs = [str(script.with_suffix(f".{n}")) for n in counts]
     if not apart and hasattr(os, "fork"):
         orders = json.dumps([str(script), list(counts), outs, [str(a) for a in arguments]])
