@@ -16,7 +16,8 @@ in torch alone:
 - learn2learn's `examples/vision/maml_omniglot.py` (commit 23568c6): 32 tasks a step, one inner step at 0.5, one query a
   class, Adam at 0.003, second order, one backward pass a task.
 
-Both draw item by item, and stack. Each recipe is run by torch alone and by mtlib, so that what the recipe brings and what
+Both draw item by item, and stack. All prototypical networks here take easyfsl's distances: at equal recipes they train faster
+than squared ones (validation, 24 s: .908 beside .876). Each recipe is run by torch alone and by mtlib, so that what the recipe brings and what
 the package brings stand apart. "Our recipe" was chosen on the validation alphabets: more classes a step for ProtoNet, two
 tasks a step for MAML, at a constant rate, and the mean of the parameters (`Average`) is what is looked at. "Drawn ahead"
 draws its tasks in two other processes.
@@ -256,7 +257,17 @@ class Looks:
 
 
 def learned(method: str, net: nn.Module, recipe: Recipe, steps: int) -> Learner:
-    return protonet(net) if method == "ProtoNet" else maml(net, cross_entropy, recipe.lr, steps)
+    return near(net) if method == "ProtoNet" else maml(net, cross_entropy, recipe.lr, steps)
+
+
+def near(net: nn.Module) -> Learner:
+    """A prototypical network by distances that are not squared: logit_k(x) = −‖z(x) − c_k‖."""
+    squared = protonet(net)
+
+    def predict(theta: Params, x: Tensor) -> Tensor:
+        return -(-squared.predict(theta, x)).clamp_min(1e-12).sqrt()
+
+    return squared._replace(predict=predict)
 
 
 # mtlib ----------------------------------------------------------------------------------------
