@@ -1,5 +1,5 @@
 #!/bin/bash
-# All that the package keeps of its speed on this machine, in pieces of three minutes on two cores (a whole training: seven):
+# All that the package keeps of its speed on this machine, in pieces of three minutes on two cores (whole trainings: five):
 #
 #     benchmarks/record.sh                    # everything, one piece after the other: half an hour
 #     benchmarks/record.sh --list             # the pieces
@@ -25,7 +25,7 @@ command_of() {  # PIECE, into `run`
   local rest=${1#*/}
   case $1 in
     memory/*) run=(memory.py --only "${rest%%/*}" --rows "${rest#*/}" "${threads[@]}") ;;
-    training/*) run=(training.py --only "$rest" --limit 60 "${threads[@]}") ;;
+    training/*) run=(training.py --only "$rest" --limit 48 "${threads[@]}") ;;
     omniglot/ProtoNet/*) run=(omniglot.py --only ProtoNet --precision bfloat16 --seeds "${rest#*/}") ;;
     omniglot/MAML/*) run=(omniglot.py --only MAML --processes 2 --seeds "${rest#*/}") ;;
     processes) run=(processes.py --steps 4) ;;
