@@ -4,8 +4,8 @@
     python benchmarks/omniglot.py --only MAML --processes 2 --seeds 0 1 2 --write
     python benchmarks/omniglot.py --precision bfloat16  # ProtoNet's convolutions in half precision, weights in float32
 
-The number of steps is what fits into the time, by the seconds of forty steps. ProtoNet's rate falls to zero along a
-cosine; MAML's rises first, for a tenth of the steps, and the mean of its parameters is tested. Settings were chosen on
+Training ends with its time, whatever else the machine does. ProtoNet's rate falls to zero along a cosine of the time that is
+spent; MAML's rises first, for a tenth of it, and the mean of its parameters is tested. Settings were chosen on
 validation alphabets. Lake's split, rotations as classes in training, transductive norm. With `--processes` so many, of one
 thread each, share the tasks of a step. `--write` keeps each seed's run beside those that are there.
 """
@@ -13,23 +13,27 @@ thread each, share the tasks of a step. `--write` keeps each seed's run beside t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from meta_gradient import keep, slug
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
 from training import Average
 
 from mtlib.bilevel import bilevel
 from mtlib.book.results import provenance
-from mtlib.core import Learner, Stream
+from mtlib.core import Learner, Params
 from mtlib.data.characters import characters
 from mtlib.evaluate import evaluate
 from mtlib.learners.gradient import maml
@@ -37,7 +41,7 @@ from mtlib.learners.metric import protonet
 from mtlib.nets import conv4
 from mtlib.run.processes import first_says, processes, rank
 from mtlib.tasks import episodes
-from mtlib.train import Run, cosine_adam, fit, rising_adam
+from mtlib.train import fit
 
 TEST_STEPS = 20  # inner steps of MAML at test; it trains with one
 
@@ -60,7 +64,8 @@ class Way(NamedTuple):
     learner: Callable[[nn.Module, int], Learner]
     ways: int
     tasks: int  # a step
-    rule: Callable[[int], dict[str, Any]]  # number of steps -> optimizer and schedule
+    rate: float  # Adam's, at its highest
+    rule: Callable[[float], float]  # share of the time that is spent -> share of that rate
     averaged: bool = False  # whether the parameters' mean is tested
 
 
@@ -126,12 +131,22 @@ def trained(name: str, seed: int, given: argparse.Namespace) -> dict[str, float]
     if precision(name, given) == "bfloat16":
         net.body = Autocast(net.body)
     stream = episodes(characters("train", rotations=True), way.ways, 1, 5, way.tasks, seed)
-    average = Average()
-    run = within(given.seconds, way.learner(net, 1), stream, way.rule, average)
-    found = {"steps": len(run.losses), "seconds": run.seconds}
+    clock, average, last = Clock(given.seconds, way.rule), Average(), Params()
+
+    def seen(step: int, phi: Params, *_: object) -> None:
+        last.update(phi)
+        average(phi)
+
+    learner = way.learner(net, 1)
+    train = partial(fit, bilevel(learner, cross_entropy), learner.init(), stream, progress=False)
+    train(2)  # warms up
+    with contextlib.suppress(Over):
+        adam = partial(torch.optim.Adam, lr=way.rate)
+        train(10**6, adam, partial(LambdaLR, lr_lambda=clock), hook=seen)
+    found = {"steps": clock.steps, "seconds": clock.spent}
     if rank() == 0:
         test = episodes(characters(given.part), 5, 1, queries=15, tasks=10, seed=1)
-        phi = average.params if way.averaged else run.params
+        phi = average.params if way.averaged else last
         score = evaluate(way.learner(net, TEST_STEPS), phi, test, given.episodes)
         found |= {"accuracy": score.mean, "episodes": score.interval}
     return found
@@ -145,26 +160,43 @@ def with_maml(net: nn.Module, steps: int) -> Learner:
     return maml(net, cross_entropy, lr=0.4, steps=steps)
 
 
-def within(
-    seconds: float,
-    learner: Learner,
-    stream: Stream,
-    rule: Callable[[int], dict[str, Any]],
-    average: Average,
-) -> Run:
-    """Training for that long: as many steps as fit."""
-    objective, phi = bilevel(learner, cross_entropy), learner.init()
-    fit(objective, phi, stream, 2, progress=False)
-    pace = fit(objective, phi, stream, 40, progress=False).seconds / 40
-    steps = max(2, int(seconds / first_says(pace, "cpu")))
-    return fit(
-        objective, phi, stream, steps, hook=lambda step, phi, *_: average(phi), **rule(steps)
-    )
+class Over(Exception):
+    """The time is."""
+
+
+class Clock:
+    """The rate of each step by the time that the first process has spent; raises Over in all of them once it is over."""
+
+    def __init__(self, seconds: float, rule: Callable[[float], float]):
+        self.seconds, self.rule = seconds, rule
+        self.began = self.spent = 0.0
+        self.steps = 0
+
+    def __call__(self, step: int) -> float:
+        if step == 0:
+            self.began = time.perf_counter()
+        self.steps = step
+        self.spent = first_says(time.perf_counter() - self.began, "cpu")
+        if step > 1 and self.spent >= self.seconds:
+            raise Over
+        return self.rule(self.spent / self.seconds)
+
+
+def falling(share: float) -> float:
+    """From 1 to 0, along half a cosine."""
+    return (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+def rising(share: float, rise: float = 0.1) -> float:
+    """From 1/25 up to 1 within `rise`, then falling."""
+    if share < rise:
+        return 1 - 24 / 25 * falling(share / rise)
+    return falling((share - rise) / (1 - rise))
 
 
 WAYS = {
-    "ProtoNet": Way(with_protonet, 20, 1, partial(cosine_adam, 1e-3)),
-    "MAML": Way(with_maml, 5, 2, partial(rising_adam, 5e-3), averaged=True),
+    "ProtoNet": Way(with_protonet, 20, 1, 1e-3, falling),
+    "MAML": Way(with_maml, 5, 2, 5e-3, rising, averaged=True),
 }
 
 

@@ -448,3 +448,17 @@ def test_two_processes_train_on_omniglot_together():
     found = report("omniglot.py", *options, "--only", "MAML", "--processes", "2")["methods"]
     runs = found["MAML, float32, 2 processes"]
     assert list(runs) == ["0", "1"] and all(r["steps"] >= 2 for r in runs.values())
+
+
+def test_a_rate_goes_by_the_time_that_is_spent_and_ends_with_it(benchmarks, monkeypatch):
+    import omniglot
+
+    assert omniglot.rising(0) == pytest.approx(1 / 25) and omniglot.rising(0.1) == 1
+    assert omniglot.rising(1) == 0 == omniglot.falling(1.5)
+    now = iter([10.0, 10.0, 10.0, 13.0, 16.0])  # it begins, and looks at each step
+    monkeypatch.setattr(omniglot.time, "perf_counter", lambda: next(now))
+    clock = omniglot.Clock(6.0, omniglot.falling)
+    assert [clock(0), clock(1), clock(2)] == pytest.approx([1, 1, 0.5])
+    with pytest.raises(omniglot.Over):
+        clock(3)
+    assert (clock.steps, clock.spent) == (3, 6.0)
