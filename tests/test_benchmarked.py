@@ -215,12 +215,15 @@ def test_where_a_file_comes_from_stands_in_its_column():
         "commit": "d76f70ca0f1d",
         "versions": {"torch": "2.13", "jax": "0.10"},
     }
-    whole = {"provenance": made, "setting": {"threads": 2, "repeats": 7, "absent": ["JAX"]}}
+    ceilings = {"peak GFLOP/s": 1234.5, "peak GB/s": 21.6}
+    setting = {"threads": 2, "repeats": 7, "absent": ["JAX"], **ceilings}
+    whole = {"provenance": made, "setting": setting}
     rows = origins({"cpu": whole, "bare": {}})
     assert rows["commit"] == {"cpu": "d76f70c", "bare": ""}
     assert rows["versions"]["cpu"] == "torch 2.13, jax 0.10"
     assert rows["not installed"] == {"cpu": "JAX", "bare": ""}
     assert list(rows["rounds"].values()) == ["7", ""]
+    assert rows["ceilings"] == {"cpu": "1,234 GFLOP/s, 22 GB/s", "bare": ""}
 
 
 # Ideas -----------------------------------------------------------------------------------------

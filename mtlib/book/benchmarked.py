@@ -74,6 +74,11 @@ def origins(files: Mapping[str, Report]) -> dict[str, dict[str, str]]:
             "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
             "threads": str(setting.get("threads", "")),
             "rounds": str(setting.get("repeats", "")),
+            "ceilings": ", ".join(
+                f"{setting[f'peak {unit}']:,.0f} {unit}"
+                for unit in ("GFLOP/s", "GB/s")
+                if f"peak {unit}" in setting
+            ),
             "not installed": ", ".join(setting.get("absent", [])),
         }
 
