@@ -11,11 +11,11 @@
 set -u
 cd "$(dirname "$0")/.."
 
-device=cuda small= dry= write=--write rounds=11 seconds=210
+device=cuda small= dry= write=--write rounds=11 seconds=210 limits=(150 240 60 150) jobs=8
 while [ $# -gt 0 ]; do
   case $1 in
     --device) device=$2; shift ;;
-    --small) small=--small write= rounds=2 seconds=20 ;;
+    --small) small=--small write= rounds=2 seconds=20 jobs=2 limits=(240 150 120 300) ;; # two cores do
     --dry) dry=yes ;;
     *) echo "expected --device NAME, --small or --dry, got $1" >&2; exit 64 ;;
   esac
@@ -38,11 +38,12 @@ step() {  # NAME SECONDS COMMAND...
   fi
 }
 
-# Times first, while nothing else runs; then what is right or wrong. Together at most 600 seconds.
-step times 150 "$python" benchmarks/meta_gradient.py --device "$device" --repeats "$rounds" $small $write
-step columns 240 "$python" benchmarks/columns.py --device "$device" --seconds "$seconds" $small $write
-step laws 60 "$python" -m pytest -q -p no:cacheprovider tests/second_device/laws.py
-step notebooks 150 "$python" -m pytest -q -p no:cacheprovider -n "${JOBS:-8}" tests/second_device/notebooks.py
+# Times first, beside the peers and the two ceilings, while nothing else runs; Omniglot's four columns over three seeds;
+# then what is right or wrong: the suite of laws, and every notebook. On a GPU together at most 600 seconds.
+step times "${limits[0]}" "$python" benchmarks/meta_gradient.py --device "$device" --repeats "$rounds" $small $write
+step columns "${limits[1]}" "$python" benchmarks/columns.py --device "$device" --seconds "$seconds" $small $write
+step laws "${limits[2]}" "$python" -m pytest -q -p no:cacheprovider tests/second_device/laws.py
+step notebooks "${limits[3]}" "$python" -m pytest -q -p no:cacheprovider -n "${JOBS:-$jobs}" tests/second_device/notebooks.py
 
 [ -n "$dry" ] || echo "$failed steps failed"
 exit "$failed"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# All that the package keeps of its speed on this machine, in pieces of at most three minutes on two cores:
+# All that the package keeps of its speed on this machine, in pieces of three minutes on two cores (whole trainings: five):
 #
 #     benchmarks/record.sh                    # everything, one piece after the other: half an hour
 #     benchmarks/record.sh --list             # the pieces
@@ -18,15 +18,16 @@ failed=()
 pieces() {
   "$python" benchmarks/meta_gradient.py --list
   "$python" benchmarks/memory.py --list | sed 's|^|memory/|'
-  printf '%s\n' training/ProtoNet training/MAML omniglot/ProtoNet omniglot/MAML processes
+  printf '%s\n' training/ProtoNet training/MAML omniglot/{ProtoNet,MAML}/{0,1,2} processes
 }
 
 command_of() {  # PIECE, into `run`
   local rest=${1#*/}
   case $1 in
     memory/*) run=(memory.py --only "${rest%%/*}" --rows "${rest#*/}" "${threads[@]}") ;;
-    training/*) run=(training.py --only "$rest" --limit 40 "${threads[@]}") ;;
-    omniglot/*) run=(omniglot.py --only "$rest" --precision bfloat16) ;;
+    training/*) run=(training.py --only "$rest" --limit 48 "${threads[@]}") ;;
+    omniglot/ProtoNet/*) run=(omniglot.py --only ProtoNet --precision bfloat16 --seeds "${rest#*/}") ;;
+    omniglot/MAML/*) run=(omniglot.py --only MAML --processes 2 --seeds "${rest#*/}") ;;
     processes) run=(processes.py --steps 4) ;;
     *) run=(meta_gradient.py --only "$1" "${threads[@]}") ;;
   esac
@@ -40,7 +41,7 @@ for piece in "${every[@]}"; do
     [[ $piece == "$start"* ]] || continue
     command_of "$piece"
     began=$SECONDS
-    ${BEFORE:-} timeout --kill-after=5 "${LIMIT:-240}" "$python" "benchmarks/${run[0]}" "${run[@]:1}" --write > /dev/null \
+    ${BEFORE:-} timeout --kill-after=5 "${LIMIT:-480}" "$python" "benchmarks/${run[0]}" "${run[@]:1}" --write > /dev/null \
       || failed+=("$piece")
     echo "$piece: $((SECONDS - began)) s"
     break

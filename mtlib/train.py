@@ -111,7 +111,7 @@ def rising_adam(rate: float, steps: int, rise: float = 0.1) -> dict[str, Any]:
         torch.optim.lr_scheduler.OneCycleLR,
         max_lr=rate,
         total_steps=steps,
-        pct_start=rise,
+        pct_start=rise if rise * steps != 1 else 0.0,  # torch's rise of one step divides by 0
         cycle_momentum=False,
     )
     return {"optimizer": partial(torch.optim.Adam, lr=rate), "schedule": schedule}

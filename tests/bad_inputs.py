@@ -64,6 +64,7 @@ from mtlib.book.contest import folds as in_a_row
 from mtlib.book.drawings import bowls, drawn_episodes
 from mtlib.book.hand import End, Question, by_labels, inner_steps, path
 from mtlib.book.heads import Heads, linear_net
+from mtlib.book.launching import launched
 from mtlib.book.page import claim, equal, glue, recorded_claim, scale, source, table
 from mtlib.book.results import (
     Entry,
@@ -4443,6 +4444,9 @@ BAD |= {
     "in_turns: results": (lambda: in_turns({"a": 1.0}), "functions to call"),
     "in_turns: no rounds": (lambda: in_turns({"a": float}, 0), "rounds"),
     "fastest: no repeats": (lambda: fastest(float, 0), "repeats"),
+    "launched: no script": (lambda: launched(Path("none.py"), (1,)), "a script"),
+    "launched: no process": (lambda: launched(Path(__file__), (0,)), "processes"),
+    "launched: not even that": (lambda: launched(Path(__file__), ()), "numbers of processes"),
     "gain: a result": (lambda: gain("idea", 1.0, float), "functions of a dtype"),
     "arrivals: an unknown order": (lambda: arriving.arrivals(LABELS, "random", 0), "mixed"),
     "arrivals: one-hot rows": (lambda: arriving.arrivals(ANSWERS, "mixed", 0), "classes y"),

@@ -34,8 +34,10 @@ from mtlib.book.benchmarked import (
     straight,
     swapped,
     told,
+    told_memory,
     told_pages,
     told_processes,
+    told_shares,
     told_training,
 )
 from mtlib.nets import ChannelsLast, conv4
@@ -144,29 +146,62 @@ def test_where_nothing_is_recorded_every_sentence_says_so(capsys):
     assert capsys.readouterr().out == f"record: {NOTHING}\n"
 
 
-def test_training_is_told_with_its_limit():
+def race(**seconds):
+    """A file of a race to a target within 60 s; names have "_" for ", "."""
     runs = {
-        "easyfsl's recipe, torch": {"seconds": None, "steps": 900, "test": 0.9},
-        "mtlib's own": {"seconds": 21.4, "steps": 1200, "test": 0.951},
+        name.replace("_", ", ").replace("own", "our recipe"): {
+            "seconds": s,
+            "steps": 1200,
+            "test": 0.951,
+        }
+        for name, s in seconds.items()
     }
-    files = {"x": {"setting": {"limit": 60}, "training": {"ProtoNet": runs}}}
-    assert told_training(files) == (
-        "ProtoNet: over 60 s (easyfsl's recipe, torch), 21 s (mtlib's own)"
+    return {"x": {"setting": {"limit": 60}, "training": {"MAML": runs}}}
+
+
+def test_training_is_told_with_its_limit():
+    files = race(theirs_torch=None, theirs_mtlib=58.0, own_torch=42.8, own_mtlib=21.4)
+    assert (
+        told_training(files)
+        == "MAML 21 s, over 60 s of theirs in torch, 43 s of the same recipe in torch"
+    )
+    assert told_shares(files) == (
+        "MAML: another recipe than theirs brought at least 1.4 times the speed, "
+        "and mtlib in torch's place brought 2.0 times the speed"
     )
     last = {"seconds": "21", "steps": "1,200", "test, %": "95.1"}
-    assert reached(files)["ProtoNet, mtlib's own"] == last
+    assert reached(files)["MAML, our recipe, mtlib"] == last
+
+
+def test_a_training_that_did_not_arrive_is_no_gain():
+    files = race(theirs_torch=50.0, own_torch=None, own_mtlib=None)
+    assert "over 60 s, 50 s of theirs" in told_training(files).replace("MAML ", "")
+    assert "theirs was slower" in told_shares(files)
+    assert "was not enough, either" in told_shares(files)
+    assert told_shares({}) == ""
 
 
 def test_columns_minutes_memory_pages_and_processes():
     cell = {"mean": 0.981, "seeds": 0.002, "runs": {}}
     files = {"x": {"columns": {"MAML": {"5-way 1-shot": cell, "20": {**cell, "seeds": None}}}}}
     assert columns(files) == {"MAML": {"5-way 1-shot": "98.1 ± 0.2", "20": "98.1"}}
-    method = {"accuracy": 0.96, "interval over episodes": 0.004, "steps": 1500, "seconds": 60.2}
-    found = minutes({"x": {"methods": {"ProtoNet": {**method, "precision": "float32"}}}})
-    expected = {"accuracy, %": "96.0 ± 0.4", "steps": "1,500", "seconds": "60"}
-    assert found == {"ProtoNet, float32": expected}
+    run = {"accuracy": 0.96, "episodes": 0.004, "steps": 1500, "seconds": 60.2}
+    other = {**run, "accuracy": 0.97, "steps": 1600}
+    methods = {"MAML": {"0": run}, "ProtoNet": {"0": run, "1": other}}
+    found = minutes({"x": {"methods": methods}})
+    one = {"accuracy, %": "96.0", "seeds": "1", "steps": "1,500", "seconds": "60"}
+    assert found["MAML"] == one
+    assert found["ProtoNet"] == {  # Student's t for one degree of freedom: 12.7 · 0.5
+        "accuracy, %": "96.5 ± 6.4",
+        "seeds": "2",
+        "steps": "1,550",
+        "seconds": "60",
+    }
     held = {"tables": {"steps": {"mtlib": {"1": {"grown": 19e6}, "2": {"grown": 25e6}}}}}
     assert megabytes(held, "steps") == {"mtlib": {"1": "19", "2": "25"}}
+    assert told_memory({"x": held}) == told_memory({}) == NOTHING
+    held["tables"]["steps"]["higher"] = {"1": {"grown": 19e6}, "2": {"grown": 75e6}}
+    assert told_memory({"x": held}) == "for 2 steps higher took 3.0 times as much"
     pages = {"pages": {"book/a": 30.0, "book/b": 90.0, "book/c": 60.0}, "jobs": 2}
     assert told_pages({"x": pages}) == {"pages": "3", "total": "3", "jobs": "2"}
     rows = {
@@ -187,12 +222,15 @@ def test_where_a_file_comes_from_stands_in_its_column():
         "commit": "d76f70ca0f1d",
         "versions": {"torch": "2.13", "jax": "0.10"},
     }
-    whole = {"provenance": made, "setting": {"threads": 2, "repeats": 7, "absent": ["JAX"]}}
+    ceilings = {"peak GFLOP/s": 1234.5, "peak GB/s": 21.6}
+    setting = {"threads": 2, "repeats": 7, "absent": ["JAX"], **ceilings}
+    whole = {"provenance": made, "setting": setting}
     rows = origins({"cpu": whole, "bare": {}})
     assert rows["commit"] == {"cpu": "d76f70c", "bare": ""}
     assert rows["versions"]["cpu"] == "torch 2.13, jax 0.10"
     assert rows["not installed"] == {"cpu": "JAX", "bare": ""}
     assert list(rows["rounds"].values()) == ["7", ""]
+    assert rows["ceilings"] == {"cpu": "1,234 GFLOP/s, 22 GB/s", "bare": ""}
 
 
 # Ideas -----------------------------------------------------------------------------------------

@@ -304,8 +304,8 @@ def test_a_moments_race_on_omniglot_looks_at_each_contender(benchmarks):
 
 
 @pytest.mark.parametrize("method", ["ProtoNet", "MAML"])
-def test_a_recipe_in_torch_takes_the_step_that_mtlibs_takes(benchmarks, monkeypatch, method):
-    """On the same episodes: its items are drawn by mtlib's stream here. ProtoNet's distances are squared in mtlib."""
+def test_a_recipe_in_torch_takes_the_step_that_mtlibs_takes(benchmarks, method):
+    """On the same episodes: its items are drawn by mtlib's stream here."""
     import training
     from torch.nn.functional import cross_entropy
 
@@ -321,7 +321,6 @@ def test_a_recipe_in_torch_takes_the_step_that_mtlibs_takes(benchmarks, monkeypa
     phi = learner.init()
     grads = bilevel(learner, cross_entropy).value_and_grad(phi, draw)[1]
     plain = training.written_out(net)
-    monkeypatch.setattr(torch, "cdist", lambda a, b: ((a[:, None] - b) ** 2).sum(-1))
     step = training.proto_step if method == "ProtoNet" else training.maml_step
     for t in range(2):
         (xs, ys), (xq, yq) = ((b.x[t], b.y[t].argmax(-1)) for b in draw)
@@ -370,12 +369,20 @@ def gpu(*options, **environment):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_the_command_for_a_gpu_says_its_steps_which_take_ten_minutes_at_most():
-    status, said = gpu("--dry", "--small", "--device", "second")
+def test_the_command_for_a_gpu_says_its_steps_which_take_ten_minutes_at_most(benchmarks):
+    import columns
+
+    status, said = gpu("--dry")
     limits = [int(n) for n in re.findall(r"at most (\d+) s", said)]
     assert status == 0 and len(limits) == 4 and sum(limits) <= 600
-    assert said.count("--device second") == 2 and "--write" not in said
-    assert gpu("--dry")[1].count("--device cuda") == 2 and "--write" in gpu("--dry")[1]
+    for what in ("meta_gradient.py", "columns.py", "second_device/laws.py", "notebooks.py"):
+        assert said.count(what) == 1, what
+    assert "--methods" not in said and "--seeds" not in said and "--only" not in said  # all of them
+    assert list(columns.RECIPES) == ["ProtoNet", "MAML", "ANIL", "Reptile"]
+    assert said.count("--device cuda") == said.count("--write") == 2
+    small = gpu("--dry", "--small", "--device", "second")[1]
+    assert small.count("--device second") == 2 and "--write" not in small
+    assert sum(map(int, re.findall(r"at most (\d+) s", small))) <= 900
     assert gpu("--fast")[0] == 64
 
 
@@ -430,7 +437,28 @@ def test_the_peak_of_resident_memory_is_seen_and_forgotten():
 def test_a_moments_training_on_omniglot_is_above_chance(precision):
     options = ["--seconds", "3", "--episodes", "40", "--part", "val", "--precision", precision]
     found = report("omniglot.py", *options)["methods"]
-    proto = found["ProtoNet"]
-    assert proto["accuracy"] - proto["interval over episodes"] > 0.3  # chance is .2
-    assert proto["precision"] == precision and found["MAML"]["precision"] == "float32"
-    assert all(m["steps"] >= 2 for m in found.values())
+    assert list(found) == [f"ProtoNet, {precision}", "MAML, float32"]
+    proto = found[f"ProtoNet, {precision}"]["0"]
+    assert proto["accuracy"] - proto["episodes"] > 0.3  # chance is .2
+    assert all(m["0"]["steps"] >= 2 for m in found.values())
+
+
+def test_two_processes_train_on_omniglot_together():
+    options = ["--seconds", "1", "--episodes", "10", "--part", "val", "--seeds", "0", "1"]
+    found = report("omniglot.py", *options, "--only", "MAML", "--processes", "2")["methods"]
+    runs = found["MAML, float32, 2 processes"]
+    assert list(runs) == ["0", "1"] and all(r["steps"] >= 2 for r in runs.values())
+
+
+def test_a_rate_goes_by_the_time_that_is_spent_and_ends_with_it(benchmarks, monkeypatch):
+    import omniglot
+
+    assert omniglot.rising(0) == pytest.approx(1 / 25) and omniglot.rising(0.1) == 1
+    assert omniglot.rising(1) == 0 == omniglot.falling(1.5)
+    now = iter([10.0, 10.0, 10.0, 13.0, 16.0])  # it begins, and looks at each step
+    monkeypatch.setattr(omniglot.time, "perf_counter", lambda: next(now))
+    clock = omniglot.Clock(6.0, omniglot.falling)
+    assert [clock(0), clock(1), clock(2)] == pytest.approx([1, 1, 0.5])
+    with pytest.raises(omniglot.Over):
+        clock(3)
+    assert (clock.steps, clock.spent) == (3, 6.0)

@@ -310,6 +310,13 @@ def test_the_rate_rises_and_falls():
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
 
 
+def test_the_rate_falls_where_a_rise_would_be_one_step():
+    """torch's own schedule divides by 0 there."""
+    how = rising_adam(0.1, 10, rise=0.1)
+    schedule = how["schedule"](how["optimizer"]([torch.zeros(1, requires_grad=True)]))
+    assert 0.09 < schedule.get_last_lr()[0] <= 0.1
+
+
 def test_an_expanded_network_is_its_halves_after_the_expansion():
     net, first = seeded(lambda: mlp(5, (7,), 2)).float(), Harmonics((0.5, 1.0))
     x = torch.randn(4, 1, generator=G)

@@ -1,14 +1,16 @@
-"""The page on several processes: its ring, its model of a step, and what its exercises say, without starting a process."""
+"""The page on several processes: its ring, its model of a step, what its exercises say, and how its script starts."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pages import code_cells
 
+from mtlib.book.launching import launched
 from mtlib.nets import conv4
 from mtlib.run.processes import part
 
@@ -78,6 +80,31 @@ def test_five_tasks_on_three_processes(monkeypatch):
         mine = part(5)
         sizes.append(mine.stop - mine.start)
     assert sizes == [2, 2, 1] and 5 / max(sizes) == 2.5
+
+
+SCRIPT = """
+import os, sys
+from mtlib.run.processes import processes, size
+with processes() as group:
+    if group.rank == 0:
+        open(sys.argv[1], "w").write(f"{size()} {sys.argv[2]} {os.environ['OMP_NUM_THREADS']}")
+    assert sys.argv[2] != "wrong", "so it was asked"
+"""
+
+
+def test_a_script_runs_in_so_many_processes_however_they_start(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    forked = launched(tmp_path / "script.py", (1, 2), ["a"], apart=False)
+    assert [Path(f).read_text() for f in forked] == ["1 a 1", "2 a 1"]
+    assert launched(tmp_path / "script.py", (2, 1), ["b"]) == forked[::-1]
+    assert [Path(f).read_text() for f in forked] == ["1 b 1", "2 b 1"]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_script_that_fails_says_its_words(tmp_path, apart):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with pytest.raises(RuntimeError, match="so it was asked"):
+        launched(tmp_path / "script.py", (1,), ["wrong"], apart)
 
 
 def test_the_best_distance_of_checkpoints():

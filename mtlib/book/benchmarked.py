@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch import nn
 from mtlib.book import results
 from mtlib.book.page import equal, table
 from mtlib.core import expect
+from mtlib.evaluate import interval
 from mtlib.plots import BLUES, REFERENCE, styles
 from mtlib.tasks import positive
 
@@ -72,6 +74,11 @@ def origins(files: Mapping[str, Report]) -> dict[str, dict[str, str]]:
             "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
             "threads": str(setting.get("threads", "")),
             "rounds": str(setting.get("repeats", "")),
+            "ceilings": ", ".join(
+                f"{setting[f'peak {unit}']:,.0f} {unit}"
+                for unit in ("GFLOP/s", "GB/s")
+                if f"peak {unit}" in setting
+            ),
             "not installed": ", ".join(setting.get("absent", [])),
         }
 
@@ -220,15 +227,24 @@ def shapes(found: Sequence[Case]) -> dict[str, list[str]]:
 
 
 def minutes(files: Mapping[str, Report]) -> dict[str, dict[str, str]]:
-    """What training for a given time came to: method -> accuracy, steps and seconds, as rows of a table."""
-    return {
-        f"{method}, {row['precision']}": {
-            "accuracy, %": f"{100 * row['accuracy']:.1f} ± {100 * row['interval over episodes']:.1f}",
-            "steps": f"{row['steps']:,}",
-            "seconds": f"{row['seconds']:.0f}",
+    """What training for a given time came to: accuracy ± its 95 % interval over training seeds, mean steps and seconds."""
+
+    def cells(runs: Sequence[Report]) -> dict[str, str]:
+        accuracy, steps, seconds = (
+            torch.tensor([float(r[k]) for r in runs]) for k in ("accuracy", "steps", "seconds")
+        )
+        several = len(runs) > 1
+        return {
+            "accuracy, %": interval(accuracy).percent() if several else f"{100 * accuracy[0]:.1f}",
+            "seeds": f"{len(runs)}",
+            "steps": f"{steps.mean():,.0f}",
+            "seconds": f"{seconds.mean():.0f}",
         }
+
+    return {
+        method: cells([*runs.values()])
         for report in files.values()
-        for method, row in report["methods"].items()
+        for method, runs in report["methods"].items()
     }
 
 
@@ -247,14 +263,61 @@ def reached(files: Mapping[str, Report]) -> dict[str, dict[str, str]]:
 
 
 def told_training(files: Mapping[str, Report]) -> str:
-    """The contenders' seconds to the target, method by method, as a sentence."""
-    rows = [
-        f"{method}: "
-        + ", ".join(f"{_until(r, report['setting']['limit'])} s ({n})" for n, r in runs.items())
-        for report in files.values()
-        for method, runs in report["training"].items()
-    ]
+    """The seconds until the target of mtlib's fastest contender and of those in torch alone, method by method."""
+    rows = []
+    for report, method, runs in _races(files):
+        limit = report["setting"]["limit"]
+        ours = _fastest(runs)
+        others = {
+            "of the same recipe" if n.startswith(_recipe(ours)) else f"of {_recipe(n)}": run
+            for n, run in runs.items()
+            if n.endswith(TORCH)
+        }
+        told = "".join(f", {_until(run, limit)} s {n} in torch" for n, run in others.items())
+        rows.append(f"{method} {_until(runs[ours], limit)} s{told}")
     return "; ".join(rows) or NOTHING
+
+
+def told_shares(files: Mapping[str, Report]) -> str:
+    """What a recipe brings by itself, and what mtlib brings on top of it: factors of time, method by method."""
+    rows = []
+    for report, method, runs in _races(files):
+        limit, ours = report["setting"]["limit"], _fastest(runs)
+        same = runs[_recipe(ours) + TORCH]
+        (other,) = (n for n in runs if n.endswith(TORCH) and not n.startswith(_recipe(ours)))
+        rows.append(
+            f"{method}: another recipe than {_recipe(other)} {_factor(runs[other], same, limit)}, "
+            f"and mtlib in torch's place {_factor(same, runs[ours], limit)}"
+        )
+    return "; ".join(rows)
+
+
+TORCH = ", torch"
+"""How the name of a contender without mtlib ends; before it stands its recipe."""
+
+
+def _races(files: Mapping[str, Report]) -> Iterator[tuple[Report, str, dict[str, Report]]]:
+    for report in files.values():
+        for method, runs in report["training"].items():
+            yield report, method, runs
+
+
+def _fastest(runs: Mapping[str, Report]) -> str:
+    """mtlib's contender that reached the target first; where none did, the one that is best on the test."""
+    ours = [n for n in runs if not n.endswith(TORCH)]
+    return min(ours, key=lambda n: (runs[n]["seconds"] or math.inf, -runs[n]["test"]))
+
+
+def _recipe(contender: str) -> str:
+    return contender.split(",")[0]
+
+
+def _factor(slow: Report, fast: Report, limit: float) -> str:
+    """In words, how many times as fast."""
+    if fast["seconds"] is None:
+        return "was not enough, either" if slow["seconds"] is None else "was slower"
+    least = "at least " if slow["seconds"] is None else ""
+    return f"brought {least}{(slow['seconds'] or limit) / fast['seconds']:.1f} times the speed"
 
 
 def _until(run: Report, limit: float) -> str:
@@ -281,6 +344,20 @@ def megabytes(report: Report, title: str) -> dict[str, dict[str, str]]:
         who: {n: f"{cell['grown'] / 1e6:.0f}" for n, cell in cells.items()}
         for who, cells in report["tables"][title].items()
     }
+
+
+def told_memory(files: Mapping[str, Report]) -> str:
+    """How many times mtlib's memory each peer takes, at the largest number that both have, as a sentence."""
+    told = [
+        f"for {n} {title} {peer} took {cells[n]['grown'] / rows[OURS][n]['grown']:.1f} times as much"
+        for report in files.values()
+        for title, rows in report["tables"].items()
+        for peer, cells in rows.items()
+        if OURS in rows and not peer.startswith(OURS)
+        for n in [max(cells.keys() & rows[OURS].keys(), key=int)]
+        if rows[OURS][n]["grown"] > 0
+    ]
+    return "; ".join(told) or NOTHING
 
 
 def spent_by_kind(report: Report, count: int = 10) -> dict[str, dict[str, str]]:
