@@ -268,13 +268,15 @@ def told_training(files: Mapping[str, Report]) -> str:
     for report, method, runs in _races(files):
         limit = report["setting"]["limit"]
         ours = _fastest(runs)
-        others = {
-            "of the same recipe" if n.startswith(_recipe(ours)) else f"of {_recipe(n)}": run
+        others = [
+            f"{_until(run, limit)} s by "
+            + ("the same recipe" if n.startswith(_recipe(ours)) else _recipe(n))
             for n, run in runs.items()
             if n.endswith(TORCH)
-        }
-        told = "".join(f", {_until(run, limit)} s {n} in torch" for n, run in others.items())
-        rows.append(f"{method} {_until(runs[ours], limit)} s{told}")
+        ]
+        rows.append(
+            f"{method} {_until(runs[ours], limit)} s, in torch alone {' and '.join(others)}"
+        )
     return "; ".join(rows) or NOTHING
 
 
