@@ -17,10 +17,11 @@ enum { LANES = 64 / sizeof(R), SINGLE = sizeof(R) == 4, BLOCK = 64 };
 
 static I padded(I n) { return (n + LANES - 1) / LANES * LANES; }
 
-/* e^t: 2^n e^r with |r| <= ln(2)/2, by Taylor's series. In double precision the system's. */
+/* e^t: 2^n e^r with |r| <= ln(2)/2, by Taylor's series; 0 below the smallest number. In double precision the system's. */
 static inline R power(R t)
 {
     if (!SINGLE) return exp(t);
+    const R live = t < (R)-87 ? 0 : 1;
     t = t < (R)-87 ? (R)-87 : t;
     const R n = (R)floorf((float)(t * (R)1.44269504 + (R)0.5)), r = t - n * (R)0.693359375 + n * (R)2.12194440e-4;
     R p = 1 + r / 7;
@@ -28,7 +29,7 @@ static inline R power(R t)
     const int32_t bits = ((int32_t)n + 127) << 23;
     float two;
     memcpy(&two, &bits, 4);
-    return p * (R)two;
+    return live * p * (R)two;
 }
 
 /* Attention: y = softmax(s q k^T) v for each head of each sequence ------------------------------------------------ */

@@ -88,7 +88,7 @@ class Row(NamedTuple):
     def _steps(self, w: Sequence[Any], *kept: Sequence[Any]) -> Iterator[Any]:
         h, *left = kept
         rows: list[Any] = [*zip(self.parts, h, self.shared(w), *left, strict=True)]
-        return reversed(rows)
+        yield from reversed(rows)
 
     def along(
         self, v: Tensor, u: Tensors, g: Tensor, x: Tensor, w: Tensors, kept: Kept, more: Kept
