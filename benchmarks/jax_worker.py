@@ -21,6 +21,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+SHORT = 0.05  # seconds, as in `meta_gradient.py`
+
 
 def main() -> None:
     threads = int(sys.argv[1])
@@ -34,9 +36,13 @@ def main() -> None:
         except EOFError:
             return
         time.sleep(0.002)  # until the threads of who asked have stopped spinning
-        began = time.perf_counter()
-        found = run()
-        found = time.perf_counter() - began if asked == "seconds" else arrays(found)
+        for _ in range(2):  # as `meta_gradient.clock`
+            began = time.perf_counter()
+            found = run()
+            spent = time.perf_counter() - began
+            if spent > SHORT:
+                break
+        found = spent if asked == "seconds" else arrays(found)
         pickle.dump(found, answers)
         answers.flush()
 

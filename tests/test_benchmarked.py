@@ -94,7 +94,6 @@ def test_what_is_said_of_cases_is_what_their_ratios_say():
     assert said["faster"], said["workloads"] == ("0", "1")
     assert said["behind"] == "W1, 5 steps (0.90)"
     assert said["ahead"] == "JAX, 2.0 times as fast on W1, 5 steps"
-    assert said["compiled"] == "1.7"
     assert case.cells()["compiled"] == "1.50" and shapes([case]) == {"W1": ["curves"]}
 
 

@@ -171,7 +171,6 @@ def told(found: Sequence[Case]) -> dict[str, str]:
     ]
     order = sorted(found, key=lambda c: c.default)
     ends = [f"{c.default:.2f} ({c.name})" for c in order]
-    compiled = [c.best / c.default for c in found if f"{OURS}, compiled" in c.rows]
     return {
         "off": f"{discrepancy(found):.0e}",
         "workloads": f"{len(found)}",
@@ -186,7 +185,6 @@ def told(found: Sequence[Case]) -> dict[str, str]:
         or ("nobody" if found else NOTHING),
         "least": ends[0] if ends else NOTHING,
         "most": ends[-1] if ends else NOTHING,
-        "compiled": f"{max(compiled):.1f}" if compiled else NOTHING,
         "devices": ", ".join(dict.fromkeys(c.device for c in found)) or NOTHING,
     }
 
