@@ -65,8 +65,9 @@ class AllAtOnce(NamedTuple):
     task: Task
     at_once: Any
 
-    def __call__(self, phi: Params, data: Any) -> Tensor:
-        return self.task(phi, data)
+    def __call__(self, *args: Any, **names: Any) -> Tensor:
+        value: Tensor = self.task(*args, **names)
+        return value
 
 
 class Objective(NamedTuple):

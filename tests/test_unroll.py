@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss, smooth_l1_loss
 
-from mtlib.bilevel import bilevel, first_order
-from mtlib.core import Batch, Episode, over
+from mtlib.bilevel import bilevel, first_order, unrolled
+from mtlib.core import Batch, Episode, over, take
 from mtlib.learners.gradient import adam, anil, boil, maml, minibatches
 from mtlib.learners.preconditioned import meta_sgd
 from mtlib.nets import mlp
@@ -406,3 +406,11 @@ def test_learners_that_differ_in_numbers_alone_are_known_as_such():
     net = row((2, 4, 1))
     one, two, three = (maml(net, mse_loss, a, k) for a, k in ((0.1, 2), (0.2, 2), (0.1, 3)))
     assert alike(one, two) and not alike(one, three)
+
+
+def test_the_task_itself_is_a_function_of_phi_and_an_episode():
+    learner, one = maml(row((2, 4, 1)), mse_loss, 0.1, 2), take(points(2, 1), 0)
+    phi = learner.init()
+    for way in (unrolled, first_order):
+        task = way(learner, mse_loss)
+        assert torch.equal(partial(task, episode=one)(phi), task(phi, one))

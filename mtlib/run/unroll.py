@@ -142,7 +142,7 @@ def _rates(adapt: Any, phi: Params, row: Row) -> tuple[float, ...] | None:
         of = a if isinstance(a, dict) else dict.fromkeys(moves, a)
         if not (moves <= of.keys() <= phi.keys()):
             return None  # an error, which the plain way tells
-        if not all(type(b) is float and 0 < b < math.inf for b in of.values()):
+        if not all(type(b) in (float, int) and 0 < b < math.inf for b in of.values()):
             return None
         found += [of[k] if k in moves else 0.0 for k in row.names]
     return tuple(found)
