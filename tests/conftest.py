@@ -55,6 +55,12 @@ def full(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """A row of linear layers goes the way of all other networks, whose rounding is another than that of the gradient in C."""
+    monkeypatch.setattr("mtlib.run.unroll._kernel", lambda dtype: None)
+
+
 @pytest.fixture(autouse=True)
 def _fast(request, monkeypatch):
     """Tests of the fast paths themselves, marked `fast`, keep them where MTLIB_PLAIN=1 runs the rest without."""

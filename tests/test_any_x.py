@@ -452,7 +452,7 @@ def test_a_learner_reads_nests(row, nest):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_learners_gradient_is_the_same_on_nests(row):
+def test_a_learners_gradient_is_the_same_on_nests(row, no_kernel):
     plain, ours = twins(ROWS[row].make)
     loss, phi = ROWS[row].loss, plain.init()
     flat, nested = draws("deep")
@@ -513,7 +513,7 @@ def test_joint_training_is_the_same_on_nests():
 
 
 @pytest.mark.parametrize("nest", ["dict", "mapping"])
-def test_training_resuming_and_scores_are_the_same_on_nests(nest, tmp_path):
+def test_training_resuming_and_scores_are_the_same_on_nests(nest, tmp_path, no_kernel):
     plain, ours = twins(lambda net: maml(net, cross_entropy, 0.1, 2))
 
     def trained(learner, which, steps, name):

@@ -30,7 +30,6 @@ from mtlib.learners.metric import protonet
 from mtlib.learners.preconditioned import meta_sgd
 from mtlib.nets import mlp
 from mtlib.objective import Objective, alike, default_threads, over_tasks
-from mtlib.run import unroll
 from mtlib.run.cost import peak_memory
 from mtlib.run.replay import replay
 from mtlib.run.threads import on_threads
@@ -279,12 +278,6 @@ def test_norms_of_torch_are_exact_where_steps_are_ours():
 
 
 # torch.compile -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_kernel(monkeypatch):
-    """A row of linear layers is stacked, too."""
-    monkeypatch.setattr(unroll, "_kernel", lambda dtype: None)
 
 
 def test_where_the_compiler_fails_a_warning_says_so_and_the_result_is_the_same(

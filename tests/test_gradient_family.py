@@ -329,7 +329,7 @@ def test_inner_steps_on_mini_batches_are_torchs_sgd_on_them():
     assert len(path) == 6
 
 
-def test_one_batch_of_all_rows_is_the_learner_itself():
+def test_one_batch_of_all_rows_is_the_learner_itself(no_kernel):
     net, episode = smooth(), vectors()
     for size in (4, 6, 100):
         a = meta(minibatches(maml(net, mse_loss, 0.1, 3), size), mse_loss, episode)

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+import torch
+
 from mtlib.core import expect
 from mtlib.tasks import positive
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 ENV = {"MTLIB_PROGRESS": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-LOADED = ("torch._dynamo", "mtlib.train", "mtlib.nets", "mtlib.learners.gradient")
-"""What a script would import, or its optimizer; imported once before forks."""
+LOADED = ("mtlib.train", "mtlib.nets", "mtlib.learners.gradient")
+"""What a script would import; imported once before forks."""
 
 
 def launched(
@@ -58,6 +60,7 @@ def _forked(script: str, counts: list[int], outs: list[str], arguments: list[str
     """How many of the processes failed."""
     for name in LOADED:
         import_module(name)
+    torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports torch's compiler
     children = [
         _child(env, script, out, *arguments)
         for n, out in zip(counts, outs, strict=True)

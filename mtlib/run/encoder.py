@@ -18,6 +18,7 @@ from torch.autograd import Function
 from mtlib.run import compiled, fast
 
 Tensors = Sequence[Tensor]
+"""The weights of a part, or what belongs to each of them."""
 Kept = tuple[Any, ...]
 """What a pass leaves for the next ones: a nest of tensors."""
 

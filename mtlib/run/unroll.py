@@ -51,7 +51,7 @@ class AtOnce(NamedTuple):
         row = row_of(net, phi) if found else None
         if found is None or row is None or not _takes(row, (found, self.loss), data, w):
             return None
-        kernel = _kernel(data.query.y.dtype)
+        kernel = _kernel(data.query.x.dtype)
         rates = _rates(adapt, phi, row)
         if kernel is None or rates is None:
             return None
@@ -97,14 +97,16 @@ def _episodes(data: Any) -> bool:
 
 
 def _takes(row: Row, losses: tuple[Loss, Loss], data: Episode, w: Tensor) -> bool:
-    """Whether the kernel can take these: numbers of one precision on the CPU, in shapes that fit. (What does not fit, the plain way tells.)"""
+    """Whether the kernel can take these: numbers of one precision on the CPU (labels take it), in shapes that fit. (What does not fit, the plain way tells.)"""
     widths = _widths(row)
-    like = data.query.y
-    given = [*data.support, *data.query, *(v for v in row.weights if v is not None)]
+    weights = [v for v in row.weights if v is not None]
+    given = [*data.support, *data.query, *weights]
+    numbers = {v.dtype for v in (data.support.x, data.query.x, *weights)}
     if not (
         all(any(loss is known for known in LOSSES) for loss in losses)
         and all(type(v) in (Tensor, nn.Parameter) for v in given)
-        and {v.dtype for v in given} == {like.dtype} <= KINDS.keys()
+        and len(numbers) == 1
+        and numbers | {y.dtype for _, y in data} <= KINDS.keys()
         and all(v.device.type == "cpu" and v.layout is torch.strided for v in (*given, w))
         and not any(v.is_neg() for v in given)
         and len(row.acts) <= LAYERS
@@ -168,7 +170,7 @@ class _Kernel:
         second: bool,
     ) -> tuple[Tensor, Params] | None:
         """Σ w_t L_t and its gradient by the names of the row's tensors; None where there is no memory for it."""
-        given = [_laid_out(v) for batch in data for v in batch]
+        given = [_laid_out(v.to(self.dtype)) for batch in data for v in batch]
         weights = [None if v is None else _laid_out(v) for v in row.weights]
         grads = [None if v is None else torch.empty_like(v) for v in weights]
         w = w.detach().to(self.dtype).contiguous()
