@@ -164,8 +164,8 @@ def test_training_is_told_with_its_limit():
         "MAML 21 s, in torch alone over 60 s by theirs and 43 s by the same recipe"
     )
     assert told_shares(files) == (
-        "MAML: another recipe than theirs brought at least 1.4 times the speed, "
-        "and mtlib in torch's place brought 2.0 times the speed"
+        "MAML: our recipe in the place of theirs brought at least 1.4 times the speed, "
+        "and mtlib in the place of torch brought 2.0 times the speed"
     )
     last = {"seconds": "21", "steps": "1,200", "test, %": "95.1"}
     assert reached(files)["MAML, our recipe, mtlib"] == last
@@ -175,7 +175,7 @@ def test_a_training_that_did_not_arrive_is_no_gain():
     files = race(theirs_torch=50.0, own_torch=None, own_mtlib=None)
     assert told_training(files).startswith("MAML over 60 s, in torch alone 50 s by theirs")
     assert "theirs was slower" in told_shares(files)
-    assert "was not enough, either" in told_shares(files)
+    assert "did not arrive in time, either" in told_shares(files)
     assert told_shares({}) == ""
 
 

@@ -286,8 +286,8 @@ def told_shares(files: Mapping[str, Report]) -> str:
         same = runs[_recipe(ours) + TORCH]
         (other,) = (n for n in runs if n.endswith(TORCH) and not n.startswith(_recipe(ours)))
         rows.append(
-            f"{method}: another recipe than {_recipe(other)} {_factor(runs[other], same, limit)}, "
-            f"and mtlib in torch's place {_factor(same, runs[ours], limit)}"
+            f"{method}: {_recipe(ours)} in the place of {_recipe(other)} {_factor(runs[other], same, limit)}, "
+            f"and mtlib in the place of torch {_factor(same, runs[ours], limit)}"
         )
     return "; ".join(rows)
 
@@ -315,7 +315,7 @@ def _recipe(contender: str) -> str:
 def _factor(slow: Report, fast: Report, limit: float) -> str:
     """In words, how many times as fast."""
     if fast["seconds"] is None:
-        return "was not enough, either" if slow["seconds"] is None else "was slower"
+        return "did not arrive in time, either" if slow["seconds"] is None else "was slower"
     least = "at least " if slow["seconds"] is None else ""
     return f"brought {least}{(slow['seconds'] or limit) / fast['seconds']:.1f} times the speed"
 
