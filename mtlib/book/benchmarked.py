@@ -202,14 +202,19 @@ def ratios(axes: Any, found: Sequence[Case]) -> None:
         middle = [r["ratio"] for r in rows.values()]
         ends = [r["ratio quartiles"] for r in rows.values()]
         reach = [[abs(m - e[k]) for m, e in zip(middle, ends, strict=True)] for k in (0, 1)]
-        look = {**looks[name], "linestyle": "", "markersize": 6 if name in own else 4}
+        look = {
+            **looks[name],
+            "linestyle": "",
+            "markersize": 8 if looks[name]["marker"] == "*" else 6,
+        }
         axes.errorbar(middle, [i + shift for i in rows], xerr=reach, capsize=2, label=name, **look)
     axes.axvline(1, color=REFERENCE, linewidth=1, linestyle="--")
     axes.set(xscale="log", xlabel="times as fast as the fastest peer")
     axes.set_yticks(range(len(found)), [c.name for c in found])
     left, right = axes.get_xlim()
-    ticks = [2.0**k for k in range(-8, 9) if left <= 2.0**k <= right]
-    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    step = 4.0 if right > 64 * left else 2.0
+    ticks = [step**k for k in range(-8, 9) if left <= step**k <= right]
+    axes.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
     axes.minorticks_off()
     axes.invert_yaxis()
     if found:
