@@ -16,6 +16,8 @@ from mtlib.run import encoder
 from mtlib.run.encoder import Attention, Gelu, Linear, Norm, Relu, Row
 from mtlib.run.transformers import layer_norm
 
+pytestmark = pytest.mark.fast
+
 HAS = encoder.kernels(torch.float64)
 WAYS = [
     None,
