@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.nn.functional import mse_loss
 
 from mtlib.core import Batch, Episode
@@ -94,3 +95,33 @@ def slope_gap(objective, phi, data, grads, seed=0):
     """How far the gradient is from the central difference, along a random unit direction."""
     slope, d = directional(objective, phi, data, seed)
     return abs(slope - float(sum((grads[k] * d[k]).sum() for k in grads)))
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked(net):
+    net[0].register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def other_forward(net):
+    net[0].forward = lambda x: 2 * nn.functional.linear(x, net[0].weight, net[0].bias)
+
+
+def of_another_class(net):
+    net[0] = Doubled(2, 4).double()
+
+
+def with_another_module(net):
+    net.append(nn.Softplus())
+
+
+OF_ITS_OWN = [hooked, other_forward, of_another_class, with_another_module]
+"""What makes a row of linear layers, 2 -> 4 -> 1, another function than its layers say."""
+
+
+def gap(a, b) -> float:
+    """‖a − b‖ / ‖b‖."""
+    return ((a - b).norm() / b.norm().clamp(min=1e-300)).item()

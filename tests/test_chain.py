@@ -6,6 +6,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
+from problems import OF_ITS_OWN, gap
 from torch import nn
 from torch.nn.functional import mse_loss
 
@@ -50,10 +51,6 @@ def used(monkeypatch):
 
     monkeypatch.setattr(copies, "chain", counted)
     return found
-
-
-def gap(a, b) -> float:
-    return ((a - b).norm() / b.norm().clamp(min=1e-300)).item()
 
 
 def apart(objective, phi, data, monkeypatch) -> float:
@@ -145,28 +142,7 @@ def test_all_derivatives_to_the_third_by_finite_differences(activation):
     assert torch.autograd.gradgradcheck(slope, inputs)
 
 
-class Doubled(nn.Linear):
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-def hooked(net):
-    net[0].register_forward_hook(lambda module, args, out: 2 * out)
-
-
-def other_forward(net):
-    net[0].forward = lambda x: 2 * nn.functional.linear(x, net[0].weight, net[0].bias)
-
-
-def of_another_class(net):
-    net[0] = Doubled(2, 4).double()
-
-
-def with_another_module(net):
-    net.append(nn.Softplus())
-
-
-@pytest.mark.parametrize("change", [hooked, other_forward, of_another_class, with_another_module])
+@pytest.mark.parametrize("change", OF_ITS_OWN)
 def test_it_steps_aside_for_what_a_module_has_of_its_own(change, used, monkeypatch):
     torch.manual_seed(0)
     net = row((2, 4, 1), nn.Tanh)

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from problems import OF_ITS_OWN, gap
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss, smooth_l1_loss
 
@@ -60,10 +61,6 @@ def used(monkeypatch):
     answer = unroll.AtOnce.__call__
     monkeypatch.setattr(unroll.AtOnce, "__call__", counted)
     return found
-
-
-def gap(a, b) -> float:
-    return ((a - b).norm() / b.norm().clamp(min=1e-300)).item()
 
 
 def apart(objective, phi, data, monkeypatch) -> float:
@@ -224,27 +221,6 @@ def test_the_number_of_threads_changes_no_digit_and_threads_do_not_meet(used):
     assert all(torch.equal(found[1][k], g[k]) for g in found.values() for k in phi)
 
 
-class Doubled(nn.Linear):
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-def hooked(net):
-    net[0].register_forward_hook(lambda module, args, out: 2 * out)
-
-
-def other_forward(net):
-    net[0].forward = lambda x: 2 * nn.functional.linear(x, net[0].weight, net[0].bias)
-
-
-def of_another_class(net):
-    net[0] = Doubled(2, 4).double()
-
-
-def with_another_module(net):
-    net.append(nn.Softplus())
-
-
 def wide(net):
     net[0], net[2] = nn.Linear(2, 300).double(), nn.Linear(300, 1).double()
 
@@ -253,9 +229,7 @@ def with_gelu(net):
     net[1] = nn.GELU()
 
 
-@pytest.mark.parametrize(
-    "change", [hooked, other_forward, of_another_class, with_another_module, wide, with_gelu]
-)
+@pytest.mark.parametrize("change", [*OF_ITS_OWN, wide, with_gelu])
 def test_it_steps_aside_for_what_a_network_has_of_its_own(change, used, monkeypatch):
     net = row((2, 4, 1))
     change(net)

@@ -25,7 +25,6 @@ NO_THIRD = (
     "mtlib's batch-statistics norm has gradients of first and second order, not of third. "
     'Use group norm, or statistics="stored".'
 )
-KINDS = {torch.float32: "float", torch.float64: "double"}
 
 
 def fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
@@ -34,7 +33,7 @@ def fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         type(x) is Tensor
         and untransformed()
         and not (plain() or torch.compiler.is_compiling())
-        and x.dtype in KINDS
+        and x.dtype in compiled.KINDS
         and x.dtype == weight.dtype == bias.dtype
         and x.device.type == weight.device.type == bias.device.type == "cpu"
         and x.ndim == 4
@@ -191,7 +190,7 @@ class _Twice(Function):
 @cache
 def _kernels(dtype: torch.dtype) -> _Kernels | None:
     """The kernels for a dtype, once they gave what torch's operations give, on odd sizes; None where they cannot be had."""
-    found = compiled.library("block", REAL=KINDS[dtype])
+    found = compiled.library("block", REAL=compiled.KINDS[dtype])
     if found is None:
         return None
     kernels = _Kernels(found)
@@ -205,8 +204,7 @@ def _right(kernels: _Kernels, dtype: torch.dtype) -> bool:
             _orders(lambda *at: _Forward.apply(*at, 1e-5, kernels), dtype),
             _orders(lambda x, w, b: _written_out(x, w, b, 1e-5), dtype),
         ]
-    room = 1e3 * torch.finfo(dtype).eps
-    return all(bool((a - b).norm() <= room * b.norm()) for a, b in zip(*found, strict=True))
+    return compiled.agree(*found)
 
 
 def _orders(f: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -14,15 +14,19 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import platformdirs
 import torch
+from torch import Tensor
 
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 WAYS = (("-fopenmp",), ())
 """With threads, and where the compiler knows none, without. The threads are those of torch's own library of them."""
 PATIENCE = 60.0  # seconds that a compiler is given
+KINDS = {torch.float32: "float", torch.float64: "double"}
+"""What C calls the numbers that the kernels know."""
 
 
 def library(name: str, **macros: str) -> ctypes.CDLL | None:
@@ -39,6 +43,14 @@ def library(name: str, **macros: str) -> ctypes.CDLL | None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             return _loaded(compiler, source, flags)
     return None
+
+
+def agree(found: Iterable[Tensor], right: Iterable[Tensor]) -> bool:
+    """Whether tensors are the right ones, ‖found − right‖ ≤ 10³ ε ‖right‖: what a kernel is held to before it is used."""
+    return all(
+        bool((a - b).norm() <= 1e3 * torch.finfo(b.dtype).eps * b.norm())
+        for a, b in zip(found, right, strict=True)
+    )
 
 
 def _loaded(compiler: str, source: Path, flags: list[str]) -> ctypes.CDLL:

@@ -262,9 +262,9 @@ class Norm(NamedTuple):
             return to[0], to[1:]
         h, pv = g * w[0][:, None], _projected(v, x, kept)
         to_g = torch.addcmul(u[1][:, None], hat, u[0][:, None]).addcmul_(pv, w[0][:, None])
-        c = (g * u[0][:, None]).addcmul_(h, _mean(v * hat) * r, value=-1)
-        c = c.addcmul_(v, _mean(h * hat) * r, value=-1)
-        to_x = _projected(c, x, kept).addcmul_(hat, _mean(h * pv) * r, value=-1)
+        c = (g * u[0][:, None]).addcmul_(h, row_mean(v * hat) * r, value=-1)
+        c = c.addcmul_(v, row_mean(h * hat) * r, value=-1)
+        to_x = _projected(c, x, kept).addcmul_(hat, row_mean(h * pv) * r, value=-1)
         return to_g, (to_x, (g * pv).sum(1))
 
     def again(
@@ -281,8 +281,8 @@ class Norm(NamedTuple):
         return to_x.add_(to_q), [to_w.add_(gw), gb]
 
     def written(self, x: Tensor, w: Tensors) -> Tensor:
-        apart = x - _mean(x)
-        hat = apart * (_mean(apart.square()) + self.eps).rsqrt()
+        apart = x - row_mean(x)
+        hat = apart * (row_mean(apart.square()) + self.eps).rsqrt()
         return hat * w[0][:, None] + w[1][:, None]
 
 
@@ -312,7 +312,7 @@ class Attention(NamedTuple):
             self._onto(0, g, x, kept, to)
             return to, [], ()
         (p,), (q, k, v), (gy,), s = kept, self._apart(x, 3), self._apart(g, 1), self._scale(x)
-        gs = _of_softmax(gy @ v.mT, p).mul_(s)
+        gs = of_softmax(gy @ v.mT, p).mul_(s)
         return self._together(torch.stack([gs @ k, gs.mT @ q, p.mT @ gy]), len(x)), [], ()
 
     def _onto(self, onto: int, g: Tensor, x: Tensor, kept: Kept, to: Tensor) -> None:
@@ -330,11 +330,11 @@ class Attention(NamedTuple):
         (p,), (q, k, z), (vq, vk, vz) = kept, self._apart(x, 3), self._apart(v, 3)
         (gy,), s = self._apart(g, 1), self._scale(x)
         gp = gy @ z.mT
-        gs = _of_softmax(gp, p).mul_(s)
+        gs = of_softmax(gp, p).mul_(s)
         a = (vq @ k.mT + q @ vk.mT).mul_(s)  # of gs
-        to_gp = _of_softmax(a, p)
+        to_gp = of_softmax(a, p)
         b = gy @ vz.mT + a * (gp - _along(gp, p)) - gp * _along(a, p)
-        b = _of_softmax(b, p).mul_(s)  # of q kᵀ
+        b = of_softmax(b, p).mul_(s)  # of q kᵀ
         to_x = torch.stack([b @ k + gs @ vk, b.mT @ q + gs.mT @ vq, to_gp.mT @ gy])
         return self._together(p @ vz + to_gp @ z, len(x)), (self._together(to_x, len(x)),)
 
@@ -373,7 +373,8 @@ class Attention(NamedTuple):
         return y.permute(1, 3, 0, 2, 4).reshape(tasks, -1, len(y) * self.heads * x.shape[-1])
 
 
-def _mean(x: Tensor) -> Tensor:
+def row_mean(x: Tensor) -> Tensor:
+    """⟨x⟩, the mean of each row: (…, n) -> (…, 1)."""
     return x.mean(-1, keepdim=True)
 
 
@@ -381,7 +382,7 @@ def _along(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, keepdim=True)
 
 
-def _of_softmax(g: Tensor, p: Tensor) -> Tensor:
+def of_softmax(g: Tensor, p: Tensor) -> Tensor:
     """p (g − Σ g p), the backward pass of p = softmax(s)."""
     if fast.SOFTMAX_BACKWARD is None:
         return p * (g - _along(g, p))
@@ -513,7 +514,6 @@ FEW = 256
 """Bytes of a row of scores or of a head: up to here what a head needs is in the cache, and fits on a thread's stack."""
 WIDE = 4096
 """Numbers in a row of a layer norm up to which its sums fit there."""
-KINDS = {torch.float32: "float", torch.float64: "double"}
 ADDRESS, SIZE, REAL, FLAG = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double, ctypes.c_int
 HEADS = [*[SIZE] * 4, REAL, FLAG]
 ARGUMENTS = {
@@ -552,14 +552,14 @@ def _fresh(x: Tensor) -> Tensor:
 
 def kernels_for(like: Tensor) -> Kernels | None:
     """The kernels for tensors such as this one; None where there are none."""
-    known = type(like) is Tensor and like.is_cpu and like.dtype in KINDS
+    known = type(like) is Tensor and like.is_cpu and like.dtype in compiled.KINDS
     return kernels(like.dtype) if known and not fast.plain() else None
 
 
 @cache
 def kernels(dtype: torch.dtype) -> Kernels | None:
     """The kernels for a dtype, once they gave what torch's operations give, on odd sizes; None where they cannot be had."""
-    found = compiled.library("encoder", REAL=KINDS[dtype])
+    found = compiled.library("encoder", REAL=compiled.KINDS[dtype])
     if found is None:
         return None
     own = Kernels(found)
@@ -569,8 +569,7 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
 def _right(own: Kernels, dtype: torch.dtype) -> bool:
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         found = [_passes(k, dtype) for k in (own, None)]
-    room = 1e3 * torch.finfo(dtype).eps
-    return all(bool((a - b).norm() <= room * b.norm()) for a, b in zip(*found, strict=True))
+    return compiled.agree(*found)
 
 
 def _passes(own: Kernels | None, dtype: torch.dtype) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlib.run import encoder, fast
+from mtlib.run.encoder import of_softmax, row_mean
 from mtlib.run.rows import Tensors, by_rows
 
 # Layer norm ----------------------------------------------------------------------------------
@@ -107,8 +108,10 @@ def _layer_norm(eps: float) -> Callable[..., Tensor]:
         to_g = torch.addcmul(vb[:, None], _tasks(hat, w), vw[:, None])
         to_g = to_g.addcmul_(_tasks(pv, w), w[:, None]).view_as(x)
         c = (gt * vw[:, None]).view_as(x)
-        c = c.addcmul_(h, _mean(v * hat) * r, value=-1).addcmul_(v, _mean(h * hat) * r, value=-1)
-        to_x = _projected(c, x, mean, r).addcmul_(hat, _mean(h * pv) * r, value=-1)
+        c = c.addcmul_(h, row_mean(v * hat) * r, value=-1).addcmul_(
+            v, row_mean(h * hat) * r, value=-1
+        )
+        to_x = _projected(c, x, mean, r).addcmul_(hat, row_mean(h * pv) * r, value=-1)
         return to_g, to_x, (gt * _tasks(pv, w)).sum(1), torch.zeros_like(b)
 
     def reference(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -123,10 +126,6 @@ def _layer_norm(eps: float) -> Callable[..., Tensor]:
 def _tasks(x: Tensor, w: Tensor) -> Tensor:
     """(T·R, n) -> (T, R, n)."""
     return x.view(len(w), -1, x.shape[-1])
-
-
-def _mean(x: Tensor) -> Tensor:
-    return x.mean(-1, keepdim=True)
 
 
 def _projected(t: Tensor, x: Tensor, mean: Tensor, r: Tensor) -> Tensor:
@@ -158,14 +157,6 @@ def _times(a: Tensor, b: Tensor, s: float) -> Tensor:
     return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=s)
 
 
-def _of_softmax(g: Tensor, p: Tensor) -> Tensor:
-    """p (g − Σ g p), the backward pass of p = softmax(s)."""
-    if fast.SOFTMAX_BACKWARD is None:
-        return p * (g - (g * p).sum(-1, keepdim=True))
-    found: Tensor = fast.SOFTMAX_BACKWARD(g, p, -1, p.dtype)
-    return found
-
-
 def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensors:
     p = _times(q, k.mT, _scale(q)).softmax(-1)
     return torch.bmm(p, v), p
@@ -173,7 +164,7 @@ def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensors:
 
 def _attended_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor) -> Tensors:
     s, gp = _scale(q), torch.bmm(g, v.mT)
-    gs = _of_softmax(gp, p)
+    gs = of_softmax(gp, p)
     return _times(gs, k, s), _times(gs.mT, q, s), torch.bmm(p.mT, g), gp, gs
 
 
@@ -191,9 +182,9 @@ def _attended_twice(
 ) -> Tensors:
     s = _scale(q)
     a = torch.baddbmm(_times(vq, k.mT, s), q, vk.mT, alpha=s)  # of gs
-    u = _of_softmax(a, p)  # of gp
+    u = of_softmax(a, p)  # of gp
     b = torch.bmm(g, vv.mT).addcmul_(a, gp - (gp * p).sum(-1, keepdim=True))
-    b = _of_softmax(b.addcmul_(gp, (a * p).sum(-1, keepdim=True), value=-1), p)  # of q kᵀ s
+    b = of_softmax(b.addcmul_(gp, (a * p).sum(-1, keepdim=True), value=-1), p)  # of q kᵀ s
     to_q = torch.baddbmm(_times(b, k, s), gs, vk, alpha=s)
     to_k = torch.baddbmm(_times(b.mT, q, s), gs.mT, vq, alpha=s)
     return torch.baddbmm(torch.bmm(p, vv), u, v), to_q, to_k, torch.bmm(u.mT, g)
